@@ -1,0 +1,91 @@
+"""What every test stands on: no network, a cache of its own, three event loops, no blocking call on a loop."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# huggingface_hub reads its environment when it is imported, and the plugins of pytest may import it before a fixture
+# runs. So this stands here, before any other import of this file.
+_HOME = tempfile.mkdtemp(prefix="yaie-async-tests-")
+for _name in list(os.environ):
+    if _name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")) or _name.lower().endswith("_proxy"):
+        del os.environ[_name]
+os.environ |= {
+    "HF_HOME": _HOME,
+    # The discard port of this machine: whatever forgets to name an endpoint is refused at once.
+    "HF_ENDPOINT": "http://127.0.0.1:9",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+import blockbuster
+import pytest
+
+import yaie_async
+from tests.support.hub import HubServer
+
+_LOOPS = [
+    pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    pytest.param(("trio", {}), id="trio"),
+]
+
+# Blocking calls that blockbuster does not know, and that this package makes, or might.
+_ALSO_BLOCKING = [
+    "io.open",
+    "builtins.open",
+    "os.open",
+    "os.lstat",
+    "os.pread",
+    "os.preadv",
+    "os.pwrite",
+    "os.fsync",
+    "os.fdatasync",
+    "fcntl.flock",
+    "socket.getaddrinfo",
+    "subprocess.run",
+]
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(params=_LOOPS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """The event loop of a test: asyncio, asyncio with uvloop, or trio."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_blocking() -> Iterator[None]:
+    """Make a blocking call of this package on the thread of a running asyncio loop raise `BlockingError`.
+
+    Only calls made from the package count: a test may read a file. Under trio nothing is watched, as blockbuster asks
+    asyncio; the same code runs on both.
+    """
+    with blockbuster.blockbuster_ctx(yaie_async) as watched:
+        for name in _ALSO_BLOCKING:
+            watched.functions[name] = blockbuster.BlockBusterFunction(None, name, scanned_modules=yaie_async)
+            watched.functions[name].activate()
+        for function in watched.functions.values():
+            # An async test may start and stop a hub of its own.
+            function.can_block_in("tests/support/hub.py", {"__init__", "__enter__", "__exit__"})
+        yield
+
+
+@pytest.fixture
+def hub_root(tmp_path: Path) -> Path:
+    """The directory of models that `hub` serves; tests fill it, or override this fixture."""
+    root = tmp_path / "models"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def hub(hub_root: Path) -> Iterator[HubServer]:
+    """A hub without tokens that redirects LFS files to its CDN."""
+    with HubServer(hub_root) as server:
+        yield server

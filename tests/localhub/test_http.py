@@ -1,0 +1,213 @@
+"""What the official client does not ask for: ranges, expired and forged URLs, and paths that want to get out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.localhub.conftest import CONFIG, WEIGHTS
+from tests.support.hub import HubServer
+from yaie_async.localhub.body import Unsatisfiable, select_range
+
+URL = "/org/name/resolve/main/"
+SIZE = len(WEIGHTS)
+
+
+def signed_url(hub: HubServer) -> str:
+    return httpx.get(f"{hub.url}{URL}model.safetensors").headers["location"]
+
+
+@pytest.mark.parametrize(
+    ("header", "chosen"),
+    [
+        (None, None),
+        ("bytes=0-0", (0, 1)),
+        ("bytes=90-", (90, 100)),
+        ("bytes=90-1000", (90, 100)),
+        ("bytes=-10", (90, 100)),
+        ("bytes=-1000", (0, 100)),
+        ("bytes=5-4", None),
+        ("bytes=-", None),
+        ("bytes=0-1,3-4", None),
+        ("bytes=a-b", None),
+        ("lines=0-1", None),
+        ("bytes=1-" + "9" * 5000, None),
+    ],
+)
+def test_a_range_is_one_interval_or_ignored(header: str | None, chosen: tuple[int, int] | None) -> None:
+    """A single byte range is clipped to the file, and every other header is ignored."""
+    assert select_range(header, None, '"e"', 100) == chosen
+
+
+@pytest.mark.parametrize(("header", "size"), [("bytes=100-", 100), ("bytes=-0", 100), ("bytes=0-", 0)])
+def test_a_range_outside_the_file_is_unsatisfiable(header: str, size: int) -> None:
+    """A range with no byte of the file in it can't be satisfied."""
+    with pytest.raises(Unsatisfiable):
+        select_range(header, None, '"e"', size)
+
+
+def test_the_cdn_serves_ranges_under_its_own_etag(hub: HubServer) -> None:
+    """The CDN answers 206, 416 and If-Range by an etag that is not the Hub's."""
+    with httpx.Client() as client:
+        redirect = client.get(f"{hub.url}{URL}model.safetensors")
+        assert redirect.status_code == 302
+        assert redirect.headers["x-linked-size"] == str(SIZE)
+        url = redirect.headers["location"]
+        whole = client.get(url)
+        assert (whole.status_code, whole.content) == (200, WEIGHTS)
+        etag = whole.headers["etag"]
+        assert etag not in (redirect.headers["etag"], redirect.headers["x-linked-etag"])
+        part = client.get(url, headers={"Range": "bytes=1000000-1099999", "If-Range": etag})
+        assert (part.status_code, part.content) == (206, WEIGHTS[1_000_000:1_100_000])
+        assert part.headers["content-range"] == f"bytes 1000000-1099999/{SIZE}"
+        other = client.get(url, headers={"Range": "bytes=0-9", "If-Range": redirect.headers["x-linked-etag"]})
+        assert (other.status_code, len(other.content)) == (200, SIZE)
+        outside = client.get(url, headers={"Range": f"bytes={SIZE}-"})
+        assert (outside.status_code, outside.headers["content-range"]) == (416, f"bytes */{SIZE}")
+
+
+def test_small_files_serve_ranges_in_place(hub: HubServer) -> None:
+    """A small file has its headers on HEAD and GET, its ranges in place, and no body on HEAD."""
+    head = httpx.head(f"{hub.url}{URL}config.json")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(CONFIG))
+    assert head.headers["accept-ranges"] == "bytes"
+    assert len(head.headers["x-repo-commit"]) == 40
+    part = httpx.get(f"{hub.url}{URL}config.json", headers={"Range": "bytes=1-4"})
+    assert (part.status_code, part.content, part.headers["etag"]) == (206, CONFIG[1:5], head.headers["etag"])
+    assert httpx.get(f"{hub.url}{URL}empty.txt").content == b""
+
+
+@pytest.mark.parametrize("lifetime", [3600, -1])
+def test_a_signed_url_is_good_for_its_time_and_its_file(hub_root: Path, lifetime: float) -> None:
+    """A signed URL serves until it expires, and never when its path, time or signature was changed."""
+    with HubServer(hub_root, url_lifetime=lifetime) as hub:
+        url = signed_url(hub)
+        assert httpx.get(url).status_code == (200 if lifetime > 0 else 403)
+        path, query = url.split("?")
+        for forged in (
+            f"{path.replace('model.safetensors', 'config.json')}?{query}",
+            f"{path}?{query.replace('Expires=', 'Expires=9')}",
+            f"{url}0",
+            f"{path}?Expires=x&Signature=%E2%98%83",
+            path,
+        ):
+            assert httpx.get(forged).status_code == 403
+        with HubServer(hub_root) as other:
+            assert httpx.get(url.replace(hub.cdn_url, other.cdn_url)).status_code == 403
+
+
+def test_the_cdn_ignores_authorization(hub_root: Path) -> None:
+    """A signed URL needs no token and is not harmed by a wrong one."""
+    with HubServer(hub_root, tokens=("good",)) as hub:
+        redirect = httpx.get(f"{hub.url}{URL}model.safetensors", headers={"Authorization": "Bearer good"})
+        url = redirect.headers["location"]
+        assert httpx.get(url).status_code == 200
+        assert httpx.get(url, headers={"Authorization": "Bearer bad"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"../secret.txt",
+        b"%2e%2e/secret.txt",
+        b"..%2fsecret.txt",
+        b"..%2f..%2f..%2fsecret.txt",
+        b"sub/../config.json",
+        b"./config.json",
+        b"%2Fetc/passwd",
+        b"/etc/passwd",
+        b"..%5csecret.txt",
+        b"config.json%00",
+        b"%00",
+        b"%ff",
+        b"config.json/",
+        b"sub",
+        b"outside.txt",
+        b"folder/secret.txt",
+        b"dangling",
+    ],
+)
+def test_no_path_leads_outside_the_model(hub_root: Path, path: bytes) -> None:
+    """Dots, encoded or not, absolute paths, NULs and links that leave the root are not found."""
+    secret = hub_root.parent / "elsewhere" / "secret.txt"
+    secret.parent.mkdir()
+    for place in (secret, hub_root / "org" / "secret.txt"):
+        place.write_text("secret")
+    model = hub_root / "org" / "name"
+    (model / "outside.txt").symlink_to(secret)
+    (model / "folder").symlink_to(secret.parent)
+    (model / "dangling").symlink_to("nowhere")
+    with HubServer(hub_root / "org") as hub:
+        assert hub.raw_get(b"/name/resolve/main/config.json") == 200
+        assert hub.raw_get(b"/name/resolve/main/" + path) == 404
+
+
+@pytest.mark.parametrize(
+    "model",
+    [b"..", b"%2e%2e", b"org/..", b"..%2felsewhere", b"org%2f..%2f..%2felsewhere", b".", b"%00", b"org/%ff"],
+)
+def test_no_model_is_outside_the_root(hub_root: Path, model: bytes) -> None:
+    """A model's name is one or two plain names, and any other is not found."""
+    elsewhere = hub_root.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "config.json").write_text("{}")
+    with HubServer(hub_root) as hub:
+        assert hub.raw_get(b"/api/models/" + model) in (401, 404)
+        assert hub.raw_get(b"/" + model + b"/resolve/main/config.json") in (401, 404)
+
+
+def test_a_link_inside_the_root_is_served(hub_root: Path) -> None:
+    """A link from one model to a file of another is a file."""
+    (hub_root / "org" / "name" / "linked.json").symlink_to("../../gpt2/config.json")
+    with HubServer(hub_root) as hub:
+        assert httpx.get(f"{hub.url}{URL}linked.json").content == CONFIG
+
+
+def test_only_whole_files_are_served(hub_root: Path) -> None:
+    """A FIFO, and a name that can't be printed, are not listed and don't hold the hub up."""
+    model = hub_root / "org" / "name"
+    os.mkfifo(model / "fifo")
+    (model / "new\nline").touch()
+    Path(os.fsdecode(os.fsencode(model) + b"/\xff")).touch()
+    with HubServer(hub_root) as hub:
+        names = [
+            s["rfilename"] for s in httpx.get(f"{hub.url}/api/models/org/name?blobs=true").json()["siblings"]
+        ]
+        assert len(names) == 6
+        assert hub.raw_get(URL.encode() + b"fifo") == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/api/agent-harnesses", 404),
+        ("GET", "/api/models", 404),
+        ("GET", "/api/models/org/name/other/main", 404),
+        ("POST", "/api/models/org/name", 405),
+        ("DELETE", URL + "config.json", 405),
+        ("GET", "/api/models/org/name/paths-info/main", 405),
+        ("GET", "/api/models/org/name/tree/main?cursor=x", 400),
+        ("GET", "/api/models/org/name/tree/main?limit=x", 400),
+        ("POST", "/api/models/org/name/paths-info/main", 200),
+        ("HEAD", "/api/models/org/name", 200),
+        ("GET", "/api/whoami-v2", 401),
+    ],
+)
+def test_other_requests_have_their_status(hub: HubServer, method: str, path: str, status: int) -> None:
+    """What is no endpoint, or is asked for in the wrong way, is refused by the status that says so."""
+    assert httpx.request(method, hub.url + path).status_code == status
+
+
+def test_paths_info_takes_json(hub: HubServer) -> None:
+    """`paths-info` reads JSON as well as a form, and refuses a body that holds no list of paths."""
+    url = f"{hub.url}/api/models/org/name/paths-info/main"
+    (entry,) = httpx.post(url, json={"paths": ["config.json", 1, ["x"]]}).json()
+    assert (entry["path"], entry["size"]) == ("config.json", len(CONFIG))
+    for body in (b"{", b"[]", b"{}", b'{"paths": 1}', b"\xff"):
+        answer = httpx.post(url, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400

@@ -1,0 +1,81 @@
+"""The thread that serves, and the import that needs an extra."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from yaie_async.localhub import LocalHub, running
+
+
+def serving() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("serve ")]
+
+
+def test_the_server_is_there_for_the_block(hub_root: Path) -> None:
+    """It answers when the block begins; after it, although connections are open, port and thread are gone at once."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with httpx.Client() as client:
+        with running(LocalHub(hub_root)) as url:
+            assert client.get(f"{url}/api/models/gpt2").status_code == 200
+            assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+            started = time.monotonic()
+        assert time.monotonic() - started < 1
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url)
+    assert serving() == []
+
+
+def test_the_server_stops_while_a_body_is_read_by_nobody(hub_root: Path) -> None:
+    """A client that stopped reading in the middle of a body does not hold the end up."""
+    with (hub_root / "gpt2" / "model.safetensors").open("wb") as weights:
+        weights.truncate(64 << 20)
+    with running(LocalHub(hub_root)) as url, httpx.Client() as client:
+        request = client.build_request("GET", f"{url}/gpt2/resolve/main/model.safetensors")
+        assert client.send(request, stream=True).headers["content-length"] == str(64 << 20)
+        started = time.monotonic()
+    assert time.monotonic() - started < 1
+
+
+def test_a_port_in_use_is_named(hub_root: Path) -> None:
+    """A port that another has raises an OSError that names the address, and leaves nothing behind."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(OSError, match=f"can't serve on 127.0.0.1:{port}"),
+            running(LocalHub(hub_root), port=port),
+        ):
+            pass
+    assert serving() == []
+
+
+def test_a_root_that_is_no_directory_is_refused(tmp_path: Path) -> None:
+    """A root that is no directory raises when the hub is made, not at the first request."""
+    with pytest.raises(NotADirectoryError, match="no directory of models at"):
+        LocalHub(tmp_path / "no")
+
+
+def test_an_import_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without starlette the import says which extra to install."""
+    real_import = builtins.__import__
+
+    def without_starlette(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "starlette":
+            raise ModuleNotFoundError("No module named 'starlette'", name=name)
+        return real_import(name, *args, **kwargs)
+
+    for name in [name for name in sys.modules if name.startswith("yaie_async.localhub")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", without_starlette)
+    with pytest.raises(ImportError, match=r"yaie-async\[serve\]"):
+        importlib.import_module("yaie_async.localhub")

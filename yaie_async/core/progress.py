@@ -1,0 +1,155 @@
+"""What a load tells while it runs: frozen events, and the meter that counts towards them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import anyio
+
+from yaie_async.core.tasks import task_group
+
+Stage = Literal["resolving", "downloading", "verifying", "building", "ready"]
+OnProgress = Callable[["Progress"], object]
+
+# Ten events a second are as many as a person or a log can use; the rate is an average over a few seconds
+# because a range ends only every second or so on a slow link.
+INTERVAL = 0.1
+RATE_WINDOW = 5.0
+
+logger = logging.getLogger("yaie_async")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One event of a load.
+
+    Attributes:
+        model: the repo id or directory, as it was asked for.
+        stage: "resolving", "downloading", "verifying", "building" or "ready".
+        bytes_done: bytes of this load's files that are on disk, cached ones included.
+        bytes_total: bytes of this load's files; 0 until the listing is known.
+        bytes_per_second: average over the last five seconds of download, 0.0 where nothing arrives.
+        seconds_left: of the download, or None while it can't be told.
+        files_done: files that are complete.
+        files_total: files of this load; 0 until the listing is known.
+    """
+
+    model: str
+    stage: Stage
+    bytes_done: int = 0
+    bytes_total: int = 0
+    bytes_per_second: float = 0.0
+    seconds_left: float | None = None
+    files_done: int = 0
+    files_total: int = 0
+
+    @property
+    def fraction(self) -> float:
+        """Share of the bytes that is on disk, 0.0 to 1.0; 1.0 once ready."""
+        if self.stage == "ready":
+            return 1.0
+        return self.bytes_done / self.bytes_total if self.bytes_total else 0.0
+
+
+class Meter:
+    """Counts one load. Written from the loop's thread and, `add` alone, from the threads that write bytes.
+
+    Bytes never count twice: whoever drops bytes that it had counted takes them back with `add(-n)`.
+    """
+
+    def __init__(self, model: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.model = model
+        self._clock = clock
+        self._stage: Stage = "resolving"
+        self._done = 0
+        self._total = 0
+        self._files_done = 0
+        self._files_total = 0
+        self._fetched: deque[tuple[float, int]] = deque()
+
+    def stage(self, stage: Stage) -> None:
+        self._stage = stage
+
+    def expect(self, *, total: int, files: int) -> None:
+        """State the size of the whole load: `total` bytes in `files` files."""
+        self._total, self._files_total = total, files
+
+    def cached(self, size: int) -> None:
+        """Count a file of `size` bytes that was there already: progress, but no rate."""
+        self._done += size
+        self._files_done += 1
+
+    def add(self, size: int) -> None:
+        """Count `size` bytes as written to disk; negative to take bytes back."""
+        self._done += size
+        self._fetched.append((self._clock(), size))
+
+    def file_done(self) -> None:
+        self._files_done += 1
+
+    def snapshot(self) -> Progress:
+        """The event of this moment."""
+        now = self._clock()
+        while self._fetched and now - self._fetched[0][0] > RATE_WINDOW:
+            self._fetched.popleft()
+        rate = 0.0
+        if self._stage == "downloading" and self._fetched:
+            span = max(now - self._fetched[0][0], INTERVAL)
+            rate = max(0.0, sum(size for _, size in list(self._fetched)) / span)
+        left = max(0, self._total - self._done)
+        return Progress(
+            model=self.model,
+            stage=self._stage,
+            bytes_done=min(self._done, self._total),
+            bytes_total=self._total,
+            bytes_per_second=rate,
+            seconds_left=left / rate if rate and self._stage == "downloading" else None,
+            files_done=self._files_done,
+            files_total=self._files_total,
+        )
+
+
+@asynccontextmanager
+async def reporting(meter: Meter, on_progress: OnProgress) -> AsyncIterator[None]:
+    """Call `on_progress` on the loop's thread while the block runs: first and last event always, else on change.
+
+    An exception in the callback is logged, once, and the load goes on without further events.
+
+    **Cancellation:** the last event is sent then too; it tells the stage in which the load ended.
+    """
+    last: Progress | None = None
+    broken = False
+
+    def emit() -> None:
+        nonlocal last, broken
+        event = meter.snapshot()
+        if broken or event == last:
+            return
+        last = event
+        try:
+            on_progress(event)
+        except Exception:
+            broken = True
+            logger.exception("on_progress failed for %s; the load goes on without it", meter.model)
+
+    async def tick() -> None:
+        while True:
+            await anyio.sleep(INTERVAL)
+            emit()
+
+    emit()
+    try:
+        async with task_group() as group:
+            group.start_soon(tick)
+            try:
+                yield
+            finally:
+                group.cancel_scope.cancel()
+    finally:
+        emit()

@@ -1,0 +1,65 @@
+"""Who may read what: access tokens for the whole hub, and gates in front of single models."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from yaie_async.localhub.errors import HubError, repo_not_found
+
+
+class Access:
+    """The tokens that the hub accepts and the models that need more than a token.
+
+    Without tokens everyone may read, and any token counts as a valid one. `gated` names the gated models, or maps
+    each to the tokens that were granted access.
+    """
+
+    def __init__(self, tokens: Iterable[str], gated: Iterable[str] | Mapping[str, Collection[str]]) -> None:
+        self._tokens = frozenset(tokens)
+        self._granted: dict[str, frozenset[str]] = (
+            {model: frozenset(granted) for model, granted in gated.items()}
+            if isinstance(gated, Mapping)
+            else dict.fromkeys(gated, frozenset())
+        )
+
+    def is_gated(self, model: str) -> bool:
+        """Say whether the files of the model are behind a gate."""
+        return model in self._granted
+
+    def authenticate(self, authorization: str | None) -> str | None:
+        """Return the caller's token; None for an anonymous caller, where those may read.
+
+        Raises:
+            HubError: 401, for a token that the hub does not know, or for none where one is needed.
+        """
+        scheme, _, token = (authorization or "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            if self._tokens:
+                raise repo_not_found(authenticated=False)
+            return None
+        if self._tokens and token not in self._tokens:
+            raise HubError(401, "Invalid credentials in Authorization header")
+        return token
+
+    def pass_gate(self, model: str, token: str | None) -> None:
+        """Let a caller through to the files of a model.
+
+        Raises:
+            HubError: 401 for an anonymous caller and 403 for a token without a grant, both `GatedRepo`.
+        """
+        granted = self._granted.get(model)
+        if granted is None or token in granted:
+            return
+        if token is None:
+            raise HubError(
+                401,
+                f"Access to model {model} is restricted. You must have access to it and be authenticated to "
+                "access it. Please log in.",
+                code="GatedRepo",
+            )
+        raise HubError(
+            403,
+            f"Access to model {model} is restricted and you are not in the authorized list.",
+            code="GatedRepo",
+        )

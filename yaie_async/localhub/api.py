@@ -1,0 +1,109 @@
+"""The JSON of the Hub's API: what it says about a model, a folder and a list of paths."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from yaie_async.localhub.digest import Digest
+from yaie_async.localhub.models import File, Snapshot
+
+Json = dict[str, Any]
+
+
+def whoami() -> Json:
+    """Describe the only user there is."""
+    return {
+        "type": "user",
+        "id": "0" * 24,
+        "name": "local",
+        "fullname": "Local user",
+        "orgs": [],
+        "auth": {"type": "access_token", "accessToken": {"displayName": "local", "role": "read"}},
+    }
+
+
+def model_info(snapshot: Snapshot, digests: Mapping[str, Digest] | None, *, gated: bool) -> Json:
+    """Describe a model at a commit; with `digests` of its files, as `?blobs=true` asks."""
+    return {
+        "_id": hashlib.sha1(snapshot.model.encode(), usedforsecurity=False).hexdigest()[:24],
+        "id": snapshot.model,
+        "modelId": snapshot.model,
+        "sha": snapshot.commit,
+        "private": False,
+        "disabled": False,
+        "gated": "manual" if gated else False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": [],
+        "siblings": [
+            {"rfilename": file.path} if digests is None else _sibling(file, digests[file.path])
+            for file in snapshot.files.values()
+        ],
+    }
+
+
+def _sibling(file: File, digest: Digest) -> Json:
+    sibling: Json = {"rfilename": file.path, "size": file.size, "blobId": digest.oid}
+    if digest.sha256:
+        sibling["lfs"] = {
+            "sha256": digest.sha256,
+            "size": file.size,
+            "pointerSize": digest.pointer_size,
+        }
+    return sibling
+
+
+def tree_file(file: File, digest: Digest, commit: str, *, expand: bool) -> Json:
+    """Describe a file as one entry of a tree."""
+    entry: Json = {"type": "file", "oid": digest.oid, "size": file.size, "path": file.path}
+    if digest.sha256:
+        entry["lfs"] = {"oid": digest.sha256, "size": file.size, "pointerSize": digest.pointer_size}
+    return entry | _last_commit(commit, expand=expand)
+
+
+def tree_folder(path: str, commit: str, *, expand: bool) -> Json:
+    """Describe a folder as one entry of a tree."""
+    oid = hashlib.sha1(f"{commit}/{path}".encode(), usedforsecurity=False).hexdigest()
+    return {"type": "directory", "oid": oid, "size": 0, "path": path} | _last_commit(commit, expand=expand)
+
+
+def _last_commit(commit: str, *, expand: bool) -> Json:
+    if not expand:
+        return {}
+    return {"lastCommit": {"id": commit, "title": "Served locally", "date": "2000-01-01T00:00:00.000Z"}}
+
+
+def folders_of(paths: Iterable[str]) -> set[str]:
+    """Return every folder above the files, without the root."""
+    return {path[:at] for path in paths for at, letter in enumerate(path) if letter == "/"}
+
+
+def entries_below(snapshot: Snapshot, folder: str, *, recursive: bool) -> list[str]:
+    """Return the paths of the files and folders in `folder`, in order; "" is the root.
+
+    Raises:
+        KeyError: the commit has no such folder.
+    """
+    folders = folders_of(snapshot.files)
+    if folder and folder not in folders:
+        raise KeyError(folder)
+    prefix = f"{folder}/" if folder else ""
+    below = (path for path in folders.union(snapshot.files) if path.startswith(prefix))
+    return sorted(path for path in below if recursive or "/" not in path[len(prefix) :])
+
+
+def encode_cursor(path: str) -> str:
+    """Return a cursor that says: after this path."""
+    return base64.urlsafe_b64encode(path.encode()).decode()
+
+
+def decode_cursor(cursor: str) -> str:
+    """Return the path that a cursor stands for.
+
+    Raises:
+        ValueError: it is no cursor of ours.
+    """
+    return base64.urlsafe_b64decode(cursor.encode()).decode()

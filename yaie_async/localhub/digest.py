@@ -1,0 +1,129 @@
+"""The names that the Hub gives to contents: git ids for small files, sha256 for what it keeps in LFS."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+from anyio.lowlevel import RunVar
+
+if TYPE_CHECKING:
+    from yaie_async.localhub.models import File
+
+_LFS_ABOVE = 10 * 1024 * 1024
+_LFS_SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".tflite",
+    ".pt",
+    ".pth",
+    ".gguf",
+    ".model",
+)
+
+# One for each loop: an application may be served by several at once, each in its own thread.
+_HASHING: RunVar[anyio.CapacityLimiter] = RunVar("yaie_async.localhub hashing")
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What the Hub tells about the contents of a file.
+
+    Attributes:
+        oid: the id of the git blob. For an LFS file this is the blob of its pointer, so never its etag.
+        sha256: the digest of the contents of an LFS file, else None.
+        pointer_size: bytes of the LFS pointer, else 0.
+    """
+
+    oid: str
+    sha256: str | None = None
+    pointer_size: int = 0
+
+    @property
+    def etag(self) -> str:
+        """The name of the contents in headers and in the blobs folder of a cache."""
+        return self.sha256 or self.oid
+
+
+def lfs_digest(sha256: str, size: int) -> Digest:
+    """Return the digest of an LFS file, with the id of the pointer that git would hold for it."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    return Digest(_git_hash(len(pointer), pointer).hexdigest(), sha256, len(pointer))
+
+
+def is_lfs(path: str, size: int) -> bool:
+    """Say whether the Hub would keep this file in LFS."""
+    return size > _LFS_ABOVE or path.endswith(_LFS_SUFFIXES)
+
+
+class Digests:
+    """Digests of files, computed in threads when first asked for and kept until the file changes on disk."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[tuple[object, ...], Future[Digest]] = {}
+
+    async def of(self, file: File) -> Digest:
+        """Return the digest of one file.
+
+        Cancellation: the hash runs to its end in its thread and is kept for the next caller.
+
+        Raises:
+            OSError: the file went away or can't be read.
+        """
+        return await anyio.to_thread.run_sync(self._of, file, limiter=_limiter())
+
+    def _of(self, file: File) -> Digest:
+        lfs = is_lfs(file.path, file.size)
+        key = (file.source, file.size, file.mtime_ns, lfs)
+        with self._lock:
+            known = self._known.get(key)
+            if known is None:
+                mine = self._known[key] = Future()
+        if known is not None:
+            return known.result()
+        try:
+            mine.set_result(_digest(file, lfs=lfs))
+        except BaseException as error:
+            # A file that could not be read now may be readable at the next request.
+            with self._lock:
+                del self._known[key]
+            mine.set_exception(error)
+            raise
+        return mine.result()
+
+
+def _limiter() -> anyio.CapacityLimiter:
+    try:
+        return _HASHING.get()
+    except LookupError:
+        # Hashing is bound by the CPU and by the disk: with more threads, the bodies being served would wait for it.
+        _HASHING.set(limiter := anyio.CapacityLimiter(2))
+        return limiter
+
+
+def _digest(file: File, *, lfs: bool) -> Digest:
+    if file.etag is not None:
+        return lfs_digest(file.etag, file.size) if len(file.etag) == 64 else Digest(file.etag)
+    if lfs:
+        return lfs_digest(_hash_file(file.source, hashlib.sha256), file.size)
+    return Digest(_hash_file(file.source, lambda: _git_hash(file.size)))
+
+
+def _hash_file(source: Path, algorithm: Callable[[], hashlib._Hash]) -> str:
+    with source.open("rb") as opened:
+        return hashlib.file_digest(opened, algorithm).hexdigest()
+
+
+def _git_hash(size: int, data: bytes = b"") -> hashlib._Hash:
+    return hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False)

@@ -1,0 +1,223 @@
+"""The application: one method per endpoint of the Hub's protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from urllib.parse import parse_qs, quote
+
+import anyio
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from yaie_async.localhub import api, errors
+from yaie_async.localhub.access import Access
+from yaie_async.localhub.body import file_response
+from yaie_async.localhub.digest import Digest, Digests
+from yaie_async.localhub.models import File, ModelMissing, RevisionMissing, Snapshot, models_in
+from yaie_async.localhub.signature import Signer
+from yaie_async.localhub.target import Target, cdn_path, parse
+
+
+class LocalHub:
+    """A read-only Hub over the models in a directory, or in an HF cache, as an ASGI application.
+
+    As on the Hub, a gate guards the files of a model, while its description stays public.
+
+    Attributes:
+        cdn: the origin, such as `http://127.0.0.2:8001`, to which requests for LFS files are redirected by a signed
+            URL, and at which this same application must answer. None serves them in place.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        tokens: Iterable[str] = (),
+        gated: Iterable[str] | Mapping[str, Collection[str]] = (),
+        cdn: str | None = None,
+        url_lifetime: float = 3600.0,
+        page_size: int = 1000,
+    ) -> None:
+        """Serve the models under `root`.
+
+        Args:
+            root: holds `name/` and `org/name/` directories of files, or the `models--*` folders of an HF cache.
+            tokens: the access tokens that are valid; if there are any, each request needs one.
+            gated: the models whose files are refused, or a mapping from each to the tokens that may have them.
+            cdn: see above.
+            url_lifetime: seconds for which a signed URL is good.
+            page_size: the most entries in one page of a tree.
+
+        Raises:
+            NotADirectoryError: `root` is no directory.
+        """
+        self.cdn = cdn
+        self._models = models_in(Path(root))
+        self._access = Access(tokens, gated)
+        self._signer = Signer(url_lifetime)
+        self._page_size = page_size
+        self._digests = Digests()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request.
+
+        Raises:
+            NotImplementedError: the scope is not HTTP, which tells the server that there is no lifespan.
+        """
+        if scope["type"] != "http":
+            raise NotImplementedError(f"LocalHub does not speak {scope['type']}")
+        try:
+            response = await self._answer(Request(scope, receive))
+        except errors.HubError as error:
+            response = error.response()
+        await response(scope, receive, _headers_only(send) if scope["method"] == "HEAD" else send)
+
+    async def _answer(self, request: Request) -> Response:
+        raw_path = _raw_path(request.scope)
+        target = parse(raw_path)
+        if target is None:
+            raise errors.not_found()
+        if request.method not in (("POST",) if target.kind == "paths-info" else ("GET", "HEAD")):
+            raise errors.HubError(405, "Method not allowed")
+        if target.kind == "cdn":
+            return await self._serve_cdn(request, raw_path, target)
+        token = self._access.authenticate(request.headers.get("authorization"))
+        if target.kind == "whoami":
+            if token is None:
+                raise errors.HubError(401, "Invalid username or password.")
+            return JSONResponse(api.whoami())
+        try:
+            snapshot = await anyio.to_thread.run_sync(self._models.snapshot, target.model, target.revision)
+        except ModelMissing:
+            raise errors.repo_not_found(authenticated=token is not None) from None
+        except RevisionMissing:
+            raise errors.revision_not_found(target.revision) from None
+        if target.kind == "info":
+            return await self._info(request, snapshot)
+        if target.kind == "tree":
+            return await self._tree(request, snapshot, target.path, raw_path)
+        if target.kind == "paths-info":
+            return await self._paths_info(request, snapshot)
+        self._access.pass_gate(target.model, token)
+        return await self._resolve(request, snapshot, target.path)
+
+    async def _info(self, request: Request, snapshot: Snapshot) -> Response:
+        query = request.query_params
+        digests = await self._digests_of(snapshot.files.values()) if query.get("blobs") == "true" else None
+        info = api.model_info(snapshot, digests, gated=self._access.is_gated(snapshot.model))
+        if wanted := query.getlist("expand"):
+            info = {key: info[key] for key in ("_id", "id", *wanted) if key in info}
+        return JSONResponse(info)
+
+    async def _tree(self, request: Request, snapshot: Snapshot, folder: str, raw_path: str) -> Response:
+        query = request.query_params
+        try:
+            paths = api.entries_below(snapshot, folder, recursive=query.get("recursive") == "true")
+            after = api.decode_cursor(query.get("cursor", ""))
+            limit = int(query.get("limit", self._page_size))
+        except KeyError:
+            raise errors.entry_not_found(snapshot.commit) from None
+        except ValueError:
+            raise errors.HubError(400, "Invalid cursor or limit") from None
+        limit = min(max(limit, 1), self._page_size)
+        paths = [path for path in paths if path > after]
+        page = await self._entries(snapshot, paths[:limit], expand=query.get("expand") == "true")
+        response = JSONResponse(page)
+        if len(paths) > limit:
+            url = request.url.replace(path=raw_path).include_query_params(
+                limit=limit, cursor=api.encode_cursor(paths[limit - 1])
+            )
+            response.headers["Link"] = f'<{url}>; rel="next"'
+        return response
+
+    async def _paths_info(self, request: Request, snapshot: Snapshot) -> Response:
+        body = await request.body()
+        try:
+            if request.headers.get("content-type", "").startswith("application/json"):
+                form = json.loads(body)
+                paths, expand = list(form["paths"]), form.get("expand") is True
+            else:
+                fields = parse_qs(body.decode())
+                paths, expand = fields.get("paths", []), fields.get("expand") == ["true"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise errors.HubError(400, "Invalid body: a list of paths is needed") from None
+        known = api.folders_of(snapshot.files).union(snapshot.files)
+        return JSONResponse(
+            await self._entries(
+                snapshot, [path for path in paths if isinstance(path, str) and path in known], expand=expand
+            )
+        )
+
+    async def _entries(self, snapshot: Snapshot, paths: list[str], *, expand: bool) -> list[api.Json]:
+        digests = await self._digests_of(snapshot.files[path] for path in paths if path in snapshot.files)
+        return [
+            api.tree_file(snapshot.files[path], digests[path], snapshot.commit, expand=expand)
+            if path in digests
+            else api.tree_folder(path, snapshot.commit, expand=expand)
+            for path in paths
+        ]
+
+    async def _resolve(self, request: Request, snapshot: Snapshot, path: str) -> Response:
+        file = snapshot.files.get(path)
+        if file is None:
+            raise errors.entry_not_found(snapshot.commit)
+        digest = await self._digests.of(file)
+        headers = {"X-Repo-Commit": snapshot.commit, "ETag": f'"{digest.etag}"'}
+        if digest.sha256:
+            headers |= {"X-Linked-Etag": f'"{digest.sha256}"', "X-Linked-Size": str(file.size)}
+            if self.cdn is not None:
+                # The ETag of the redirect is the pointer's, so that a client which takes it for that of the file
+                # fails here as it would on the Hub.
+                signed = self._signer.sign(cdn_path(snapshot.model, snapshot.commit, path))
+                headers |= {
+                    "ETag": f'"{digest.oid}"',
+                    "Location": self.cdn + signed,
+                    "Accept-Ranges": "bytes",
+                }
+                return Response(status_code=302, headers=headers)
+        return file_response(request, file.source, file.size, headers)
+
+    async def _serve_cdn(self, request: Request, raw_path: str, target: Target) -> Response:
+        """Serve a file to whoever has a signed URL; a CDN knows neither tokens nor the Hub's headers."""
+        if not self._signer.is_valid(raw_path, request.query_params):
+            return Response("AccessDenied", status_code=403)
+        try:
+            snapshot = await anyio.to_thread.run_sync(self._models.snapshot, target.model, target.revision)
+            file = snapshot.files[target.path]
+        except LookupError:
+            return Response("NoSuchKey", status_code=404)
+        digest = await self._digests.of(file)
+        own = hashlib.sha256(f"cdn {digest.etag}".encode()).hexdigest()[:32]
+        return file_response(request, file.source, file.size, {"ETag": f'"{own}"'})
+
+    async def _digests_of(self, files: Iterable[File]) -> dict[str, Digest]:
+        found: dict[str, Digest] = {}
+
+        async def add(file: File) -> None:
+            found[file.path] = await self._digests.of(file)
+
+        async with anyio.create_task_group() as tasks:
+            for file in files:
+                tasks.start_soon(add, file)
+        return found
+
+
+def _raw_path(scope: Scope) -> str:
+    raw: bytes | None = scope.get("raw_path")
+    # Optional in ASGI, and some servers leave the query on it.
+    return quote(scope["path"]) if raw is None else raw.partition(b"?")[0].decode("latin-1")
+
+
+def _headers_only(send: Send) -> Send:
+    async def send_headers(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_headers

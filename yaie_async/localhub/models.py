@@ -1,0 +1,190 @@
+"""The models under a root: which there are, which commits they have, which files a commit has.
+
+Everything here reads the disk and belongs in a thread. A file is only ever served out of a listing that was made
+here, so a path that is not in the listing, however it is spelled, is not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+_SEGMENT = re.compile(r"(?!\.)[\w.-]+", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+# Bookkeeping of git and of `hf download --local-dir`, which no commit contains.
+_NOT_LISTED = frozenset({".git", ".cache"})
+
+
+class ModelMissing(LookupError):
+    """Raised when there is no such model."""
+
+
+class RevisionMissing(LookupError):
+    """Raised when the model has no such branch, tag or commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a commit.
+
+    Attributes:
+        path: its path in the repository, with `/`.
+        source: where its bytes are, all links resolved.
+        size: bytes.
+        mtime_ns: its time on disk; with the size, what tells that the contents changed.
+        etag: the name of its blob, where an HF cache holds it; None if it takes a hash to know.
+    """
+
+    path: str
+    source: Path
+    size: int
+    mtime_ns: int
+    etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A model at one commit: its files by path, in the order of their paths."""
+
+    model: str
+    commit: str
+    files: Mapping[str, File]
+
+
+class Models(Protocol):
+    """Where models are found."""
+
+    def snapshot(self, model: str, revision: str) -> Snapshot:
+        """Return a model at a revision.
+
+        Raises:
+            ModelMissing: there is no such model.
+            RevisionMissing: it has no such revision.
+            OSError: the disk could not be read.
+        """
+
+
+def models_in(root: Path) -> Models:
+    """Return the models of an HF cache if `root` looks like one, else those of a directory of models.
+
+    Raises:
+        NotADirectoryError: `root` is no directory.
+    """
+    if not root.is_dir():
+        raise NotADirectoryError(f"no directory of models at {root}")
+    return CachedModels(root) if any(root.glob("models--*")) else PlainModels(root)
+
+
+class PlainModels:
+    """Models that are directories, `root/name` or `root/org/name`, each with the one branch `main`.
+
+    The commit is made from the paths, sizes and modification times of the files, so that naming it takes no reading
+    of gigabytes. Whoever changes a file makes a new commit, and the one before is gone.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+
+    def snapshot(self, model: str, revision: str) -> Snapshot:
+        """Return a model at `main` or at its commit."""
+        parts = _segments(model)
+        top = self._root.joinpath(*parts)
+        # A folder inside a model, say gpt2/onnx, is no model by itself.
+        if not _has_files(top) or (len(parts) == 2 and _has_files(top.parent)):
+            raise ModelMissing(model)
+        files = _listing(top, self._root)
+        if not files:
+            raise ModelMissing(model)
+        listing = "\n".join(f"{file.path}\0{file.size}\0{file.mtime_ns}" for file in files.values())
+        commit = hashlib.sha1(listing.encode(), usedforsecurity=False).hexdigest()
+        if revision not in ("main", commit):
+            raise RevisionMissing(revision)
+        return Snapshot(model, commit, files)
+
+
+class CachedModels:
+    """Models in an HF cache: its refs are the branches and tags, its snapshots the commits, as far as cached."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+
+    def snapshot(self, model: str, revision: str) -> Snapshot:
+        """Return a model at a cached revision."""
+        if "--" in model:
+            raise ModelMissing(model)
+        top = self._root / "--".join(["models", *_segments(model)])
+        if not (top / "snapshots").is_dir():
+            raise ModelMissing(model)
+        commit = _commit_of(top / "refs", revision)
+        snapshot = top / "snapshots" / commit
+        if not snapshot.is_dir():
+            raise RevisionMissing(revision)
+        return Snapshot(model, commit, _listing(snapshot, self._root))
+
+
+def _commit_of(refs: Path, revision: str) -> str:
+    if _COMMIT.fullmatch(revision):
+        return revision
+    parts = revision.split("/")
+    if "\0" in revision or any(part in ("", ".", "..") for part in parts):
+        raise RevisionMissing(revision)
+    try:
+        commit = refs.joinpath(*parts).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        raise RevisionMissing(revision) from None
+    if not _COMMIT.fullmatch(commit):
+        raise RevisionMissing(revision)
+    return commit
+
+
+def _segments(model: str) -> list[str]:
+    parts = model.split("/")
+    if len(parts) > 2 or not all(_SEGMENT.fullmatch(part) for part in parts):
+        raise ModelMissing(model)
+    return parts
+
+
+def _has_files(directory: Path) -> bool:
+    try:
+        with os.scandir(directory) as entries:
+            return any(entry.is_file() for entry in entries)
+    except OSError:
+        return False
+
+
+def _listing(top: Path, root: Path) -> dict[str, File]:
+    """Walk the files under `top`, leaving out those that a link takes outside `root`."""
+    files: list[File] = []
+    for folder, subfolders, names in os.walk(top):
+        subfolders[:] = [name for name in subfolders if name not in _NOT_LISTED]
+        for name in names:
+            entry = Path(folder, name)
+            source = entry.resolve()
+            if not source.is_relative_to(root):
+                continue
+            try:
+                status = source.stat()
+            except FileNotFoundError:
+                continue  # a dangling link, or deleted since
+            path = entry.relative_to(top).as_posix()
+            # Not printable is, among others, a name that is not UTF-8, which JSON can't say. FIFOs and devices have
+            # no contents to serve.
+            if stat.S_ISREG(status.st_mode) and path.isprintable():
+                files.append(File(path, source, status.st_size, status.st_mtime_ns, _blob_name(entry)))
+    return {file.path: file for file in sorted(files, key=lambda file: file.path)}
+
+
+def _blob_name(entry: Path) -> str | None:
+    """Return the etag that an HF cache recorded for a snapshot's entry, by the blob that it links to."""
+    if not entry.is_symlink():
+        return None
+    target = entry.readlink()
+    return target.name if target.parent.name == "blobs" and _ETAG.fullmatch(target.name) else None
