@@ -1,0 +1,160 @@
+"""What an HTTP answer means: our error, or a failure that may pass. Pure."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from yaie_async.core.errors import (
+    GatedModelError,
+    HubUnavailableError,
+    LoaderError,
+    ModelFileNotFoundError,
+    ModelNotFoundError,
+    RevisionNotFoundError,
+    StalledError,
+)
+from yaie_async.fetch.retry import GaveUpError, TransientError, asked_wait
+
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request was for: errors name it."""
+
+    model: str
+    revision: str
+    file: str | None
+    has_token: bool
+
+
+def failure(status: int, headers: Mapping[str, str], body: str, url: str, asked: Asked) -> LoaderError | TransientError:
+    """The error for a 4xx or 5xx answer, by the Hub's codes first, in the order the official client tests them."""
+    code = headers.get("x-error-code", "")
+    said = headers.get("x-error-message") or _error_in(body)
+    what = f"{asked.file} of {asked.model}" if asked.file else asked.model
+    context: dict[str, Any] = {
+        "model": asked.model,
+        "file": asked.file,
+        "status": status,
+        "url": str(httpx.URL(url).copy_with(query=None)),
+        "headers": headers,
+        "server_message": said or None,
+    }
+    if code == "RevisionNotFound":
+        return RevisionNotFoundError(
+            f"{asked.model} has no revision {asked.revision!r}. Give a branch, a tag or a full commit hash "
+            "that its page lists.",
+            revision=asked.revision,
+            **context,
+        )
+    if code == "EntryNotFound":
+        return ModelFileNotFoundError(f"The Hub does not have {what} at this revision.", **context)
+    if code == "GatedRepo" or (status == 403 and code != "RepoNotFound"):
+        return GatedModelError(_gated(asked, said, gated=code == "GatedRepo"), **context)
+    if code == "RepoNotFound" or status == 401 or (status == 404 and asked.file is None):
+        return ModelNotFoundError(_not_found(asked), **context)
+    if status in _PASSING:
+        return TransientError(
+            f"{what}: HTTP {status}{f' ({said})' if said else ''}",
+            kind="status",
+            status=status,
+            wait=asked_wait(headers),
+        )
+    if status == 404:
+        return ModelFileNotFoundError(f"The server does not have {what}.", **context)
+    return HubUnavailableError(
+        f"The Hub answered HTTP {status} for {what}{f': {said}' if said else ''}. "
+        "Check HF_ENDPOINT and any proxy between here and it.",
+        **context,
+    )
+
+
+def _gated(asked: Asked, said: str, *, gated: bool) -> str:
+    page = f"https://huggingface.co/{asked.model}"
+    if not gated:
+        return (
+            f"The Hub refuses {asked.model} to this token{f' ({said})' if said else ''}. "
+            "Give a token with read access to it (HF_TOKEN, or `hf auth login`)."
+        )
+    if asked.has_token:
+        return f"{asked.model} is gated and this token's account has no access. Ask for it at {page}, then try again."
+    return (
+        f"{asked.model} is gated and no token was sent. Accept its terms at {page}, then run `hf auth login` "
+        "or set HF_TOKEN."
+    )
+
+
+def _not_found(asked: Asked) -> str:
+    if asked.has_token:
+        return (
+            f"The Hub has no model {asked.model!r} that this token may see. "
+            "Check the spelling (org/name) and the token's access."
+        )
+    return (
+        f"The Hub has no public model {asked.model!r}. Check the spelling (org/name); if it is private, "
+        "run `hf auth login` or set HF_TOKEN."
+    )
+
+
+def _error_in(body: str) -> str:
+    try:
+        said = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return said[:300] if isinstance(said, str) else ""
+
+
+def transport_failure(error: httpx.HTTPError, asked: Asked, url: str) -> LoaderError | TransientError:
+    """The error for a request that got no whole answer."""
+    what = f"{asked.file} of {asked.model}" if asked.file else asked.model
+    host = httpx.URL(url).host
+    certificate = _cause(error, ssl.SSLCertVerificationError)
+    if certificate is not None:
+        return HubUnavailableError(
+            f"{host} shows a certificate that can't be verified ({certificate}). If a proxy of yours signs it, "
+            "set SSL_CERT_FILE to its CA bundle.",
+            model=asked.model,
+            file=asked.file,
+            url=f"https://{host}/",
+        )
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.ProxyError | httpx.TooManyRedirects):
+        return HubUnavailableError(
+            f"{what} can't be fetched from {host}: {error}. Check HF_ENDPOINT and the proxy variables.",
+            model=asked.model,
+            file=asked.file,
+        )
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return TransientError(f"{what}: can't connect to {host} ({error or type(error).__name__})", kind="connect")
+    if isinstance(error, httpx.TimeoutException):
+        return TransientError(f"{what}: {host} sent nothing in time", kind="stall")
+    return TransientError(f"{what}: {host} broke off ({error or type(error).__name__})", kind="read")
+
+
+def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def gave_up(error: GaveUpError, asked: Asked) -> LoaderError:
+    """What the caller sees when the retry policy is used up."""
+    last = error.last
+    cls = StalledError if last.kind == "stall" else HubUnavailableError
+    advice = {
+        429: "The Hub limits your rate: wait, or send a token (HF_TOKEN).",
+        None: "Check the network, the proxy variables and HF_ENDPOINT.",
+    }.get(last.status, "The Hub or its CDN has trouble: try again later.")
+    return cls(
+        f"Gave up on {last} after {error.attempts} attempts. {advice} What is downloaded is kept.",
+        attempts=error.attempts,
+        model=asked.model,
+        file=asked.file,
+        status=last.status,
+    )

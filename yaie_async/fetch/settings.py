@@ -1,0 +1,100 @@
+"""What the environment says, read once when a Hub opens, in a thread: it means what it means to the official client."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants
+from huggingface_hub import errors as official
+from huggingface_hub.utils import get_hf_hub_version, get_token_to_send, get_torch_version, is_torch_available
+
+from yaie_async import __version__
+from yaie_async.core.errors import InvalidArgumentError, TokenMissingError
+
+# The origins that huggingface_hub treats as the Hub beside HF_ENDPOINT: they may see the token.
+_HUBS = ("https://huggingface.co", "https://hub-ci.huggingface.co", "https://hf.co")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One Hub's view of the environment.
+
+    Attributes:
+        endpoint: base URL without a trailing slash.
+        cache_dir: resolved root of the HF cache; not made yet.
+        token: the Hub token to send, or None.
+        offline: no request may be made.
+        user_agent: header value.
+        metadata_timeout: seconds for a request for metadata (HF_HUB_ETAG_TIMEOUT).
+        stall_timeout: seconds without a byte after which a body has stalled (HF_HUB_DOWNLOAD_TIMEOUT).
+    """
+
+    endpoint: str
+    cache_dir: Path
+    token: str | None
+    offline: bool
+    user_agent: str
+    metadata_timeout: float
+    stall_timeout: float
+
+    def is_hub(self, url: str) -> bool:
+        """Whether a URL's origin is the Hub's, which alone may see the token."""
+        return origin(url) in {origin(self.endpoint), *map(origin, _HUBS)}
+
+
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port of a URL, default ports filled in."""
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme.lower(), (parts.hostname or "").lower(), port
+
+
+def read_settings(
+    *,
+    cache_dir: str | Path | None,
+    token: str | bool | None,
+    endpoint: str | None,
+    local_files_only: bool | None,
+) -> Settings:
+    """Merge arguments and environment. Blocks: reads the token file, may refresh an OAuth token.
+
+    Raises:
+        TokenMissingError: when `token=True` and none is stored.
+        InvalidArgumentError: when the endpoint is not an http(s) URL.
+    """
+    base = (endpoint or constants.ENDPOINT).rstrip("/")
+    if urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname:
+        raise InvalidArgumentError(
+            f"The endpoint {base!r} is not an http(s) URL. Set HF_ENDPOINT or endpoint= to one, "
+            "or leave it out for https://huggingface.co."
+        )
+    offline = constants.is_offline_mode() if local_files_only is None else local_files_only
+    try:
+        sent = None if offline else get_token_to_send(token)
+    except official.LocalTokenNotFoundError as error:
+        raise TokenMissingError(
+            "token=True asks for the stored token and there is none. Run `hf auth login`, set HF_TOKEN, "
+            "or pass the token itself."
+        ) from error
+    return Settings(
+        endpoint=base,
+        cache_dir=Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve(),
+        token=sent,
+        offline=offline or constants.is_offline_mode(),
+        user_agent=_user_agent(),
+        metadata_timeout=float(constants.HF_HUB_ETAG_TIMEOUT),
+        stall_timeout=float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
+    )
+
+
+def _user_agent() -> str:
+    # build_hf_headers would add the harness it runs under, for which it may make a blocking request.
+    parts = [f"yaie_async/{__version__}", f"hf_hub/{get_hf_hub_version()}", f"python/{platform.python_version()}"]
+    if not constants.HF_HUB_DISABLE_TELEMETRY and is_torch_available():
+        parts.append(f"torch/{get_torch_version()}")
+    if constants.HF_HUB_USER_AGENT_ORIGIN:
+        parts.append(f"origin/{constants.HF_HUB_USER_AGENT_ORIGIN}")
+    return "; ".join(parts)

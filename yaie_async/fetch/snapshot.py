@@ -1,0 +1,274 @@
+"""From a repo id and a revision to a snapshot in the cache: resolve, then ensure."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from yaie_async.core.errors import (
+    DiskFullError,
+    GatedModelError,
+    HubUnavailableError,
+    LoaderError,
+    ModelNotFoundError,
+    OfflineError,
+)
+from yaie_async.core.plan import Listing, RepoFile, Wanted, WeightRules, is_commit
+from yaie_async.core.progress import Meter
+from yaie_async.core.tasks import task_group
+from yaie_async.core.threads import run_owned
+from yaie_async.fetch.blob import fetch_blob
+from yaie_async.fetch.metadata import commit_of, complete, listing_of
+from yaie_async.fetch.session import Session
+from yaie_async.store.access import free_bytes
+from yaie_async.store.cache import RepoCache
+from yaie_async.store.snapshots import Holding, holding, select
+
+logger = logging.getLogger("yaie_async")
+
+# What leaves a cached snapshot as good as it was: the Hub is down, or no longer lets us in.
+_FALL_BACK = (HubUnavailableError, GatedModelError, ModelNotFoundError)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Which part of a model is wanted.
+
+    Attributes:
+        weights: with its weights, or only what the tokenizer needs.
+        code: with its `.py` files.
+        rules: which weights are acceptable.
+    """
+
+    weights: bool
+    code: bool
+    rules: WeightRules
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What a revision stands for.
+
+    Attributes:
+        commit: 40 hex digits.
+        listing: its files, where the Hub has been asked for them.
+        unconfirmed: why the Hub could not confirm the commit, which is then the cache's; None otherwise.
+    """
+
+    commit: str
+    listing: Listing | None = None
+    unconfirmed: LoaderError | None = None
+
+
+async def resolve(session: Session, cache: RepoCache, revision: str, need: Need) -> Resolution:
+    """Find the commit: no request offline or by a cached commit, one small one by a cached branch, one otherwise.
+
+    **Raises:** OfflineError, ModelNotFoundError, RevisionNotFoundError, GatedModelError, HubUnavailableError,
+    UnsafeFileError.
+    """
+    commit, held = await run_owned(partial(_cached, cache, revision, need), name="cache")
+    if session.settings.offline:
+        if commit is None:
+            raise _offline(cache.repo_id, f"revision {revision!r}")
+        return Resolution(commit)
+    if commit is not None and held is Holding.WHOLE and is_commit(revision):
+        return Resolution(commit)
+    try:
+        if commit is not None and held is Holding.WHOLE and await commit_of(session, cache.repo_id, revision) == commit:
+            return Resolution(commit)
+        listing = await listing_of(session, cache.repo_id, revision)
+    except _FALL_BACK as error:
+        if commit is None or held is Holding.MISSING:
+            raise
+        logger.warning("%s: using the cached snapshot %s: %s", cache.repo_id, commit[:12], error)
+        return Resolution(commit, None, error)
+    return Resolution(listing.commit, listing)
+
+
+def _cached(cache: RepoCache, revision: str, need: Need) -> tuple[str | None, Holding]:
+    commit = cache.commit_of(revision)
+    if commit is None:
+        return None, Holding.MISSING
+    return commit, _held(cache, commit, need)
+
+
+def _held(cache: RepoCache, commit: str, need: Need) -> Holding:
+    return holding(cache, commit, weights=need.weights, code=need.code, rules=need.rules)
+
+
+async def ensure(
+    session: Session,
+    cache: RepoCache,
+    resolution: Resolution,
+    *,
+    revision: str,
+    need: Need,
+    meter: Meter,
+    on_small: Callable[[], None],
+) -> Path:
+    """Make the snapshot hold what is needed and return its folder. `on_small` is called as soon as all files
+    but the weights are in the cache (config.json perhaps still unlinked).
+
+    **Cancellation:** finished files stay; config.json is linked last, so what is not whole does not look it.
+
+    **Raises:** every error of the fetch and store layers.
+    """
+    commit = resolution.commit
+    held = await run_owned(partial(_held, cache, commit, need), name="cache")
+    confirmed = resolution.unconfirmed is None and not session.settings.offline
+    if held is Holding.WHOLE or (held is Holding.USABLE and not confirmed):
+        on_small()
+        return cache.snapshot(commit)
+    if resolution.unconfirmed is not None:
+        raise copy.copy(resolution.unconfirmed) from resolution.unconfirmed.__cause__
+    if session.settings.offline:
+        raise _offline(cache.repo_id, f"commit {commit[:12]}")
+    listing = resolution.listing or await listing_of(session, cache.repo_id, commit)
+    job = _Job(session, cache, listing, need, meter)
+    await job.run(revision, on_small)
+    return cache.snapshot(commit)
+
+
+class _Job:
+    """One fetch of what is missing: small files, then weights, each linked when its turn has come."""
+
+    def __init__(self, session: Session, cache: RepoCache, listing: Listing, need: Need, meter: Meter) -> None:
+        self._session = session
+        self._cache = cache
+        self._listing = listing
+        self._commit = listing.commit
+        self._need = need
+        self._meter = meter
+        self._fresh: set[str] = set()
+
+    async def run(self, revision: str, on_small: Callable[[], None]) -> None:
+        self._meter.stage("downloading")
+        guess = await self._plan()
+        await run_owned(partial(self._prepare, revision), name="prepare")
+        await self._fetch(guess.small)
+        exact = await self._plan()  # now by config.json and the index themselves
+        *others, config = exact.small
+        await run_owned(partial(self._link, others), name="link")
+        on_small()
+        await self._fetch(exact.weights, link=True)
+        await run_owned(partial(self._link, [config]), name="link")
+
+    async def _plan(self) -> Wanted:
+        """What is wanted, sizes known, and room for it."""
+        self._listing, wanted = await _wanted(self._session, self._cache, self._listing, self._need)
+        self._meter.expect(total=sum(file.size or 0 for file in wanted.files), files=len(wanted.files))
+        await run_owned(partial(check_disk, self._cache, self._commit, wanted.files), name="disk")
+        return wanted
+
+    def _prepare(self, revision: str) -> None:
+        self._cache.prepare(self._commit)
+        self._cache.write_ref(revision, self._commit)
+
+    async def _fetch(self, files: tuple[RepoFile, ...], *, link: bool = False) -> None:
+        async with task_group() as group:
+            for file in files:
+                group.start_soon(self._fetch_one, file, link)
+
+    async def _fetch_one(self, file: RepoFile, link: bool) -> None:
+        if await run_owned(partial(self._cache.has, self._commit, file.path), name="cache"):
+            self._meter.cached(file.size or 0)
+            return
+        if await fetch_blob(self._session, self._cache, self._commit, file, self._meter):
+            self._fresh.add(file.path)
+        if link:
+            await run_owned(partial(self._link, [file]), name="link")
+
+    def _link(self, files: list[RepoFile]) -> None:
+        for file in files:
+            if file.etag is not None and not self._cache.has(self._commit, file.path):
+                self._cache.link(self._commit, file.path, file.etag, fresh=file.path in self._fresh)
+
+
+async def listing_for(
+    session: Session, cache: RepoCache, resolution: Resolution, need: Need
+) -> tuple[Listing, Wanted]:
+    """The listing of a resolved commit and what is wanted of it, for a plan: sizes known, nothing fetched.
+
+    Offline and for an unconfirmed commit it is made of what the cache has.
+
+    **Raises:** as `ensure`.
+    """
+    listing = resolution.listing
+    if listing is None:
+        files = await run_owned(partial(_known_files, cache, resolution.commit), name="cache")
+        listing = Listing(resolution.commit, files, {})
+        held = await run_owned(partial(_held, cache, resolution.commit, need), name="cache")
+        if held is not Holding.WHOLE and resolution.unconfirmed is None and not session.settings.offline:
+            listing = await listing_of(session, cache.repo_id, resolution.commit)
+    return await _wanted(session, cache, listing, need)
+
+
+def _known_files(cache: RepoCache, commit: str) -> Mapping[str, RepoFile]:
+    return cache.tree(commit) or cache.files(commit)
+
+
+async def _wanted(
+    session: Session, cache: RepoCache, listing: Listing, need: Need
+) -> tuple[Listing, Wanted]:
+    choose = partial(select, cache, listing, weights=need.weights, code=need.code, rules=need.rules)
+    wanted = await run_owned(choose, name="plan")
+    if all(file.size is not None for file in wanted.files):
+        return listing, wanted
+    return await _wanted(session, cache, await _completed(session, cache.repo_id, listing, wanted.files), need)
+
+
+async def _completed(
+    session: Session, repo_id: str, listing: Listing, files: tuple[RepoFile, ...]
+) -> Listing:
+    """The listing with size and etag of `files`, for mirrors that leave them out: one HEAD for each that lacks."""
+    known = dict(listing.files)
+
+    async def one(file: RepoFile) -> None:
+        async with session.bodies:
+            known[file.path] = await complete(session, repo_id, listing.commit, file)
+
+    async with task_group() as group:
+        for file in files:
+            if file.size is None:
+                group.start_soon(one, file)
+    return Listing(listing.commit, known, listing.parameters)
+
+
+def bytes_missing(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) -> int:
+    """Bytes of `files` that the cache has neither linked, nor as a blob, nor in a resumable partial."""
+    wanted = {file.etag: file for file in files if not cache.has(commit, file.path)}
+    return sum(
+        (file.size or 0)
+        for etag, file in wanted.items()
+        if etag is not None and not cache.blob(etag).exists()
+    )
+
+
+def check_disk(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) -> None:
+    """Refuse a fetch that the disk has no room for, before its first byte.
+
+    Raises:
+        DiskFullError: with the bytes needed and free.
+    """
+    needed, free = bytes_missing(cache, commit, files), free_bytes(cache.root)
+    if needed > free:
+        raise DiskFullError(
+            f"{cache.repo_id} needs {needed:,} more bytes at {cache.root} and {free:,} are free. Nothing was "
+            "fetched. Free some space, or set HF_HUB_CACHE (or cache_dir) to another disk.",
+            needed=needed,
+            free=free,
+            path=str(cache.root),
+            model=cache.repo_id,
+        )
+
+
+def _offline(repo_id: str, what: str) -> OfflineError:
+    return OfflineError(
+        f"{repo_id} ({what}) is not whole in the cache, and no request may be made (HF_HUB_OFFLINE or "
+        "local_files_only). Fetch it once while online: `yaie-async prefetch " + repo_id + "`.",
+        model=repo_id,
+    )

@@ -1,0 +1,185 @@
+"""Hub: one budget of connections, one cache and one token for many models.
+
+This module and `model_loader` import nothing heavy: the layers below are imported in a thread when a Hub opens.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import anyio
+import anyio.lowlevel
+
+from yaie_async.core.progress import OnProgress
+from yaie_async.core.tasks import SharedCall, task_group
+from yaie_async.core.threads import run_detached
+
+if TYPE_CHECKING:
+    import httpx
+
+    from yaie_async.fetch.session import Session
+
+
+class Hub:
+    """A Hub that many loaders share: `async with Hub(max_connections=16) as hub: ...`.
+
+    Args:
+        cache_dir: root of the HF cache; the environment's (HF_HUB_CACHE, HF_HOME) when None.
+        token: a token, True for the stored one or an error, False for none, None for the stored one if any.
+        endpoint: base URL; HF_ENDPOINT or https://huggingface.co when None.
+        local_files_only: True never makes a request; None leaves it to HF_HUB_OFFLINE.
+        max_connections: file bodies under way at once, over all models.
+        verify: check digests before a file is linked.
+        client: an `httpx.AsyncClient` of the caller's, for all requests; it is never closed here.
+        on_progress: called for each model of `prefetch`.
+
+    It opens when it is first entered (or first used by a loader) and closes when the last user leaves. It
+    belongs to the event loop and the process that opened it.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        endpoint: str | None = None,
+        local_files_only: bool | None = None,
+        max_connections: int = 8,
+        verify: bool = True,
+        client: httpx.AsyncClient | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        if max_connections < 1:
+            from yaie_async.core.errors import InvalidArgumentError
+
+            raise InvalidArgumentError(f"max_connections must be 1 or more, not {max_connections}.")
+        self.on_progress = on_progress
+        self._cache_dir = cache_dir
+        self._token = token
+        self._endpoint = endpoint
+        self._local_files_only = local_files_only
+        self._max_connections = max_connections
+        self._verify = verify
+        self._client = client
+        self._users = 0
+        self._home: tuple[int, object] | None = None
+        self._opening: SharedCall[Session] = SharedCall()
+
+    async def __aenter__(self) -> Self:
+        """Open, or join those who have it open.
+
+        **Raises:** ClosedHubError in another loop or process than the one that opened it; InvalidArgumentError,
+        TokenMissingError, HubUnavailableError when it can't be opened.
+        """
+        self._enter()
+        try:
+            await self._opening(self._open)
+        except BaseException:
+            await self._leave()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leave; the last one out closes the connections.
+
+        **Cancellation:** the client is closed all the same.
+        """
+        await self._leave()
+
+    def _enter(self) -> None:
+        here = (os.getpid(), anyio.lowlevel.current_token().native_token)
+        if self._users and self._home != here:
+            from yaie_async.core.errors import ClosedHubError
+
+            forked = self._home is not None and self._home[0] != here[0]
+            raise ClosedHubError(
+                "This Hub was opened before a fork, by the parent process. Make a new Hub in the child."
+                if forked
+                else "This Hub is open on another event loop. Make one Hub for each loop."
+            )
+        self._home = here
+        self._users += 1
+
+    async def _leave(self) -> None:
+        self._users -= 1
+        session = self._opening.result
+        if self._users == 0 and session is not None:
+            self._opening.forget()
+            with anyio.CancelScope(shield=True):
+                await session.aclose()
+
+    async def _open(self) -> Session:
+        def work() -> Session:
+            # In a thread: imports huggingface_hub, reads the token, loads certificates.
+            from yaie_async.fetch.retry import RetryPolicy
+            from yaie_async.fetch.session import Session
+            from yaie_async.fetch.settings import read_settings
+
+            settings = read_settings(
+                cache_dir=self._cache_dir,
+                token=self._token,
+                endpoint=self._endpoint,
+                local_files_only=self._local_files_only,
+            )
+            return Session(
+                settings,
+                max_connections=self._max_connections,
+                verify=self._verify,
+                client=self._client,
+                policy=RetryPolicy(),
+            )
+
+        return await run_detached(work, name="open")
+
+    @property
+    def session(self) -> Session:
+        """The open session.
+
+        Raises:
+            ClosedHubError: when the Hub is not open.
+        """
+        session = self._opening.result
+        if session is None:
+            from yaie_async.core.errors import ClosedHubError
+
+            raise ClosedHubError("This Hub is not open. Use it inside `async with Hub() as hub:`.")
+        return session
+
+    async def prefetch(self, *models: str) -> dict[str, Path]:
+        """Fetch the snapshots of all `models` at once, within one budget; return model -> snapshot folder.
+
+        A model that is named twice is fetched once. One that fails does not stop the others.
+
+        **Cancellation:** finished files stay and are not fetched again.
+
+        **Raises:** PrefetchError at the end, with the failures and with what succeeded.
+        """
+        async with self:
+            from yaie_async.core.errors import LoaderError, PrefetchError
+            from yaie_async.loader.model_loader import ModelLoader
+
+            snapshots: dict[str, Path] = {}
+            failures: dict[str, LoaderError] = {}
+
+            async def one(model: str) -> None:
+                try:
+                    snapshots[model] = await ModelLoader(model, hub=self).prefetch()
+                except LoaderError as error:
+                    failures[model] = error
+
+            async with task_group() as group:
+                for model in dict.fromkeys(models):
+                    group.start_soon(one, model)
+            if failures:
+                told = "; ".join(f"{model}: {error}" for model, error in failures.items())
+                raise PrefetchError(
+                    f"{len(failures)} of {len(failures) + len(snapshots)} models could not be fetched. {told}",
+                    failures=failures,
+                    snapshots=snapshots,
+                )
+            return {model: snapshots[model] for model in models}

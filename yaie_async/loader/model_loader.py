@@ -1,0 +1,284 @@
+"""ModelLoader: plan, fetch, build, each once for all who await it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+
+from yaie_async.build.arguments import check_model_kwargs
+from yaie_async.core.progress import Meter, OnProgress
+from yaie_async.core.tasks import SharedCall, task_group
+from yaie_async.core.threads import run_detached
+from yaie_async.loader.hub import Hub
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from yaie_async.build.request import BuildRequest
+    from yaie_async.core.plan import Plan
+    from yaie_async.fetch.session import Session
+    from yaie_async.loader.files import ModelFiles
+
+# The Hubs that loaders without one of their own share, per event loop.
+_shared_hubs: anyio.lowlevel.RunVar[dict[object, Hub]] = anyio.lowlevel.RunVar("yaie_async_hubs")
+
+
+class ModelLoader:
+    """Loads one causal language model and its tokenizer, from the Hub or a directory.
+
+    Args:
+        model: a Hub id ("org/name") or a directory. `./x`, `~/x` and absolute paths are only ever directories;
+            a bare name is a directory if one is there, else a Hub id.
+        revision: branch, tag or commit; the default branch when None. A directory has none.
+        dtype: a name ("float16"), a `torch.dtype`, or "auto" for what the checkpoint says.
+        device_map: as for `from_pretrained`; "auto" places it on the GPU(s), else the CPU.
+        hub: a `Hub` to share; without one, the loaders of an event loop share one.
+        cache_dir, token, endpoint, local_files_only: see `Hub`; only without `hub`.
+        trust_remote_code: consent to run the repository's own Python code.
+        allow_pickle: False refuses `pytorch_model.bin`; True reads it with torch's weights_only unpickler.
+        responsive: keep the event loop awake during imports; README says what that touches process-wide.
+        on_progress: called with `Progress` events on the loop's thread; None shows a bar on a terminal.
+        model_kwargs: passed to `from_pretrained`. `torch_dtype` is accepted for `dtype`.
+
+    Nothing is read, imported or sent before the first await. One loader resolves its revision once and loads
+    once: concurrent and later awaits share the result. A failure is not remembered.
+
+    Raises:
+        InvalidArgumentError: for arguments that contradict each other.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "float16",
+        device_map: Any = "auto",
+        hub: Hub | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        endpoint: str | None = None,
+        local_files_only: bool | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = True,
+        responsive: bool = True,
+        on_progress: OnProgress | None = None,
+        **model_kwargs: Any,
+    ) -> None:
+        alias = model_kwargs.pop("torch_dtype", dtype)
+        if dtype not in ("float16", alias):
+            raise _invalid("dtype and torch_dtype are two names of one argument: pass dtype.")
+        own = {"cache_dir": cache_dir, "token": token, "endpoint": endpoint, "local_files_only": local_files_only}
+        given = [name for name, value in own.items() if value is not None]
+        if hub is not None and given:
+            raise _invalid(f"{', '.join(given)} belong to the Hub: pass them to Hub(...) instead of with hub=.")
+        check_model_kwargs(model_kwargs)
+        self.model = os.fspath(model)
+        self._model_argument = model
+        self._revision = revision
+        self._dtype = alias
+        self._device_map = device_map
+        self._given_hub = hub
+        self._hub_options: dict[str, Any] = own
+        self._trust_remote_code = trust_remote_code
+        self._allow_pickle = allow_pickle
+        self._responsive = responsive
+        self._on_progress = on_progress
+        self._model_kwargs = model_kwargs
+        self._files: SharedCall[ModelFiles] = SharedCall()
+        self._built_model: SharedCall[PreTrainedModel] = SharedCall()
+        self._built_tokenizer: SharedCall[PreTrainedTokenizerBase] = SharedCall()
+
+    def __repr__(self) -> str:
+        revision = f", revision={self._revision!r}" if self._revision else ""
+        return f"ModelLoader({self.model!r}{revision})"
+
+    @property
+    def commit(self) -> str | None:
+        """The 40-hex commit that all files come from; None before it is resolved, and for a directory."""
+        files = self._files.result
+        return files.commit if files else None
+
+    async def load_model(self) -> PreTrainedModel:
+        """The model, in evaluation mode, of the dtype asked for, on the devices of its device map.
+
+        **Cancellation:** control returns at once. What is downloaded is kept; a build that has begun runs to
+        its end in its thread, and its result is dropped. If others await this load, the next takes over.
+
+        **Raises:** LoaderError, of the kind that `yaie_async.core.errors` draws.
+        """
+        return await self._built_model(self._load_model)
+
+    async def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with a pad token (its eos token where it has none). Fetches no weights.
+
+        **Cancellation:** as `load_model`.
+
+        **Raises:** TokenizerError when it can't be built or has neither token; else as `load_model`.
+        """
+        return await self._built_tokenizer(self._load_tokenizer)
+
+    async def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Model and tokenizer, overlapped, from one commit.
+
+        **Cancellation and errors:** as `load_model` and `load_tokenizer`.
+        """
+        built: list[PreTrainedTokenizerBase] = []
+
+        async def tokenizer() -> None:
+            built.append(await self._built_tokenizer(partial(self._load_tokenizer, quiet=True)))
+
+        async with task_group() as group:
+            group.start_soon(tokenizer)
+            model = await self.load_model()
+        return model, built[0]
+
+    async def prefetch(self) -> Path:
+        """Make the cache hold all that `load` needs, and return the snapshot's folder. Never imports torch.
+
+        **Cancellation:** finished files stay and are not fetched again.
+
+        **Raises:** as `load_model`, but for errors of the build.
+        """
+        async with self._working() as (session, files, meter):
+            folder = await files.ensure(session, meter, weights=True)
+            meter.stage("ready")
+            return folder
+
+    async def plan(self) -> Plan:
+        """What `load` would fetch and need, told without fetching a file.
+
+        **Raises:** as `prefetch`.
+        """
+        async with self._hub() as hub:
+            files = await self._find(hub.session)
+            return await files.plan(hub.session, self._dtype)
+
+    async def unload(self) -> None:
+        """Drop the loader's references to model and tokenizer, and give memory back. The next await loads again.
+
+        Whoever still holds the model keeps it alive.
+        """
+        from yaie_async.build.memory import release_memory
+
+        self._built_model.forget()
+        self._built_tokenizer.forget()
+        await run_detached(release_memory, name="unload")
+
+    async def _load_model(self) -> PreTrainedModel:
+        async with self._working() as (session, files, meter):
+            small = anyio.Event()
+            async with task_group() as group:
+                group.start_soon(self._prepare, files, small)
+                await files.ensure(session, meter, weights=True, on_small=small.set)
+            meter.stage("building")
+            model = await self._build(files.request(**self._build_options()))
+            meter.stage("ready")
+            return model
+
+    async def _prepare(self, files: ModelFiles, small: anyio.Event) -> None:
+        """While the weights arrive: import, then refuse what can't be loaded as soon as its config tells."""
+        from yaie_async.build.libraries import import_libraries
+        from yaie_async.build.preflight import check_config
+
+        await run_detached(import_libraries, name="imports")
+        await small.wait()
+
+        def check() -> None:
+            config = files.config()
+            if config is not None:
+                check_config(config, files.request(**self._build_options()))
+
+        await run_detached(check, name="preflight")
+
+    async def _build(self, request: BuildRequest) -> PreTrainedModel:
+        from yaie_async.build.model import build_model
+
+        cancelled = threading.Event()  # a build whose turn has not come by then is not begun
+        try:
+            return await run_detached(lambda: build_model(request, cancelled=cancelled.is_set), name="build")
+        finally:
+            cancelled.set()
+
+    async def _load_tokenizer(self, *, quiet: bool = False) -> PreTrainedTokenizerBase:
+        async with self._working(quiet=quiet) as (session, files, meter):
+            await files.ensure(session, meter, weights=False)
+            meter.stage("building")
+
+            def build() -> PreTrainedTokenizerBase:
+                from yaie_async.build.libraries import import_libraries
+                from yaie_async.build.tokenizer import build_tokenizer
+
+                import_libraries()
+                return build_tokenizer(files.request(**self._build_options()))
+
+            tokenizer = await run_detached(build, name="tokenizer")
+            meter.stage("ready")
+            return tokenizer
+
+    def _build_options(self) -> dict[str, Any]:
+        return {
+            "dtype": self._dtype,
+            "device_map": self._device_map,
+            "trust_remote_code": self._trust_remote_code,
+            "allow_pickle": self._allow_pickle,
+            "model_kwargs": self._model_kwargs,
+        }
+
+    @asynccontextmanager
+    async def _working(self, *, quiet: bool = False) -> AsyncIterator[tuple[Session, ModelFiles, Meter]]:
+        """An open Hub's session, the files of this loader, and a meter that is reported to whoever watches."""
+        from yaie_async.loader.display import watching
+
+        meter = Meter(self.model)
+        async with self._hub() as hub:
+            sink = self._on_progress or hub.on_progress
+            async with nullcontext() if quiet else watching(meter, sink):
+                files = await self._find(hub.session)
+                try:
+                    yield hub.session, files, meter
+                except Exception:
+                    if not files.confirmed:
+                        self._files.forget()  # the next await asks the Hub again
+                    raise
+
+    @asynccontextmanager
+    async def _hub(self) -> AsyncIterator[Hub]:
+        hub = self._given_hub
+        if hub is None:
+            hubs = _shared_hubs.get(None)
+            if hubs is None:
+                hubs = {}
+                _shared_hubs.set(hubs)
+            hub = hubs.setdefault(tuple(self._hub_options.values()), Hub(**self._hub_options))
+        async with hub:
+            yield hub
+
+    async def _find(self, session: Session) -> ModelFiles:
+        from yaie_async.core.plan import WeightRules
+        from yaie_async.loader.files import find_files
+
+        return await self._files(
+            lambda: find_files(
+                session,
+                self._model_argument,
+                self._revision,
+                code=self._trust_remote_code,
+                rules=WeightRules(variant=self._model_kwargs.get("variant"), pickle=self._allow_pickle),
+            )
+        )
+
+
+def _invalid(message: str) -> Exception:
+    from yaie_async.core.errors import InvalidArgumentError
+
+    return InvalidArgumentError(message)

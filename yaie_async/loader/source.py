@@ -1,0 +1,66 @@
+"""What a model's name means: a directory, or a Hub id."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from yaie_async.core.errors import InvalidArgumentError, ModelNotFoundError, UnsafeFileError
+from yaie_async.core.plan import check_path
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A model in a directory: the network has no part in it."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A model on the Hub at a revision."""
+
+    repo_id: str
+    revision: str
+
+
+def find_source(model: str | os.PathLike[str], revision: str | None) -> Directory | HubModel:
+    """Decide what `model` is. Blocks: looks whether a directory of that name is there.
+
+    `./x`, `../x`, `~/x`, absolute paths and path objects are only ever directories; a bare name is a
+    directory if one is there, else a Hub id.
+
+    Raises:
+        ModelNotFoundError: for a path where no directory is.
+        InvalidArgumentError: for what is neither a path nor a valid repo id, and for a bad revision.
+    """
+    name = os.fspath(model)
+    path = Path(name).expanduser() if name else Path()
+    only_path = not isinstance(model, str) or name.startswith((".", "~", os.sep))
+    if name and path.is_dir():
+        return Directory(path.absolute())
+    if only_path:
+        raise ModelNotFoundError(
+            f"There is no directory {name!r}. A name that starts with '.', '~' or '/' is always a directory; "
+            "for a model on the Hub give its id (org/name).",
+            model=name,
+        )
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InvalidArgumentError(
+            f"{name!r} is neither a directory nor a valid repo id ({error}). Give org/name as on the model's page.",
+            model=name,
+        ) from error
+    revision = "main" if revision is None else revision
+    try:
+        check_path(revision, model=name)
+    except UnsafeFileError as error:
+        raise InvalidArgumentError(
+            f"{revision!r} is not a valid revision of {name}. Give a branch, a tag or a commit hash.", model=name
+        ) from error
+    return HubModel(name, revision)

@@ -1,0 +1,77 @@
+"""How much of a model a cached snapshot holds, told from the disk alone."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from yaie_async.core.errors import LoaderError
+from yaie_async.core.plan import Listing, RepoFile, Wanted, WeightRules, choose
+from yaie_async.store.cache import RepoCache
+
+
+class Holding(Enum):
+    """What is in the cache.
+
+    MISSING: something that a load needs is not there.
+    USABLE: nothing is known to be missing, and nothing proves that all is there: good enough offline.
+    WHOLE: all files of the plan are there.
+    """
+
+    MISSING = 0
+    USABLE = 1
+    WHOLE = 2
+
+
+def holding(cache: RepoCache, commit: str, *, weights: bool, code: bool, rules: WeightRules) -> Holding:
+    """How much of a load's files the snapshot of `commit` has.
+
+    The official client's listing proves it. Without one, the order in which we link does: config.json is
+    the last file, the weights come right before it, and tokenizer_config.json before those; whoever finds
+    all three finds what lies between. Code has no such order, so its wholeness is never proved.
+    """
+    if not cache.has(commit, "config.json"):
+        return Holding.MISSING
+    tree = cache.tree(commit)
+    present = cache.files(commit)
+    try:
+        wanted = select(
+            cache, Listing(commit, tree or present, {}), weights=weights, code=code, rules=rules
+        )
+    except LoaderError:
+        return Holding.MISSING
+    if any(file.path not in present for file in wanted.files):
+        return Holding.MISSING
+    proved = tree is not None or ("tokenizer_config.json" in present and not code)
+    return Holding.WHOLE if proved else Holding.USABLE
+
+
+def select(
+    cache: RepoCache, listing: Listing, *, weights: bool, code: bool, rules: WeightRules
+) -> Wanted:
+    """The files of a load: by config.json and the index where those are there, else by their usual names.
+
+    Raises:
+        IncompatibleModelError, UnsafeFileError, ModelFileNotFoundError: as `yaie_async.core.plan` says.
+    """
+    return choose(
+        listing.files,
+        weights=weights,
+        code=code,
+        rules=rules,
+        model=cache.repo_id,
+        read_json=partial(read_json, cache, listing.commit),
+    )
+
+
+def read_json(cache: RepoCache, commit: str, file: RepoFile) -> Any:
+    """A parsed JSON file, linked or still only a verified blob; None where it is not there or not JSON."""
+    blob = [cache.blob(file.etag)] if file.etag else []
+    for path in (cache.pointer(commit, file.path), *blob):
+        try:
+            return json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+    return None
