@@ -1,0 +1,32 @@
+"""The heavy imports, in one place: seconds of work, done in a worker thread, never at module import."""
+
+from __future__ import annotations
+
+import threading
+
+# Two threads that import the same packages for the first time can meet in an import cycle; Python then breaks
+# the deadlock by handing one of them a half-initialised module (importlib's _DeadlockError).
+_importing = threading.Lock()
+
+
+def import_libraries() -> None:
+    """Import torch, accelerate and what a build needs of transformers. Cheap from the second call on.
+
+    Raises:
+        LoaderError: one of them is missing or broken in this environment.
+    """
+    with _importing:
+        try:
+            import accelerate  # type: ignore[import-untyped]  # noqa: F401
+            import torch  # noqa: F401
+            from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+            from transformers.models.auto import modeling_auto  # noqa: F401
+            from transformers.quantizers import auto  # noqa: F401
+        except ImportError as error:
+            from yaie_async.core.errors import LoaderError
+
+            message = (
+                f"a library that builds models can't be imported: {error}. "
+                "Reinstall it in this environment: pip install --upgrade torch transformers accelerate"
+            )
+            raise LoaderError(message) from error

@@ -1,0 +1,101 @@
+"""Builds a tokenizer from files that are already on this machine, and sees to its pad token."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from yaie_async.build.checkpoint import snapshot_directory
+from yaie_async.build.libraries import import_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from yaie_async.build.request import BuildRequest
+
+
+def build_tokenizer(request: BuildRequest) -> PreTrainedTokenizerBase:
+    """Build the tokenizer as `AutoTokenizer.from_pretrained` would, without any request.
+
+    Where it has no pad token it gets its eos token for one; nothing else is changed.
+
+    Raises:
+        TokenizerError: it can't be built, or has neither a pad nor an eos token.
+        UnsafeFileError: its code is in the repo and was not consented to.
+        LoaderError: transformers can't be imported.
+    """
+    from yaie_async.core.errors import LoaderError, TokenizerError
+
+    import_libraries()
+    try:
+        tokenizer = _build(request)
+    except LoaderError:
+        raise
+    except Exception as error:
+        raise _translate(error, request) from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            message = (
+                f"the tokenizer of {request.source} has neither a pad token nor an eos token, so batches can't be padded; "
+                "load it with AutoTokenizer and set tokenizer.pad_token yourself"
+            )
+            raise TokenizerError(message, model=request.source, file="tokenizer_config.json")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _build(request: BuildRequest) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    directory = os.fspath(snapshot_directory(request))
+    # Given a repo id, transformers lists chat templates through the Hub client, whose first use in a process
+    # may ask {endpoint}/api/agent-harnesses even with local_files_only: so it is given the directory.
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        directory,
+        local_files_only=True,
+        trust_remote_code=bool(request.trust_remote_code),  # None would ask on stdin
+        **_named_config(directory, request),
+    )
+    if request.commit is not None:
+        tokenizer.name_or_path = request.source
+        tokenizer.init_kwargs["name_or_path"] = request.source
+    return tokenizer
+
+
+def _named_config(directory: str, request: BuildRequest) -> Mapping[str, Any]:
+    """The model's config under its repo id: for some ids transformers picks another tokenizer class."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    if request.commit is None:
+        return {}
+    trust = bool(request.trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust)
+    except (
+        ValueError,
+        OSError,
+    ):  # as AutoTokenizer itself does: a tokenizer can do without the model's class
+        config = PreTrainedConfig.from_pretrained(directory, local_files_only=True)
+    config.name_or_path = request.source
+    return {"config": config}
+
+
+def _translate(error: Exception, request: BuildRequest) -> Exception:
+    from yaie_async.core.errors import OutOfMemoryError, TokenizerError, UnsafeFileError
+
+    if isinstance(error, MemoryError):
+        message = f"no memory left for the tokenizer of {request.source}"
+        return OutOfMemoryError(message, needed=None, free=None, device="cpu", model=request.source)
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        message = (
+            f"the tokenizer of {request.source} can only be built by running code from its repo, and nothing was run. "
+            "Read that code; if you trust it, pass trust_remote_code=True"
+        )
+        return UnsafeFileError(message, model=request.source)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    message = (
+        f"the tokenizer of {request.source} can't be built ({type(error).__name__}: {reason}); "
+        "check that its tokenizer files are complete and that sentencepiece or tiktoken is installed if it needs one"
+    )
+    return TokenizerError(message, model=request.source)
