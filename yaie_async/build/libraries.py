@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
+
+from yaie_async.build.responsive import smooth_imports
 
 # Two threads that import the same packages for the first time can meet in an import cycle; Python then breaks
 # the deadlock by handing one of them a half-initialised module (importlib's _DeadlockError).
 _importing = threading.Lock()
 
 
-def import_libraries() -> None:
+def import_libraries(*, responsive: bool = False) -> None:
     """Import torch, accelerate and what a build needs of transformers. Cheap from the second call on.
+
+    Args:
+        responsive: leave the GIL to the other threads as far as it goes; see `yaie_async.build.responsive`.
 
     Raises:
         LoaderError: one of them is missing or broken in this environment.
     """
-    with _importing:
+    with _importing, smooth_imports() if responsive else nullcontext():
         try:
             import accelerate  # type: ignore[import-untyped]  # noqa: F401
             import torch  # noqa: F401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -58,14 +59,12 @@ class Progress:
 
 
 class Meter:
-    """Counts one load. Written from the loop's thread and, `add` alone, from the threads that write bytes.
-
-    Bytes never count twice: whoever drops bytes that it had counted takes them back with `add(-n)`.
-    """
+    """Counts one load. `add` may be called from the threads that write bytes, all else on the loop's thread."""
 
     def __init__(self, model: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.model = model
         self._clock = clock
+        self._lock = threading.Lock()
         self._stage: Stage = "resolving"
         self._done = 0
         self._total = 0
@@ -80,15 +79,21 @@ class Meter:
         """State the size of the whole load: `total` bytes in `files` files."""
         self._total, self._files_total = total, files
 
+    def held(self, size: int) -> None:
+        """Count `size` bytes that were on disk already: progress, but no rate. Negative to take bytes back."""
+        with self._lock:
+            self._done += size
+
     def cached(self, size: int) -> None:
-        """Count a file of `size` bytes that was there already: progress, but no rate."""
-        self._done += size
+        """Count a whole file of `size` bytes that was there already."""
+        self.held(size)
         self._files_done += 1
 
     def add(self, size: int) -> None:
-        """Count `size` bytes as written to disk; negative to take bytes back."""
-        self._done += size
-        self._fetched.append((self._clock(), size))
+        """Count `size` bytes that have just been fetched and written."""
+        with self._lock:
+            self._done += size
+            self._fetched.append((self._clock(), size))
 
     def file_done(self) -> None:
         self._files_done += 1
@@ -96,12 +101,12 @@ class Meter:
     def snapshot(self) -> Progress:
         """The event of this moment."""
         now = self._clock()
-        while self._fetched and now - self._fetched[0][0] > RATE_WINDOW:
-            self._fetched.popleft()
         rate = 0.0
-        if self._stage == "downloading" and self._fetched:
-            span = max(now - self._fetched[0][0], INTERVAL)
-            rate = max(0.0, sum(size for _, size in list(self._fetched)) / span)
+        with self._lock:
+            while self._fetched and now - self._fetched[0][0] > RATE_WINDOW:
+                self._fetched.popleft()
+            if self._stage == "downloading" and self._fetched:
+                rate = sum(size for _, size in self._fetched) / max(now - self._fetched[0][0], INTERVAL)
         left = max(0, self._total - self._done)
         return Progress(
             model=self.model,

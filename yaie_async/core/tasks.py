@@ -36,7 +36,8 @@ async def task_group() -> AsyncIterator[anyio.abc.TaskGroup]:
 def _first(error: BaseException) -> BaseException:
     while type(error) in (ExceptionGroup, BaseExceptionGroup):
         assert isinstance(error, BaseExceptionGroup)
-        error = error.exceptions[0]
+        # KeyboardInterrupt and SystemExit are never dropped for an error beside them.
+        error = min(error.exceptions, key=lambda inner: isinstance(inner, Exception))
     return error
 
 

@@ -63,7 +63,8 @@ async def run_owned(fn: Callable[[], T], *, interrupt: Callable[[], None] | None
 
     **Cancellation:** the first cancel (of any kind, KeyboardInterrupt included) calls `interrupt()` on the
     loop's thread, then the thread's end is awaited while further cancels are absorbed, then the first one
-    is raised again. What `fn` returned is dropped. Without `interrupt`, `fn` must be short.
+    is raised again. What `fn` returned is dropped. Without `interrupt`, `fn` must be short. `interrupt` is
+    called again where a second Ctrl-C strikes inside it.
 
     **Raises:** what `fn` raises.
     """
@@ -72,12 +73,15 @@ async def run_owned(fn: Callable[[], T], *, interrupt: Callable[[], None] | None
     while not call.done.is_set():
         try:
             with anyio.CancelScope(shield=first is not None):
-                await call.done.wait()
-        except BaseException as cancel:  # noqa: BLE001 - raised again below
-            if first is None:
-                first = cancel
-                if interrupt is not None:
+                if first is not None and interrupt is not None:
                     interrupt()
+                    interrupt = None
+                await call.done.wait()
+        except BaseException as error:  # noqa: BLE001 - the first is raised again below
+            if first is None:
+                first = error
+            elif isinstance(error, Exception):
+                interrupt = None  # it failed itself; a second Ctrl-C inside it has it called again
     if first is not None:
         try:
             raise first

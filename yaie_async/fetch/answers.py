@@ -34,8 +34,13 @@ class Asked:
     has_token: bool
 
 
-def failure(status: int, headers: Mapping[str, str], body: str, url: str, asked: Asked) -> LoaderError | TransientError:
-    """The error for a 4xx or 5xx answer, by the Hub's codes first, in the order the official client tests them."""
+def failure(
+    status: int, headers: Mapping[str, str], body: str, url: str, asked: Asked, *, hub: bool
+) -> LoaderError | TransientError:
+    """The error for a 4xx or 5xx answer, by the Hub's codes first, in the order the official client tests them.
+
+    Another host than the Hub's refuses with 401, 403 or 410 when its signed URL has run out: that may pass.
+    """
     code = headers.get("x-error-code", "")
     said = headers.get("x-error-message") or _error_in(body)
     what = f"{asked.file} of {asked.model}" if asked.file else asked.model
@@ -56,17 +61,17 @@ def failure(status: int, headers: Mapping[str, str], body: str, url: str, asked:
         )
     if code == "EntryNotFound":
         return ModelFileNotFoundError(f"The Hub does not have {what} at this revision.", **context)
-    if code == "GatedRepo" or (status == 403 and code != "RepoNotFound"):
-        return GatedModelError(_gated(asked, said, gated=code == "GatedRepo"), **context)
-    if code == "RepoNotFound" or status == 401 or (status == 404 and asked.file is None):
-        return ModelNotFoundError(_not_found(asked), **context)
-    if status in _PASSING:
+    if status in _PASSING or (not hub and status in (401, 403, 410)):
         return TransientError(
             f"{what}: HTTP {status}{f' ({said})' if said else ''}",
             kind="status",
             status=status,
             wait=asked_wait(headers),
         )
+    if code == "GatedRepo" or (status == 403 and code != "RepoNotFound"):
+        return GatedModelError(_gated(asked, said, gated=code == "GatedRepo"), **context)
+    if code == "RepoNotFound" or status == 401 or (status == 404 and asked.file is None):
+        return ModelNotFoundError(_not_found(asked), **context)
     if status == 404:
         return ModelFileNotFoundError(f"The server does not have {what}.", **context)
     return HubUnavailableError(

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import os
-import re
-import threading
-import uuid
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-import httpx
+import anyio
 
 from yaie_async.core.errors import IntegrityError
 from yaie_async.core.plan import RepoFile
 from yaie_async.core.progress import Meter
 from yaie_async.core.threads import run_owned
-from yaie_async.fetch.answers import Asked, gave_up
-from yaie_async.fetch.http import answer
-from yaie_async.fetch.metadata import file_url
-from yaie_async.fetch.retry import GaveUpError, TransientError, with_retries
+from yaie_async.fetch.assembly import Assembly, LostError, PrunedError, RangesIgnoredError
+from yaie_async.fetch.location import Location, OtherBytesError
 from yaie_async.fetch.session import Session
+from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.verify import digest_of
 from yaie_async.store.access import cache_errors
 from yaie_async.store.cache import RepoCache
+from yaie_async.store.claims import claim_or_create, discard_orphans, others_alive
 from yaie_async.store.locks import blob_lock
+from yaie_async.store.partials import Partial
 
-# Bytes gathered before a thread writes them: a thread a network chunk would cost more than the write.
-_WRITE = 1024 * 1024
+# Seconds between looks at whether the process that took our partial over has finished.
+_LOOK = 1.0
 
 
-async def fetch_blob(session: Session, cache: RepoCache, commit: str, file: RepoFile, meter: Meter) -> bool:
-    """Make `blobs/<etag>` exist; return whether this call wrote it, or found it there (or linked already).
+async def fetch_blob(
+    session: Session, cache: RepoCache, commit: str, file: RepoFile, meter: Meter, *, weights: bool
+) -> bool:
+    """Make `blobs/<etag>` exist; return whether this call wrote it, or it was there (or linked) already.
 
-    **Cancellation:** the lock is given back. What else awaits the same blob takes over.
+    **Cancellation:** every thread has ended, the lock is given back, the partial is kept for whoever comes next.
+    What else awaits the same blob takes over.
 
     **Raises:** IntegrityError for a second wrong digest; HubUnavailableError, StalledError, DiskFullError,
-    CacheAccessError; ModelFileNotFoundError.
+    CacheAccessError, ModelFileNotFoundError.
     """
     assert file.etag is not None and file.size is not None  # `complete` saw to it
     key = cache.blob(file.etag)
@@ -45,7 +45,7 @@ async def fetch_blob(session: Session, cache: RepoCache, commit: str, file: Repo
     async def lead() -> bool:
         nonlocal led
         led = True
-        return await _Download(session, cache, commit, file, meter).run()
+        return await _Fetch(session, cache, commit, file, meter, weights=weights).run()
 
     fresh = await flight(lead)
     if session.flights.get(key) is flight:
@@ -55,182 +55,149 @@ async def fetch_blob(session: Session, cache: RepoCache, commit: str, file: Repo
     return led and fresh
 
 
-class _Download:
-    """One connection that brings one file, continued with Range after failures."""
+class _Fetch:
+    """The way of one blob into the cache, under its lock."""
 
-    def __init__(self, session: Session, cache: RepoCache, commit: str, file: RepoFile, meter: Meter) -> None:
+    def __init__(
+        self, session: Session, cache: RepoCache, commit: str, file: RepoFile, meter: Meter, *, weights: bool
+    ) -> None:
         assert file.etag is not None and file.size is not None
         self._session = session
         self._cache = cache
         self._commit = commit
-        self._path = file.path
+        self._file = file
         self._etag = file.etag
         self._size = file.size
         self._meter = meter
-        self._asked = Asked(cache.repo_id, commit, file.path, session.settings.token is not None)
-        self._offset = 0
+        self._weights = weights
+        # Set in the thread that opened it, so that a cancelled call leaves no descriptor without an owner.
+        self._partial: Partial | None = None
 
     async def run(self) -> bool:
         async with blob_lock(self._cache.lock(self._etag)):
             if await self._is_there():
                 self._meter.cached(self._size)
                 return False
-            partial_file = await run_owned(self._create, name="create")
             try:
-                await self._fetch(partial_file)
-                await self._check(partial_file, again=True)
-                await run_owned(partial(self._publish, partial_file), name="publish")
-                self._meter.file_done()
+                await self._own(self._claim)
+                fresh = await self._fill()
             finally:
-                await run_owned(partial(partial_file.unlink, missing_ok=True), name="unlink")
-            return True
+                await run_owned(self._keep, name="keep")
+            if fresh:
+                self._meter.file_done()
+            return fresh
 
     async def _is_there(self) -> bool:
         """Whether the blob is linked, or lies there whole: what others wrote is verified before it is linked."""
         blob = self._cache.blob(self._etag)
+        stop = Stop()
 
         def look() -> bool:
-            if self._cache.has(self._commit, self._path):
+            if self._cache.has(self._commit, self._file.path):
                 return True
             with cache_errors(blob):
-                return blob.exists() and blob.stat().st_size == self._size
+                if not blob.exists() or blob.stat().st_size != self._size:
+                    return False
+                return not self._session.verify or digest_of(blob, self._etag, stop.is_set) == self._etag
 
-        if not await run_owned(look, name="cache"):
-            return False
-        return self._cache.has(self._commit, self._path) or await self._digest(blob) == self._etag
+        return await run_owned(look, interrupt=stop.set, name="look")
 
-    def _create(self) -> Path:
-        path = self._cache.blobs / f"{self._etag}.{uuid.uuid4().hex[:8]}.incomplete"
-        with cache_errors(path, needed=self._size):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
-        return path
-
-    async def _fetch(self, into: Path) -> None:
-        self._offset = 0
-        if self._size == 0:
-            return  # as the official client: no request for nothing
-        try:
-            await with_retries(
-                self._session.policy, partial(self._attempt, into), progress=lambda: self._offset
-            )
-        except GaveUpError as error:
-            raise gave_up(error, self._asked) from error.__cause__
-        except BaseException:
-            self._meter.add(-self._offset)
-            raise
-
-    async def _attempt(self, into: Path) -> None:
-        url = file_url(self._session, self._cache.repo_id, self._commit, self._path)
-        headers = {"range": f"bytes={self._offset}-"} if self._offset else {}
-        async with (
-            self._session.bodies,
-            answer(
-                self._session,
-                "GET",
-                url,
-                asked=self._asked,
-                timeout=self._session.settings.stall_timeout,
-                headers=headers,
-            ) as response,
-        ):
-            self._accept(response)
-            buffer = bytearray()
+    async def _fill(self) -> bool:
+        """Fill partials until one is right, and publish that; whether it was this process that did."""
+        location = Location(self._session, self._cache.repo_id, self._commit, self._file)
+        whole = False
+        wrong: list[OtherBytesError] = []
+        while True:
+            assembly = self._assembly(location)
             try:
-                async for chunk in response.aiter_bytes():
-                    buffer += chunk
-                    if self._offset + len(buffer) > self._size:
-                        raise self._lied(f"more than {self._size}")
-                    if len(buffer) >= _WRITE:
-                        await self._write(into, buffer)
-            finally:
-                # What came before a failure is not asked for again.
-                await self._write(into, buffer)
-        if self._offset < self._size:
-            raise TransientError(
-                f"{self._path} of {self._cache.repo_id} ended at byte {self._offset:,} of {self._size:,}",
-                kind="truncated",
-            )
+                found = await assembly.run(whole=whole)
+                if found == self._etag:
+                    await run_owned(self._publish, name="publish")
+                    return True
+                raise OtherBytesError(self._etag, found)
+            except RangesIgnoredError:
+                self._meter.held(-assembly.counted)
+                whole = True
+            except PrunedError:
+                self._meter.held(-assembly.counted)
+                await self._own(self._rescue)
+            except LostError:
+                self._meter.held(-assembly.counted)
+                if await self._wait_for_new_owner():
+                    self._meter.cached(self._size)
+                    return False
+                await self._own(self._claim)
+            except OtherBytesError as error:
+                self._meter.held(-assembly.counted)
+                wrong.append(error)
+                # Into a new inode: the old one may be mapped by a build, and is worth nothing.
+                await run_owned(self._discard, name="discard")
+                if len(wrong) == 2:
+                    raise self._integrity_error(error) from error
+                await self._own(self._create)
+                location = Location(self._session, self._cache.repo_id, self._commit, self._file)
 
-    def _accept(self, response: httpx.Response) -> None:
-        """Check that the body is the part that was asked for; a whole one starts the file over."""
-        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("content-range", ""))
-        if response.status_code == 206:
-            if match is None or int(match[1]) != self._offset or match[3] not in ("*", str(self._size)):
-                raise self._lied(response.headers.get("content-range", "no Content-Range"))
-            return
-        length = response.headers.get("content-length")
-        encoded = response.headers.get("content-encoding", "identity") != "identity"
-        if length is not None and not encoded and int(length) != self._size:
-            raise self._lied(int(length))
-        self._meter.add(-self._offset)
-        self._offset = 0
+    def _assembly(self, location: Location) -> Assembly:
+        assert self._partial is not None
+        return Assembly(
+            self._session.downloader,
+            location,
+            self._session.policy,
+            self._partial,
+            self._file,
+            model=self._cache.repo_id,
+            weights=self._weights,
+            verify=self._session.verify,
+            meter=self._meter,
+        )
 
-    def _lied(self, found: str | int) -> IntegrityError:
+    async def _own(self, make: Callable[[], Partial]) -> None:
+        def work() -> None:
+            self._partial = make()
+
+        await run_owned(work, name="partial")
+
+    def _claim(self) -> Partial:
+        return claim_or_create(self._cache.blobs, self._etag, self._size, lock_held=True)
+
+    def _create(self) -> Partial:
+        return Partial.create(self._cache.blobs, self._etag, self._size)
+
+    def _rescue(self) -> Partial:
+        assert self._partial is not None
+        return self._partial.rescue()
+
+    def _publish(self) -> None:
+        assert self._partial is not None
+        self._partial.publish()
+        self._partial = None
+        discard_orphans(self._cache.blobs, self._etag, lock_held=True)
+
+    def _keep(self) -> None:
+        if self._partial is not None:
+            self._partial.keep()
+            self._partial = None
+
+    def _discard(self) -> None:
+        if self._partial is not None:
+            self._partial.discard()
+            self._partial = None
+
+    async def _wait_for_new_owner(self) -> bool:
+        """Wait while another process has the blob; whether it finished it. Only where locks don't work."""
+        await run_owned(self._keep, name="keep")
+        while not await self._is_there():
+            if not await run_owned(partial(others_alive, self._cache.blobs, self._etag), name="look"):
+                return False
+            await anyio.sleep(_LOOK)
+        return True
+
+    def _integrity_error(self, error: OtherBytesError) -> IntegrityError:
         return IntegrityError(
-            f"{self._path} of {self._cache.repo_id} has {self._size:,} bytes by the Hub's listing, and the server "
-            f"sends {found}. Nothing was linked. Check HF_ENDPOINT and any proxy between here and it.",
-            expected=self._size,
-            found=found,
+            f"{self._file.path} of {self._cache.repo_id} came wrong twice: {error}. Nothing was linked. "
+            "Check HF_ENDPOINT, and any proxy between here and it.",
+            expected=error.expected,
+            found=error.found,
             model=self._cache.repo_id,
-            file=self._path,
+            file=self._file.path,
         )
-
-    async def _write(self, into: Path, buffer: bytearray) -> None:
-        if not buffer:
-            return
-        data, start = bytes(buffer), self._offset
-        buffer.clear()
-        # Counted first: the thread runs to its end whatever happens to this task.
-        self._offset += len(data)
-        self._meter.add(len(data))
-
-        def write() -> None:
-            with cache_errors(into, needed=self._size - start):
-                fd = os.open(into, os.O_WRONLY | os.O_CLOEXEC)
-                try:
-                    view = memoryview(data)
-                    while view:
-                        view = view[os.pwrite(fd, view, start + len(data) - len(view)) :]
-                finally:
-                    os.close(fd)
-
-        await run_owned(write, name="write")
-
-    async def _check(self, path: Path, *, again: bool) -> None:
-        if not self._session.verify:
-            return
-        found = await self._digest(path)
-        if found == self._etag:
-            return
-        if again:
-            self._meter.add(-self._size)
-            await run_owned(partial(os.truncate, path, 0), name="truncate")
-            await self._fetch(path)
-            return await self._check(path, again=False)
-        raise IntegrityError(
-            f"{self._path} of {self._cache.repo_id} arrived twice with a wrong digest: {self._etag} was promised, "
-            f"{found} came. Nothing was linked. Check HF_ENDPOINT and any proxy between here and it.",
-            expected=self._etag,
-            found=found,
-            model=self._cache.repo_id,
-            file=self._path,
-        )
-
-    async def _digest(self, path: Path) -> str:
-        stop = threading.Event()
-
-        def work() -> str:
-            with cache_errors(path):
-                return digest_of(path, self._etag, stop.is_set)
-
-        return await run_owned(work, interrupt=stop.set, name="verify")
-
-    def _publish(self, path: Path) -> None:
-        blob = self._cache.blob(self._etag)
-        with cache_errors(blob):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fdatasync(fd)
-            finally:
-                os.close(fd)
-            os.replace(path, blob)

@@ -27,11 +27,12 @@ async def answer(
     timeout: float,
     headers: Mapping[str, str] | None = None,
     leave_hub: bool = True,
+    body: bool = False,
 ) -> AsyncIterator[httpx.Response]:
     """The final answer to a request, its body not yet read; its `history` has the redirects before it.
 
     `leave_hub=False` stops at a redirect that leads away from the Hub, and gives that redirect: it carries the
-    file's metadata. The token goes to the Hub's origins only, whatever redirects to where.
+    file's metadata. `body=True` takes the client for file bodies. The token goes to the Hub's origins only, whatever redirects to where.
 
     **Cancellation:** the connection is closed.
 
@@ -39,14 +40,16 @@ async def answer(
     """
     history: list[httpx.Response] = []
     while True:
-        response = await _send(session, method, url, asked=asked, timeout=timeout, headers=headers)
+        client = session.body_client(url) if body else session.client
+        response = await _send(session, client, method, url, asked=asked, timeout=timeout, headers=headers)
         try:
             target = _redirect(response, url, asked)
             hub = target is not None and (session.settings.is_hub(target) or origin(target) == origin(url))
             if target is None or not (leave_hub or hub):
                 response.history = history
                 if response.status_code >= 400:
-                    raise failure(response.status_code, response.headers, await _text(response), url, asked)
+                    hub = session.settings.is_hub(url)
+                    raise failure(response.status_code, response.headers, await _text(response), url, asked, hub=hub)
                 try:
                     yield response
                 except httpx.HTTPError as error:
@@ -67,31 +70,39 @@ async def answer(
 
 
 async def _send(
-    session: Session, method: str, url: str, *, asked: Asked, timeout: float, headers: Mapping[str, str] | None
+    session: Session,
+    client: httpx.AsyncClient,
+    method: str,
+    url: str,
+    *,
+    asked: Asked,
+    timeout: float,
+    headers: Mapping[str, str] | None,
 ) -> httpx.Response:
     sent = {"user-agent": session.settings.user_agent, "accept-encoding": "identity", **(headers or {})}
     if session.settings.token and session.settings.is_hub(url):
         sent["authorization"] = f"Bearer {session.settings.token}"
     try:
-        request = session.client.build_request(method, url, headers=sent, timeout=timeout)
+        request = client.build_request(method, url, headers=sent, timeout=timeout)
+        if not session.settings.is_hub(url):
+            request.headers.pop("authorization", None)  # of the user's client
         # auth=None: credentials of a .netrc or of the user's client are not for every host in a chain.
-        return await session.client.send(request, stream=True, follow_redirects=False, auth=None)
+        return await client.send(request, stream=True, follow_redirects=False, auth=None)
     except httpx.HTTPError as error:
         raise transport_failure(error, asked, url) from error
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise HubUnavailableError(
-            f"{asked.model}: the server sent us to a URL that is none. Check HF_ENDPOINT.",
-            model=asked.model,
-            file=asked.file,
-        ) from error
+        raise _no_url(asked) from error
 
 
 def _redirect(response: httpx.Response, url: str, asked: Asked) -> str | None:
     location: str = response.headers.get("location", "")
     if response.status_code not in (301, 302, 303, 307, 308) or not location:
         return None
-    target = urljoin(url, location)
-    scheme = urlsplit(target).scheme
+    try:
+        target = urljoin(url, location)
+        scheme, _, _ = origin(target)
+    except ValueError as error:
+        raise _no_url(asked) from error
     if scheme not in ("http", "https") or (scheme == "http" and url.startswith("https:")):
         raise HubUnavailableError(
             f"{asked.model}: {urlsplit(url).hostname} redirects from {urlsplit(url).scheme} to {scheme}, "
@@ -101,6 +112,14 @@ def _redirect(response: httpx.Response, url: str, asked: Asked) -> str | None:
             status=response.status_code,
         )
     return target
+
+
+def _no_url(asked: Asked) -> HubUnavailableError:
+    return HubUnavailableError(
+        f"{asked.model}: the server sent us to a URL that is none. Check HF_ENDPOINT.",
+        model=asked.model,
+        file=asked.file,
+    )
 
 
 async def _text(response: httpx.Response) -> str:

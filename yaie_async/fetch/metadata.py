@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from yaie_async.core.errors import HubUnavailableError, LoaderError, ModelFileNotFoundError
+from yaie_async.core.errors import HubUnavailableError, LoaderError
 from yaie_async.core.plan import Listing, RepoFile, check_etag, check_path, is_commit
 from yaie_async.core.threads import run_owned
 from yaie_async.fetch.answers import Asked, gave_up
@@ -102,7 +102,7 @@ async def _json(session: Session, url: str, asked: Asked) -> Any:
     try:
         # In a thread: a listing of many thousand files takes long to parse.
         return await run_owned(lambda: json.loads(body), name="json")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_a_hub(asked, "something that is not JSON") from error
 
 
@@ -156,7 +156,7 @@ async def _head(session: Session, repo_id: str, revision: str, path: str) -> tup
     commit, etag = headers.get("x-repo-commit", ""), normal_etag(headers)
     size = headers.get("x-linked-size") or (None if response.is_redirect else headers.get("content-length"))
     if not is_commit(commit) or etag is None or size is None or not size.isdecimal():
-        raise ModelFileNotFoundError(
+        raise HubUnavailableError(
             f"The server does not tell commit, etag and size of {path} of {repo_id}, so it can't be cached. "
             "Check HF_ENDPOINT: this is not how a Hub answers.",
             model=repo_id,

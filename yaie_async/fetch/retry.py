@@ -11,11 +11,11 @@ from email.utils import parsedate_to_datetime
 from typing import Literal, TypeVar
 
 import anyio
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity import AsyncRetrying, retry_if_exception_type
 
 T = TypeVar("T")
 
-Kind = Literal["connect", "read", "stall", "truncated", "status"]
+Kind = Literal["connect", "read", "stall", "truncated", "range", "status"]
 
 
 class TransientError(Exception):
@@ -83,20 +83,16 @@ class _Tally:
         self._seen = progress()
         self._failures = 0
         self._waited = 0.0
-        self._next = 0.0
+        self.next_wait = 0.0
+        self.over = False
 
-    def stop(self, state: RetryCallState) -> bool:
+    def count(self, error: TransientError) -> None:
         seen = self._progress()
         self._failures = 1 if seen > self._seen else self._failures + 1
         self._seen = seen
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.wait if isinstance(error, TransientError) else None
-        self._next = self._policy.wait_before(self._failures, asked, random.random())  # noqa: S311 - jitter
-        return self._policy.gives_up(self._failures, self._waited, self._next)
-
-    def wait(self, _state: RetryCallState) -> float:
-        self._waited += self._next
-        return self._next
+        self.next_wait = self._policy.wait_before(self._failures, error.wait, random.random())  # noqa: S311 - jitter
+        self.over = self._policy.gives_up(self._failures, self._waited, self.next_wait)
+        self._waited += self.next_wait
 
 
 async def with_retries(
@@ -116,13 +112,18 @@ async def with_retries(
     async def counted() -> T:
         nonlocal attempts
         attempts += 1
-        return await work()
+        try:
+            return await work()
+        except TransientError as error:
+            # Counted here: whether tenacity asks for `wait` or for `stop` first differs between its versions.
+            tally.count(error)
+            raise
 
     retrying = AsyncRetrying(
         sleep=anyio.sleep,
         retry=retry_if_exception_type(TransientError),
-        stop=tally.stop,
-        wait=tally.wait,
+        stop=lambda _state: tally.over,
+        wait=lambda _state: tally.next_wait,
         reraise=True,
     )
     try:

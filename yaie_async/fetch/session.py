@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import anyio
 import httpx
 
 from yaie_async.core.errors import HubUnavailableError
 from yaie_async.core.tasks import SharedCall
+from yaie_async.fetch.downloader import Downloader
 from yaie_async.fetch.retry import RetryPolicy
 from yaie_async.fetch.settings import Settings
+from yaie_async.fetch.transport import DrainTransport
 
 
 class Session:
@@ -19,9 +22,9 @@ class Session:
 
     Attributes:
         settings: the environment at the time of opening.
-        client: the one HTTP client.
+        client: the HTTP client for metadata.
         policy: when a failed request is tried again.
-        bodies: how many file bodies may be under way at once.
+        downloader: hands out the ranges of all files.
         verify: whether digests are checked before a blob is linked.
         flights: the blobs that are being fetched, each once for all who want it.
     """
@@ -31,6 +34,7 @@ class Session:
         settings: Settings,
         *,
         max_connections: int,
+        max_bytes_per_second: float | None,
         verify: bool,
         client: httpx.AsyncClient | None,
         policy: RetryPolicy,
@@ -39,18 +43,32 @@ class Session:
         self.policy = policy
         self.verify = verify
         self.max_connections = max_connections
-        self.bodies = anyio.CapacityLimiter(max_connections)
+        self.downloader = Downloader(
+            max_connections, verify=verify, max_bytes_per_second=max_bytes_per_second
+        )
         self.flights: defaultdict[Path, SharedCall[bool]] = defaultdict(SharedCall)
         self._owned = client is None
-        self.client = client or _client(max_connections)
+        self.client = client or _stock_client(max_connections)
+        self._drain = _drain_client(max_connections) if client is None else None
+        self._proxies = getproxies()
+
+    def body_client(self, url: str) -> httpx.AsyncClient:
+        """The client for file bodies: over our own transport, but for a user's client and for proxies."""
+        parts = urlsplit(url)
+        proxied = self._proxies.get(parts.scheme) or self._proxies.get("all")
+        if self._drain is None or (proxied and not proxy_bypass(parts.hostname or "")):
+            return self.client
+        return self._drain
 
     async def aclose(self) -> None:
-        """Close the client, unless it is the user's."""
+        """Close the clients, unless they are the user's."""
         if self._owned:
             await self.client.aclose()
+        if self._drain is not None:
+            await self._drain.aclose()
 
 
-def _client(max_connections: int) -> httpx.AsyncClient:
+def _stock_client(max_connections: int) -> httpx.AsyncClient:
     try:
         return httpx.AsyncClient(
             follow_redirects=False,  # by hand: the token goes to the Hub's origin alone
@@ -67,3 +85,9 @@ def _client(max_connections: int) -> httpx.AsyncClient:
             f"The HTTP client can't be set up: {error}. "
             "Check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR."
         ) from error
+
+
+def _drain_client(max_connections: int) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
+    # The context as httpx makes its own: SSL_CERT_FILE and SSL_CERT_DIR, else certifi's bundle.
+    return httpx.AsyncClient(transport=DrainTransport(httpx.create_ssl_context(), limits), follow_redirects=False)

@@ -63,10 +63,10 @@ def read_settings(
 
     Raises:
         TokenMissingError: when `token=True` and none is stored.
-        InvalidArgumentError: when the endpoint is not an http(s) URL.
+        InvalidArgumentError: when the endpoint is not an http(s) URL, or the token or cache_dir can't be one.
     """
     base = (endpoint or constants.ENDPOINT).rstrip("/")
-    if urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname:
+    if not _is_http(base):
         raise InvalidArgumentError(
             f"The endpoint {base!r} is not an http(s) URL. Set HF_ENDPOINT or endpoint= to one, "
             "or leave it out for https://huggingface.co."
@@ -79,15 +79,37 @@ def read_settings(
             "token=True asks for the stored token and there is none. Run `hf auth login`, set HF_TOKEN, "
             "or pass the token itself."
         ) from error
+    if sent is not None and not (sent.isascii() and sent.isprintable() and " " not in sent):
+        raise InvalidArgumentError(
+            "The token has characters that no token has (a space, a line break, a letter with an accent). "
+            "Copy it again from https://huggingface.co/settings/tokens."
+        )
     return Settings(
         endpoint=base,
-        cache_dir=Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve(),
+        cache_dir=_cache_dir(cache_dir or constants.HF_HUB_CACHE),
         token=sent,
         offline=offline or constants.is_offline_mode(),
         user_agent=_user_agent(),
         metadata_timeout=float(constants.HF_HUB_ETAG_TIMEOUT),
         stall_timeout=float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
     )
+
+
+def _is_http(url: str) -> bool:
+    try:
+        scheme, host, _ = origin(url)
+    except ValueError:
+        return False
+    return scheme in ("http", "https") and bool(host)
+
+
+def _cache_dir(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"The cache directory {str(path)!r} can't be one: {error}. Set HF_HUB_CACHE or cache_dir to another."
+        ) from error
 
 
 def _user_agent() -> str:

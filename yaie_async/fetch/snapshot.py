@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import anyio
+
 from yaie_async.core.errors import (
     DiskFullError,
     GatedModelError,
@@ -26,6 +28,7 @@ from yaie_async.fetch.metadata import commit_of, complete, listing_of
 from yaie_async.fetch.session import Session
 from yaie_async.store.access import free_bytes
 from yaie_async.store.cache import RepoCache
+from yaie_async.store.claims import held_bytes
 from yaie_async.store.snapshots import Holding, holding, select
 
 logger = logging.getLogger("yaie_async")
@@ -144,17 +147,34 @@ class _Job:
         self._need = need
         self._meter = meter
         self._fresh: set[str] = set()
+        self._weights: dict[str, anyio.CancelScope] = {}
+        self._small_linked = anyio.Event()
+        # Each has a lock and two descriptors; as many wait ready as are under way, so that no connection idles.
+        self._open_files = anyio.CapacityLimiter(2 * session.max_connections)
 
     async def run(self, revision: str, on_small: Callable[[], None]) -> None:
         self._meter.stage("downloading")
         guess = await self._plan()
         await run_owned(partial(self._prepare, revision), name="prepare")
-        await self._fetch(guess.small)
-        exact = await self._plan()  # now by config.json and the index themselves
-        *others, config = exact.small
-        await run_owned(partial(self._link, others), name="link")
-        on_small()
-        await self._fetch(exact.weights, link=True)
+        async with task_group() as group:
+            group.start_soon(self._session.downloader.clock)
+            async with task_group() as weights:
+                # At once, by their usual names: waiting for the index would leave the line idle.
+                for file in guess.weights:
+                    weights.start_soon(self._weight, file)
+                async with task_group() as small:
+                    for file in guess.small:
+                        small.start_soon(self._fetch, file)
+                exact = await self._plan()  # now by config.json and the index themselves
+                *others, config = exact.small
+                await run_owned(partial(self._link, others), name="link")
+                on_small()
+                self._small_linked.set()
+                self._drop({file.path for file in guess.weights} - {file.path for file in exact.weights})
+                for file in exact.weights:
+                    if file not in guess.weights:
+                        weights.start_soon(self._weight, file)
+            group.cancel_scope.cancel()
         await run_owned(partial(self._link, [config]), name="link")
 
     async def _plan(self) -> Wanted:
@@ -168,19 +188,23 @@ class _Job:
         self._cache.prepare(self._commit)
         self._cache.write_ref(revision, self._commit)
 
-    async def _fetch(self, files: tuple[RepoFile, ...], *, link: bool = False) -> None:
-        async with task_group() as group:
-            for file in files:
-                group.start_soon(self._fetch_one, file, link)
-
-    async def _fetch_one(self, file: RepoFile, link: bool) -> None:
-        if await run_owned(partial(self._cache.has, self._commit, file.path), name="cache"):
-            self._meter.cached(file.size or 0)
-            return
-        if await fetch_blob(self._session, self._cache, self._commit, file, self._meter):
-            self._fresh.add(file.path)
-        if link:
+    async def _weight(self, file: RepoFile) -> None:
+        with anyio.CancelScope() as scope:
+            self._weights[file.path] = scope
+            await self._fetch(file, weights=True)
+            await self._small_linked.wait()
             await run_owned(partial(self._link, [file]), name="link")
+
+    def _drop(self, paths: set[str]) -> None:
+        for path in paths:
+            self._weights[path].cancel()
+
+    async def _fetch(self, file: RepoFile, *, weights: bool = False) -> None:
+        async with self._open_files:
+            if await run_owned(partial(self._cache.has, self._commit, file.path), name="cache"):
+                self._meter.cached(file.size or 0)
+            elif await fetch_blob(self._session, self._cache, self._commit, file, self._meter, weights=weights):
+                self._fresh.add(file.path)
 
     def _link(self, files: list[RepoFile]) -> None:
         for file in files:
@@ -226,9 +250,10 @@ async def _completed(
 ) -> Listing:
     """The listing with size and etag of `files`, for mirrors that leave them out: one HEAD for each that lacks."""
     known = dict(listing.files)
+    limiter = anyio.CapacityLimiter(session.max_connections)
 
     async def one(file: RepoFile) -> None:
-        async with session.bodies:
+        async with limiter:
             known[file.path] = await complete(session, repo_id, listing.commit, file)
 
     async with task_group() as group:
@@ -242,7 +267,7 @@ def bytes_missing(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) ->
     """Bytes of `files` that the cache has neither linked, nor as a blob, nor in a resumable partial."""
     wanted = {file.etag: file for file in files if not cache.has(commit, file.path)}
     return sum(
-        (file.size or 0)
+        (file.size or 0) - held_bytes(cache.blobs, etag)
         for etag, file in wanted.items()
         if etag is not None and not cache.blob(etag).exists()
     )

@@ -40,7 +40,8 @@ async def watching(meter: Meter, on_progress: OnProgress | None) -> AsyncIterato
 def _bars_wanted() -> bool:
     from huggingface_hub.utils import are_progress_bars_disabled
 
-    if not sys.stderr.isatty() or are_progress_bars_disabled():
+    terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+    if not terminal or are_progress_bars_disabled():
         return False
     import rich.progress  # noqa: F401 - here, off the loop
 

@@ -166,7 +166,7 @@ class DirectoryFiles:
     def _json(self, name: str) -> Any:
         try:
             return json.loads((self.path / name).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
 

@@ -32,6 +32,7 @@ class Hub:
         endpoint: base URL; HF_ENDPOINT or https://huggingface.co when None.
         local_files_only: True never makes a request; None leaves it to HF_HUB_OFFLINE.
         max_connections: file bodies under way at once, over all models.
+        max_bytes_per_second: limit on all bodies together; None for none.
         verify: check digests before a file is linked.
         client: an `httpx.AsyncClient` of the caller's, for all requests; it is never closed here.
         on_progress: called for each model of `prefetch`.
@@ -48,6 +49,7 @@ class Hub:
         endpoint: str | None = None,
         local_files_only: bool | None = None,
         max_connections: int = 8,
+        max_bytes_per_second: float | None = None,
         verify: bool = True,
         client: httpx.AsyncClient | None = None,
         on_progress: OnProgress | None = None,
@@ -56,12 +58,17 @@ class Hub:
             from yaie_async.core.errors import InvalidArgumentError
 
             raise InvalidArgumentError(f"max_connections must be 1 or more, not {max_connections}.")
+        if max_bytes_per_second is not None and not max_bytes_per_second > 0:
+            from yaie_async.core.errors import InvalidArgumentError
+
+            raise InvalidArgumentError(f"max_bytes_per_second must be above 0, not {max_bytes_per_second}.")
         self.on_progress = on_progress
         self._cache_dir = cache_dir
         self._token = token
         self._endpoint = endpoint
         self._local_files_only = local_files_only
         self._max_connections = max_connections
+        self._max_bytes_per_second = max_bytes_per_second
         self._verify = verify
         self._client = client
         self._users = 0
@@ -129,6 +136,7 @@ class Hub:
             return Session(
                 settings,
                 max_connections=self._max_connections,
+                max_bytes_per_second=self._max_bytes_per_second,
                 verify=self._verify,
                 client=self._client,
                 policy=RetryPolicy(),

@@ -190,7 +190,7 @@ class ModelLoader:
         from yaie_async.build.libraries import import_libraries
         from yaie_async.build.preflight import check_config
 
-        await run_detached(import_libraries, name="imports")
+        await run_detached(partial(import_libraries, responsive=self._responsive), name="imports")
         await small.wait()
 
         def check() -> None:
@@ -218,7 +218,7 @@ class ModelLoader:
                 from yaie_async.build.libraries import import_libraries
                 from yaie_async.build.tokenizer import build_tokenizer
 
-                import_libraries()
+                import_libraries(responsive=self._responsive)
                 return build_tokenizer(files.request(**self._build_options()))
 
             tokenizer = await run_detached(build, name="tokenizer")
@@ -237,19 +237,22 @@ class ModelLoader:
     @asynccontextmanager
     async def _working(self, *, quiet: bool = False) -> AsyncIterator[tuple[Session, ModelFiles, Meter]]:
         """An open Hub's session, the files of this loader, and a meter that is reported to whoever watches."""
+        from yaie_async.build.responsive import quick_switching
         from yaie_async.loader.display import watching
 
         meter = Meter(self.model)
+        switching = quick_switching() if self._responsive else nullcontext()
         async with self._hub() as hub:
-            sink = self._on_progress or hub.on_progress
-            async with nullcontext() if quiet else watching(meter, sink):
-                files = await self._find(hub.session)
-                try:
-                    yield hub.session, files, meter
-                except Exception:
-                    if not files.confirmed:
-                        self._files.forget()  # the next await asks the Hub again
-                    raise
+            watched = nullcontext() if quiet else watching(meter, self._on_progress or hub.on_progress)
+            with switching:
+                async with watched:
+                    files = await self._find(hub.session)
+                    try:
+                        yield hub.session, files, meter
+                    except Exception:
+                        if not files.confirmed:
+                            self._files.forget()  # the next await asks the Hub again
+                        raise
 
     @asynccontextmanager
     async def _hub(self) -> AsyncIterator[Hub]:

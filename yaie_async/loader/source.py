@@ -39,10 +39,10 @@ def find_source(model: str | os.PathLike[str], revision: str | None) -> Director
         InvalidArgumentError: for what is neither a path nor a valid repo id, and for a bad revision.
     """
     name = os.fspath(model)
-    path = Path(name).expanduser() if name else Path()
     only_path = not isinstance(model, str) or name.startswith((".", "~", os.sep))
-    if name and path.is_dir():
-        return Directory(path.absolute())
+    directory = _directory(name)
+    if directory is not None:
+        return Directory(directory)
     if only_path:
         raise ModelNotFoundError(
             f"There is no directory {name!r}. A name that starts with '.', '~' or '/' is always a directory; "
@@ -64,3 +64,11 @@ def find_source(model: str | os.PathLike[str], revision: str | None) -> Director
             f"{revision!r} is not a valid revision of {name}. Give a branch, a tag or a commit hash.", model=name
         ) from error
     return HubModel(name, revision)
+
+
+def _directory(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser().absolute()
+        return path if name and path.is_dir() else None
+    except (OSError, RuntimeError):
+        return None  # longer than any name can be, in a folder that is closed to us, or the home of nobody

@@ -62,8 +62,6 @@ def free_bytes(path: Path) -> int:
     for folder in (path, *path.parents):
         try:
             return shutil.disk_usage(folder).free
-        except FileNotFoundError:
-            continue
         except OSError:
-            return 0
+            continue  # not there yet; whether it can be made is found out by making it
     return 0

@@ -17,6 +17,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from yaie_async.store.access import cache_errors
 
 _TAG = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
-    "# This directory is a cache: backup tools may leave it out.\n"
-    "# See https://bford.info/cachedir/ and https://huggingface.co/docs/huggingface_hub/guides/manage-cache\n"
+    "# This file is a cache directory tag created by huggingface_hub.\n"
+    "# For information about cache directory tags, see:\n"
+    "#\thttps://bford.info/cachedir/\n"
 )
 
 
@@ -84,7 +86,7 @@ class RepoCache:
             return revision
         try:
             commit = self.folder.joinpath("refs", *revision.split("/")).read_text().strip()
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             return None
         return commit if is_commit(commit) else None
 
@@ -131,16 +133,21 @@ class RepoCache:
         A full commit gets no ref. Failure is ignored, as the official client ignores it: the snapshot is
         found by commit all the same, and a read-only cache stays usable.
         """
-        if revision == commit or self.commit_of(revision) == commit:
+        if revision == commit:
             return
         ref = self.folder.joinpath("refs", *revision.split("/"))
         temporary = ref.with_name(f"{ref.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
+        with suppress(OSError, UnicodeDecodeError):
+            # As it stands: others take a newline for part of the commit.
+            if ref.read_text() == commit:
+                return
+        with suppress(OSError):
             ref.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(commit)
-            os.replace(temporary, ref)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+            try:
+                temporary.write_text(commit)
+                os.replace(temporary, ref)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def link(self, commit: str, path: str, etag: str, *, fresh: bool) -> None:
         """Enter a finished blob into the snapshot. `fresh` says that this load has just written the blob.
@@ -163,6 +170,9 @@ class RepoCache:
                 try:
                     shutil.copyfile(blob, temporary)
                     os.replace(temporary, pointer)
+                except FileNotFoundError:
+                    if not pointer.exists():  # else whoever wrote the blob has just moved it there
+                        raise
                 finally:
                     temporary.unlink(missing_ok=True)
 

@@ -28,9 +28,10 @@ class Holding(Enum):
 def holding(cache: RepoCache, commit: str, *, weights: bool, code: bool, rules: WeightRules) -> Holding:
     """How much of a load's files the snapshot of `commit` has.
 
-    The official client's listing proves it. Without one, the order in which we link does: config.json is
-    the last file, the weights come right before it, and tokenizer_config.json before those; whoever finds
-    all three finds what lies between. Code has no such order, so its wholeness is never proved.
+    The official client's listing proves it, and the index or the one file proves the weights. For the small
+    files without a listing, the order in which we link does: tokenizer_config.json after all others, and
+    config.json after that. Whoever fetches file by file has another order (transformers begins with these
+    two). Code has no such order, so its wholeness is never proved.
     """
     if not cache.has(commit, "config.json"):
         return Holding.MISSING
@@ -44,8 +45,18 @@ def holding(cache: RepoCache, commit: str, *, weights: bool, code: bool, rules: 
         return Holding.MISSING
     if any(file.path not in present for file in wanted.files):
         return Holding.MISSING
-    proved = tree is not None or ("tokenizer_config.json" in present and not code)
+    proved = tree is not None or (not code and _linked_in_order(cache, commit, wanted.small))
     return Holding.WHOLE if proved else Holding.USABLE
+
+
+def _linked_in_order(cache: RepoCache, commit: str, small: tuple[RepoFile, ...]) -> bool:
+    # ctime: a rename sets it where symlinks don't work, and copying a cache loses the proof, not more.
+    try:
+        linked = {file.path: cache.pointer(commit, file.path).lstat().st_ctime_ns for file in small}
+    except OSError:
+        return False  # removed this moment
+    config, tokenizer = linked.pop("config.json"), linked.pop("tokenizer_config.json", None)
+    return tokenizer is not None and bool(linked) and config >= tokenizer >= max(linked.values())
 
 
 def select(
@@ -72,6 +83,6 @@ def read_json(cache: RepoCache, commit: str, file: RepoFile) -> Any:
     for path in (cache.pointer(commit, file.path), *blob):
         try:
             return json.loads(path.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
     return None

@@ -1,0 +1,231 @@
+"""Counting a load, and telling whoever watches."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yaie_async.core.progress import RATE_WINDOW, Meter, Progress, reporting
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def meter(clock: Clock) -> Meter:
+    meter = Meter("org/name", clock)
+    meter.expect(total=1000, files=3)
+    meter.stage("downloading")
+    return meter
+
+
+# -- the meter ----------------------------------------------------------------------------------------------
+
+
+def test_a_new_meter_knows_nothing() -> None:
+    """Before the listing is known there are no totals, no rate and no time left."""
+    assert Meter("org/name").snapshot() == Progress("org/name", "resolving")
+    assert Meter("org/name").snapshot().fraction == 0.0
+
+
+def test_bytes_make_a_rate_and_a_time_left(meter: Meter, clock: Clock) -> None:
+    """The rate is that of the last seconds, and the time left follows from it."""
+    meter.add(100)
+    clock.now += 1
+    meter.add(100)
+    event = meter.snapshot()
+    assert (event.bytes_done, event.bytes_total) == (200, 1000)
+    assert event.bytes_per_second == 200
+    assert event.seconds_left == 4
+    assert event.fraction == 0.2
+
+
+def test_the_rate_forgets_what_is_long_past(meter: Meter, clock: Clock) -> None:
+    """A rate is over the last five seconds: after a pause of that length it is zero, and no time left is told."""
+    meter.add(500)
+    clock.now += RATE_WINDOW + 0.1
+    event = meter.snapshot()
+    assert (event.bytes_per_second, event.seconds_left) == (0.0, None)
+    assert event.bytes_done == 500
+
+
+def test_cached_files_are_progress_without_a_rate(meter: Meter) -> None:
+    """What was cached counts as done, and makes nothing look fast."""
+    meter.cached(400)
+    event = meter.snapshot()
+    assert (event.bytes_done, event.files_done, event.bytes_per_second) == (400, 1, 0.0)
+
+
+def test_bytes_that_are_taken_back_do_not_count(meter: Meter, clock: Clock) -> None:
+    """A file that is fetched anew counts once: its bytes are taken back first, and the total stays."""
+    meter.add(300)
+    clock.now += 1
+    meter.add(-300)
+    assert meter.snapshot().bytes_done == 0
+    assert meter.snapshot().bytes_per_second == 0.0
+    meter.add(300)
+    assert meter.snapshot().bytes_done == 300
+    assert meter.snapshot().bytes_total == 1000
+
+
+def test_no_rate_is_told_outside_the_download(meter: Meter, clock: Clock) -> None:
+    """While a model is built nothing arrives, so no rate and no time left are told; ready is all of it."""
+    meter.add(500)
+    clock.now += 1
+    meter.stage("building")
+    assert meter.snapshot().bytes_per_second == 0.0
+    assert meter.snapshot().seconds_left is None
+    meter.stage("ready")
+    assert meter.snapshot().fraction == 1.0
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.integers(-50, 400)), max_size=40))
+def test_an_event_is_never_out_of_bounds(steps: list[tuple[float, int]]) -> None:
+    """Whatever is added or taken back, an event never tells more than the total, nor a negative rate."""
+    clock = Clock()
+    meter = Meter("m", clock)
+    meter.expect(total=1000, files=1)
+    meter.stage("downloading")
+    done = 0
+    for wait, size in steps:
+        clock.now += wait
+        size = max(size, -done)
+        done += size
+        meter.add(size)
+        event = meter.snapshot()
+        assert 0 <= event.bytes_done == min(done, 1000)
+        assert 0 <= event.fraction <= 1
+        assert event.bytes_per_second >= 0
+        assert event.seconds_left is None or event.seconds_left >= 0
+
+
+def test_threads_may_add_while_the_loop_looks() -> None:
+    """Bytes that several threads add at once are all counted, while snapshots are taken."""
+    meter = Meter("m")
+    meter.expect(total=10**9, files=1)
+    meter.stage("downloading")
+
+    def add() -> None:
+        for _ in range(5000):
+            meter.add(1)
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        meter.snapshot()
+    assert meter.snapshot().bytes_done == 20000
+
+
+def test_events_are_frozen() -> None:
+    """An event can't be changed by whoever gets it."""
+    with pytest.raises(AttributeError):
+        Progress("m", "ready").stage = "building"  # type: ignore[misc]
+
+
+# -- reporting ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_the_first_and_the_last_event_always_come(anyio_backend: Any) -> None:
+    """However short the block, there is an event at its start and one that tells how it ended."""
+    events: list[Progress] = []
+    meter = Meter("m")
+    async with reporting(meter, events.append):
+        meter.stage("ready")
+    assert [event.stage for event in events] == ["resolving", "ready"]
+
+
+@pytest.mark.anyio
+async def test_events_are_at_most_ten_a_second_and_on_the_loops_thread(anyio_backend: Any) -> None:
+    """Thousands of steps make a handful of events, each different from the one before, all on the loop's thread."""
+    events: list[tuple[float, int, Progress]] = []
+    meter = Meter("m")
+    meter.expect(total=10**6, files=1)
+
+    def keep(event: Progress) -> None:
+        events.append((anyio.current_time(), threading.get_ident(), event))
+
+    async with reporting(meter, keep):
+        start = anyio.current_time()
+        while anyio.current_time() < start + 0.35:
+            meter.add(1)
+            await anyio.sleep(0)
+    took = events[-1][0] - start
+    assert 4 <= len(events) <= took / 0.1 + 2
+    assert {ident for _, ident, _ in events} == {threading.get_ident()}
+    told = [event for _, _, event in events]
+    assert all(one != other for one, other in zip(told, told[1:], strict=False))
+
+
+@pytest.mark.anyio
+async def test_nothing_is_told_twice(anyio_backend: Any) -> None:
+    """While nothing changes there are no events."""
+    events: list[Progress] = []
+    async with reporting(Meter("m"), events.append):
+        with anyio.move_on_after(0.25):
+            await anyio.sleep_forever()
+    assert len(events) == 1
+
+
+@pytest.mark.anyio
+async def test_a_callback_that_fails_is_logged_once(anyio_backend: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """An exception in the callback is logged with its traceback, once, and the block goes on."""
+    calls: list[Progress] = []
+
+    def broken(event: Progress) -> None:
+        calls.append(event)
+        raise ZeroDivisionError
+
+    meter = Meter("org/name")
+    with caplog.at_level(logging.ERROR, "yaie_async"):
+        async with reporting(meter, broken):
+            meter.stage("downloading")
+        meter.stage("ready")
+    (record,) = caplog.records
+    assert record.name == "yaie_async"
+    assert "org/name" in record.getMessage()
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
+    assert len(calls) == 1
+
+
+@pytest.mark.anyio
+async def test_an_error_of_the_block_comes_out_bare(anyio_backend: Any) -> None:
+    """An error inside the block is raised as it is, not in a group, after the last event."""
+    events: list[Progress] = []
+    meter = Meter("m")
+    with pytest.raises(KeyError):
+        async with reporting(meter, events.append):
+            meter.stage("downloading")
+            raise KeyError
+    assert events[-1].stage == "downloading"
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_block_tells_where_it_ended(anyio_backend: Any) -> None:
+    """After a cancel the last event still comes."""
+    events: list[Progress] = []
+    meter = Meter("m")
+    with anyio.CancelScope() as scope:
+        async with reporting(meter, events.append):
+            meter.stage("downloading")
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert [event.stage for event in events] == ["resolving", "downloading"]

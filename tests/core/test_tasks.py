@@ -1,0 +1,252 @@
+"""Tasks that share one result, and task groups that raise one error."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.support.waiting import until
+from yaie_async.core.errors import LoaderError, ModelNotFoundError, PrefetchError
+from yaie_async.core.tasks import SharedCall, task_group
+
+pytestmark = pytest.mark.anyio
+
+
+# -- SharedCall ---------------------------------------------------------------------------------------------
+
+
+async def test_all_who_await_at_once_share_one_run(anyio_backend: Any) -> None:
+    """Concurrent and later callers get the one object that the first caller's work returned."""
+    shared: SharedCall[object] = SharedCall()
+    runs: list[int] = []
+    release = anyio.Event()
+    results: list[object] = []
+
+    async def work() -> object:
+        runs.append(1)
+        await release.wait()
+        return object()
+
+    async def call() -> None:
+        results.append(await shared(work))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(call)
+        await until(lambda: runs)
+        release.set()
+    results.append(await shared(work))
+    assert len(runs) == 1
+    assert len(set(map(id, results))) == 1
+    assert len(results) == 6
+    assert shared.result is results[0]
+
+
+async def test_the_next_takes_over_when_the_worker_is_cancelled(anyio_backend: Any) -> None:
+    """If the one that does the work is cancelled, exactly one of those who wait starts over, and all are served."""
+    shared: SharedCall[str] = SharedCall()
+    runs: list[str] = []
+    release = anyio.Event()
+    results: list[str] = []
+
+    async def call(name: str, scope: anyio.CancelScope) -> None:
+        async def work() -> str:
+            runs.append(name)
+            await release.wait()
+            return name
+
+        with scope:
+            results.append(await shared(work))
+
+    async with anyio.create_task_group() as group:
+        first = anyio.CancelScope()
+        group.start_soon(call, "first", first)
+        await until(lambda: runs)
+        for name in ("second", "third"):
+            group.start_soon(call, name, anyio.CancelScope())
+        await anyio.wait_all_tasks_blocked()
+        first.cancel()
+        await until(lambda: len(runs) == 2)
+        await anyio.wait_all_tasks_blocked()
+        release.set()
+    assert len(runs) == 2
+    assert results == [runs[1]] * 2
+
+
+async def test_a_cancelled_waiter_disturbs_nobody(anyio_backend: Any) -> None:
+    """Cancelling one that waits leaves the work and the others alone."""
+    shared: SharedCall[int] = SharedCall()
+    release = anyio.Event()
+    runs: list[int] = []
+    results: list[int] = []
+
+    async def work() -> int:
+        runs.append(1)
+        await release.wait()
+        return 7
+
+    async def call() -> None:
+        results.append(await shared(work))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(call)
+        await until(lambda: runs)
+        with anyio.move_on_after(0.01):
+            await shared(work)
+        release.set()
+    assert (results, len(runs)) == ([7], 1)
+
+
+async def test_each_waiter_gets_its_own_error(anyio_backend: Any) -> None:
+    """A failure reaches everyone as an instance of its own, equal in type, text, attributes and cause."""
+    shared: SharedCall[int] = SharedCall()
+    release = anyio.Event()
+    errors: list[ModelNotFoundError] = []
+    runs: list[int] = []
+
+    async def work() -> int:
+        runs.append(1)
+        await release.wait()
+        raise ModelNotFoundError("not there", model="org/name", status=404) from OSError("root")
+
+    async def call() -> None:
+        try:
+            await shared(work)
+        except ModelNotFoundError as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(call)
+        await until(lambda: runs)
+        await anyio.wait_all_tasks_blocked()
+        release.set()
+    assert len(runs) == 1
+    assert len(set(map(id, errors))) == 3
+    for error in errors:
+        assert (str(error), error.model, error.status) == ("not there", "org/name", 404)
+        assert repr(error.__cause__) == "OSError('root')"
+
+
+async def test_a_failure_is_not_remembered(anyio_backend: Any) -> None:
+    """After a failure the next call tries again, and `forget` makes it try again after a success."""
+    shared: SharedCall[int] = SharedCall()
+    outcomes: list[Exception | int] = [LoaderError("first"), 2, 3]
+
+    async def work() -> int:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    with pytest.raises(LoaderError, match="first"):
+        await shared(work)
+    assert shared.result is None
+    assert await shared(work) == 2
+    assert await shared(work) == 2
+    shared.forget()
+    assert await shared(work) == 3
+
+
+async def test_loops_in_different_threads_do_not_wait_for_each_other(anyio_backend: Any) -> None:
+    """A second event loop never awaits a task of the first: it does the work itself, or takes the kept result."""
+    shared: SharedCall[str] = SharedCall()
+    started, results = threading.Event(), []
+
+    async def work() -> str:
+        return "other loop"
+
+    async def mine() -> str:
+        def other() -> None:
+            async def call() -> None:
+                results.append(await shared(work))
+
+            asyncio.run(call())
+            started.set()
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        await until(started.is_set)
+        thread.join()
+        return "this loop"
+
+    assert await shared(mine) == "this loop"
+    assert results == ["other loop"]
+
+
+# -- task_group ---------------------------------------------------------------------------------------------
+
+
+async def test_an_error_of_a_child_comes_out_bare(anyio_backend: Any) -> None:
+    """The first error of a child is raised by itself, with its cause, through nested groups too."""
+
+    async def fail() -> None:
+        try:
+            raise OSError("root")
+        except OSError as error:
+            raise LoaderError("top") from error
+
+    with pytest.raises(LoaderError, match="top") as caught:
+        async with task_group() as outer:
+            async with task_group() as inner:
+                inner.start_soon(fail)
+                await anyio.sleep_forever()
+            outer.start_soon(fail)
+    assert repr(caught.value.__cause__) == "OSError('root')"
+
+
+async def test_an_error_of_the_block_comes_out_bare(anyio_backend: Any) -> None:
+    """An error raised in the block itself cancels the children and comes out bare."""
+    ended: list[bool] = []
+
+    async def child() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(True)
+
+    with pytest.raises(KeyError):
+        async with task_group() as group:
+            group.start_soon(child)
+            await anyio.sleep(0)
+            await anyio.wait_all_tasks_blocked()
+            raise KeyError
+    assert ended == [True]
+
+
+async def test_a_prefetch_error_stays_what_it_is(anyio_backend: Any) -> None:
+    """A PrefetchError is a group by itself, and is not opened."""
+
+    async def fail() -> None:
+        raise PrefetchError("some", failures={"a": LoaderError("x")}, snapshots={"b": Path("/b")})
+
+    with pytest.raises(PrefetchError) as caught:
+        async with task_group() as group:
+            group.start_soon(fail)
+    assert list(caught.value.failures) == ["a"]
+
+
+class Leaving(BaseException):
+    """As KeyboardInterrupt and SystemExit, which asyncio would take out of its loop at once."""
+
+
+async def test_an_interrupt_is_not_dropped_for_an_error(anyio_backend: Any) -> None:
+    """Where one child is interrupted while another fails, the interrupt comes out, whichever was first."""
+
+    async def leave(error: BaseException) -> None:
+        await ready.wait()
+        raise error
+
+    for errors in ((LoaderError("x"), Leaving()), (Leaving(), LoaderError("x"))):
+        ready = anyio.Event()
+        with pytest.raises(Leaving):
+            async with task_group() as group:
+                for error in errors:
+                    group.start_soon(leave, error)
+                await anyio.wait_all_tasks_blocked()
+                ready.set()

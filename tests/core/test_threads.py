@@ -1,0 +1,301 @@
+"""Threads that own descriptors are awaited to their end, whatever kind of cancel hits the task."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.support.waiting import until
+from yaie_async.core.threads import run_detached, run_owned
+
+ours = pytest.mark.anyio
+
+
+def our_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("yaie_async")]
+
+
+class Work:
+    """Work that holds a descriptor until it is told to stop, and says when it has given it back."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+        self.stop = threading.Event()
+        self.interrupts = 0
+        self.closed = False
+
+    def __call__(self) -> str:
+        fd = os.open(os.devnull, os.O_RDONLY)
+        try:
+            self.started.set()
+            assert self.stop.wait(10)
+            time.sleep(0.02)  # an interrupted call takes a moment to come back
+            return "done"
+        finally:
+            os.close(fd)
+            self.closed = True
+
+    def interrupt(self) -> None:
+        self.interrupts += 1
+        self.stop.set()
+
+
+# -- run_owned ----------------------------------------------------------------------------------------------
+
+
+@ours
+async def test_it_returns_what_the_function_returns(anyio_backend: Any) -> None:
+    """The function runs in a daemon thread of its own, with the caller's context, and its result comes back."""
+    variable = contextvars.ContextVar("variable", default="unset")
+    variable.set("mine")
+    thread, value = await run_owned(lambda: (threading.current_thread(), variable.get()), name="test")
+    assert value == "mine"
+    assert thread is not threading.current_thread()
+    assert thread.daemon
+    assert thread.name == "yaie_async test"
+
+
+@ours
+async def test_it_raises_what_the_function_raises(anyio_backend: Any) -> None:
+    """An exception of the function is raised in the task, of any kind, as the very object."""
+    for error in (KeyError("x"), SystemExit(3), StopIteration()):
+
+        def fail(error: BaseException = error) -> None:
+            raise error
+
+        caught = None
+        try:
+            await run_owned(fail)
+        except BaseException as raised:
+            caught = raised
+        # Python itself turns a StopIteration that leaves a coroutine into a RuntimeError.
+        assert error in (caught, getattr(caught, "__cause__", None))
+
+
+@ours
+async def test_an_anyio_cancel_waits_for_the_thread(anyio_backend: Any) -> None:
+    """A cancelled anyio scope interrupts once, and control returns after the thread has closed its descriptor."""
+    work = Work()
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+
+            async def cancel() -> None:
+                await until(work.started.is_set)
+                scope.cancel()
+
+            group.start_soon(cancel)
+            await run_owned(work, interrupt=work.interrupt)
+    assert scope.cancelled_caught
+    assert (work.interrupts, work.closed) == (1, True)
+    await until(lambda: not our_threads())
+
+
+@ours
+async def test_an_anyio_timeout_waits_for_the_thread(anyio_backend: Any) -> None:
+    """`anyio.fail_after` raises TimeoutError after the thread has ended."""
+    work = Work()
+    with pytest.raises(TimeoutError):
+        with anyio.fail_after(0.03):
+            await run_owned(work, interrupt=work.interrupt)
+    assert (work.interrupts, work.closed) == (1, True)
+
+
+@ours
+async def test_without_an_interrupt_a_cancel_waits_all_the_same(anyio_backend: Any) -> None:
+    """A function that can't be interrupted is awaited, and the cancel is raised when it has ended."""
+    work = Work()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        threading.Timer(0.05, work.stop.set).start()
+        await run_owned(work)
+    assert scope.cancelled_caught
+    assert work.closed
+
+
+@ours
+async def test_an_error_after_a_cancel_does_not_hide_the_cancel(anyio_backend: Any) -> None:
+    """What an interrupted function raises is dropped: the task sees its cancel."""
+    stop = threading.Event()
+
+    def fail() -> None:
+        stop.wait(10)
+        raise OSError("the socket was shut down under it")
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await run_owned(fail, interrupt=stop.set)
+    assert scope.cancelled_caught
+
+
+@ours
+async def test_an_interrupt_that_is_interrupted_is_called_again(anyio_backend: Any) -> None:
+    """A Ctrl-C that strikes inside `interrupt` does not leave the thread waiting for ever."""
+    work = Work()
+    strikes = [KeyboardInterrupt()]
+
+    def interrupt() -> None:
+        if strikes:
+            raise strikes.pop()
+        work.interrupt()
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await run_owned(work, interrupt=interrupt)
+    assert scope.cancelled_caught
+    assert (work.interrupts, work.closed) == (1, True)
+
+
+@ours
+async def test_an_interrupt_that_fails_does_not_lose_the_thread(anyio_backend: Any) -> None:
+    """Where `interrupt` itself fails, the thread is awaited all the same, and the cancel is raised."""
+    work = Work()
+
+    def interrupt() -> None:
+        work.interrupt()
+        raise OSError("not connected any more")
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await run_owned(work, interrupt=interrupt)
+    assert scope.cancelled_caught
+    assert (work.interrupts, work.closed) == (1, True)
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def asyncio_runner(request: pytest.FixtureRequest) -> Any:
+    import uvloop
+
+    factory = uvloop.new_event_loop if request.param else None
+    return asyncio.Runner(loop_factory=factory)
+
+
+def test_a_native_timeout_waits_for_the_thread(asyncio_runner: Any) -> None:
+    """`asyncio.timeout` is a cancel that anyio's shield does not stop; the thread is awaited all the same."""
+    work = Work()
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.03):
+                await run_owned(work, interrupt=work.interrupt)
+        assert (work.interrupts, work.closed) == (1, True)
+        assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+    with asyncio_runner as runner:
+        runner.run(main())
+
+
+def test_a_task_that_is_cancelled_twice_waits_for_the_thread(asyncio_runner: Any) -> None:
+    """A second `task.cancel()` while the thread ends is absorbed: one interrupt, no descriptor left."""
+    work = Work()
+    interrupted = threading.Event()
+
+    async def main() -> None:
+        task = asyncio.ensure_future(run_owned(work, interrupt=interrupted.set))
+        await until(work.started.is_set)
+        task.cancel()
+        await until(interrupted.is_set)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        assert not task.done()
+        work.stop.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert work.closed
+
+    with asyncio_runner as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_ctrl_c_twice_waits_for_the_thread(backend: str) -> None:
+    """The second Ctrl-C too comes back only after the thread has closed its descriptor, and ends by KeyboardInterrupt."""
+    script = """if True:
+        import anyio, os, sys, threading, time
+        from yaie_async.core.threads import run_owned
+        stop, closed = threading.Event(), []
+        def work():
+            fd = os.open(os.devnull, os.O_RDONLY)
+            try:
+                stop.wait(10)
+                time.sleep(0.3)
+            finally:
+                os.close(fd)
+                closed.append(fd)
+        def interrupt():
+            print("interrupted", flush=True)
+            stop.set()
+        async def started():
+            await anyio.wait_all_tasks_blocked()
+            print("started", flush=True)
+        async def main():
+            async with anyio.create_task_group() as group:
+                group.start_soon(started)
+                await run_owned(work, interrupt=interrupt)
+        name, options = sys.argv[1], {}
+        if name != "trio":
+            name, options = "asyncio", {"use_uvloop": name == "uvloop"}
+        try:
+            anyio.run(main, backend=name, backend_options=options)
+        except* KeyboardInterrupt:
+            print("KeyboardInterrupt", bool(closed), flush=True)
+        """
+    with subprocess.Popen([sys.executable, "-c", script, backend], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "started\n"
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "interrupted\n"
+        child.send_signal(signal.SIGINT)
+        # Once more "interrupted" where the second one strikes inside the interrupt.
+        assert child.stdout.read().removeprefix("interrupted\n") == "KeyboardInterrupt True\n"
+    assert child.returncode == 0
+
+
+# -- run_detached -------------------------------------------------------------------------------------------
+
+
+@ours
+async def test_a_detached_thread_returns_and_raises(anyio_backend: Any) -> None:
+    """Without a cancel a detached thread gives its result or its exception."""
+    assert await run_detached(lambda: 3, name="test") == 3
+    with pytest.raises(ZeroDivisionError):
+        await run_detached(lambda: 1 // 0, name="test")
+
+
+@ours
+async def test_a_detached_thread_is_left_behind_on_a_cancel(anyio_backend: Any) -> None:
+    """On a cancel control returns at once; the thread goes on to its end and its result is dropped."""
+    work = Work()
+    with anyio.move_on_after(0.02) as scope:
+        await run_detached(work, name="left")
+    assert scope.cancelled_caught
+    assert not work.closed
+    work.stop.set()
+    await until(lambda: work.closed and not our_threads())
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_a_thread_that_outlives_its_loop_ends_quietly(backend: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A detached thread whose loop is closed by the time it ends raises nothing, anywhere."""
+    work = Work()
+
+    async def main() -> None:
+        with anyio.move_on_after(0.02):
+            await run_detached(work, name="outlives")
+
+    name, options = ("trio", {}) if backend == "trio" else ("asyncio", {"use_uvloop": backend == "uvloop"})
+    anyio.run(main, backend=name, backend_options=options)
+    (thread,) = our_threads()
+    work.stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,795 @@
+"""Partials on a real disk: killed at any point, claimed by several at once, pruned, damaged, out of space."""
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from yaie_async.core.errors import CacheAccessError, DiskFullError
+from yaie_async.store import claims, diskio, owners, partials
+from yaie_async.store.blockmap import (
+    BLOCK,
+    HEADER_SIZE,
+    SYNCED,
+    WRITTEN,
+    MapHeader,
+    Owner,
+    block_count,
+    decode,
+    encode_blocks,
+    encode_header,
+    held_bytes_of,
+    whole_blocks,
+)
+from yaie_async.store.claims import claim_or_create, discard_orphans, held_bytes
+from yaie_async.store.diskio import write_all
+from yaie_async.store.partials import Ownership, Partial
+
+ETAG = "c0ffee" * 10 + "c0de"
+SIZE = 5 * BLOCK + 1000
+HOST = Owner("another", "another boot", "pid:[1]", 1, 1)
+
+
+def _content(block: int) -> bytes:
+    return random.Random(block).randbytes(64) * (min(BLOCK, SIZE - block * BLOCK) // 64 + 1)
+
+
+def _block(block: int) -> bytes:
+    return _content(block)[: min(BLOCK, SIZE - block * BLOCK)]
+
+
+def _whole() -> bytes:
+    return b"".join(_block(i) for i in range(block_count(SIZE)))
+
+
+WHOLE = _whole()
+
+
+def _write(partial: Partial, *blocks: int) -> None:
+    for block in blocks:
+        write_all(partial.fd, _block(block), block * BLOCK)
+        partial.record(block, block + 1)
+
+
+def _claim(directory: Path, *, lock_held: bool = True) -> Partial:
+    return claim_or_create(directory, ETAG, SIZE, lock_held=lock_held)
+
+
+def _have(partial: Partial) -> list[int]:
+    """The blocks that it claims to have; each must be right on the disk."""
+    have = [i for i, there in enumerate(partial.blocks) if there]
+    assert all(os.pread(partial.fd, BLOCK, i * BLOCK) == _block(i) for i in have)
+    return have
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory))
+
+
+def _map(directory: Path) -> Path:
+    (path,) = directory.glob("*.map.incomplete")
+    return path
+
+
+def _age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def _forge(path: Path, **changes: Any) -> None:
+    """Change what a map says of its owner."""
+    raw = path.read_bytes()
+    found = decode(raw, ETAG)
+    assert found is not None
+    with path.open("r+b") as file:
+        file.write(encode_header(replace(found[0], **changes)))
+
+
+def _fork(fn: Callable[[], object]) -> int:
+    """Run `fn` in a child process, which ends with 0, or with 1 if it raises. Return its id."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that are not used in the child
+        pid = os.fork()
+    if pid == 0:
+        try:
+            fn()
+        except BaseException:  # noqa: BLE001 - nothing of the child may run on in the test's own frames
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def _wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _left_behind(directory: Path, *blocks: int, sync: bool = False) -> None:
+    """Let a process write blocks and die without a word."""
+
+    def child() -> None:
+        partial = Partial.create(directory, ETAG, SIZE)
+        _write(partial, *blocks)
+        if sync:
+            partial.sync()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert _wait(_fork(child)) == -signal.SIGKILL
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Path:
+    return tmp_path / "blobs"
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that grants every lock."""
+    monkeypatch.setattr("fcntl.flock", lambda _fd, _how: None)
+
+
+class TestOneProcess:
+    def test_the_files_are_as_the_layout_says(self, blobs: Path) -> None:
+        partial = _claim(blobs)
+        data, its_map = _names(blobs)
+        assert data.startswith(f"{ETAG}.yaie-")
+        assert data.endswith(".incomplete")
+        assert its_map == data.removesuffix("incomplete") + "map.incomplete" or its_map.endswith(
+            ".map.incomplete"
+        )
+        assert (blobs / data).stat().st_size == SIZE
+        assert (blobs / data).stat().st_blocks == 0
+        partial.discard()
+        assert _names(blobs) == []
+
+    def test_what_was_recorded_is_found_again_by_the_next_one(self, blobs: Path) -> None:
+        partial = _claim(blobs)
+        _write(partial, 0, 2, 5)
+        partial.keep()
+        again = _claim(blobs)
+        assert _have(again) == [0, 2, 5]
+        assert again.held == held_bytes(blobs, ETAG) == 2 * BLOCK + 1000
+        assert len(_names(blobs)) == 2
+        again.discard()
+
+    def test_a_partial_in_use_is_not_claimed_by_its_own_process(self, blobs: Path) -> None:
+        first, second = _claim(blobs), _claim(blobs)
+        assert len(_names(blobs)) == 4
+        assert first.touch() is second.touch() is Ownership.OURS
+        first.discard()
+        second.discard()
+
+    def test_without_the_lock_nothing_is_claimed(self, blobs: Path) -> None:
+        partial = _claim(blobs)
+        _write(partial, 0)
+        partial.keep()
+        _age(_map(blobs), 3600)
+        other = _claim(blobs, lock_held=False)
+        assert _have(other) == []
+        discard_orphans(blobs, ETAG, lock_held=False)
+        assert len(_names(blobs)) == 4
+        other.discard()
+
+    def test_published_it_has_the_blobs_name_and_nothing_is_left(self, blobs: Path) -> None:
+        _left_behind(blobs, 1)
+        partial = claim_or_create(blobs, ETAG, SIZE, lock_held=False)
+        _write(partial, *range(6))
+        partial.sync()
+        assert partial.publish() == blobs / ETAG
+        assert partial.fd == -1
+        discard_orphans(blobs, ETAG, lock_held=True)
+        assert _names(blobs) == [ETAG]
+        assert (blobs / ETAG).read_bytes() == WHOLE
+
+    def test_a_shared_blob_is_replaced_and_not_written_through(self, blobs: Path, tmp_path: Path) -> None:
+        shared = tmp_path / "shared"
+        shared.write_bytes(b"not ours")
+        partial = _claim(blobs)
+        (blobs / ETAG).symlink_to(shared)
+        _write(partial, *range(6))
+        partial.publish()
+        assert shared.read_bytes() == b"not ours"
+        assert (blobs / ETAG).read_bytes() == WHOLE
+
+    def test_an_empty_blob(self, blobs: Path) -> None:
+        partial = claim_or_create(blobs, ETAG, 0, lock_held=True)
+        assert (partial.blocks, partial.held) == (b"", 0)
+        partial.sync()
+        assert partial.publish().read_bytes() == b""
+
+    @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+    def test_the_kernel_applies_the_umask(self, blobs: Path, umask: int, mode: int) -> None:
+        def child() -> None:
+            os.umask(umask)
+            partial = _claim(blobs)
+            assert {path.stat().st_mode & 0o777 for path in blobs.iterdir()} == {mode}
+            _write(partial, *range(6))
+            assert partial.publish().stat().st_mode & 0o777 == mode
+
+        assert _wait(_fork(child)) == 0
+
+    def test_another_size_or_a_missing_or_wrong_data_file_is_no_partial(self, blobs: Path) -> None:
+        for spoil in ("size", "missing", "shorter"):
+            _left_behind(blobs, 0, 1)
+            (data,) = set(blobs.glob("*.incomplete")) - set(blobs.glob("*.map.incomplete"))
+            if spoil == "size":
+                partial = claim_or_create(blobs, ETAG, SIZE + 1, lock_held=True)
+            else:
+                data.unlink() if spoil == "missing" else os.truncate(data, SIZE - 1)
+                partial = _claim(blobs)
+            assert not any(partial.blocks)
+            assert len(_names(blobs)) == 2
+            partial.discard()
+
+    def test_a_map_can_name_no_file_of_another_directory(self, blobs: Path, tmp_path: Path) -> None:
+        _left_behind(blobs, 0)
+        victim = tmp_path / "victim"
+        victim.write_bytes(b"precious")
+        _forge(_map(blobs), data="../victim", size=8)
+        assert _have(_claim(blobs)) == []
+        discard_orphans(blobs, ETAG, lock_held=True)
+        assert victim.read_bytes() == b"precious"
+
+    def test_a_link_in_the_place_of_a_data_file_is_not_followed(self, blobs: Path, tmp_path: Path) -> None:
+        _left_behind(blobs, 0)
+        victim = tmp_path / "victim"
+        victim.write_bytes(bytes(SIZE))
+        (data,) = set(blobs.glob("*.incomplete")) - set(blobs.glob("*.map.incomplete"))
+        data.unlink()
+        data.symlink_to(victim)
+        partial = _claim(blobs)
+        _write(partial, *range(6))
+        assert victim.read_bytes() == bytes(SIZE)
+
+    def test_of_several_orphans_the_fullest_is_taken_and_the_others_go_in_the_end(self, blobs: Path) -> None:
+        _left_behind(blobs, 0)
+        _left_behind(blobs, 0, 1)  # a new one: the first is not claimed by `create`
+        _left_behind(blobs, 5)
+        partial = _claim(blobs)
+        assert _have(partial) == [0, 1]
+        _write(partial, *range(6))
+        partial.publish()
+        discard_orphans(blobs, ETAG, lock_held=True)
+        assert _names(blobs) == [ETAG]
+
+    def test_the_files_of_other_blobs_and_other_programs_stay(self, blobs: Path) -> None:
+        blobs.mkdir()
+        names = [
+            f"{ETAG}.incomplete",
+            f"{ETAG}.e502fd7a.incomplete",
+            f"x{ETAG}.yaie-e502fd7a.incomplete",
+            "abc",
+        ]
+        for name in names:
+            (blobs / name).write_bytes(b"")
+            _age(blobs / name, 3600)
+        _claim(blobs).discard()
+        discard_orphans(blobs, ETAG, lock_held=True)
+        assert _names(blobs) == sorted(names)
+
+    def test_writers_on_several_threads(self, blobs: Path) -> None:
+        partial = _claim(blobs)
+        done = threading.Event()
+
+        def keep_syncing() -> None:
+            while not done.is_set():
+                partial.sync()
+
+        syncer = threading.Thread(target=keep_syncing)
+        writers = [threading.Thread(target=_write, args=(partial, i, i + 3)) for i in range(3)]
+        for thread in (syncer, *writers):
+            thread.start()
+        for thread in writers:
+            thread.join()
+        done.set()
+        syncer.join()
+        partial.sync()
+        found = decode(_map(blobs).read_bytes(), ETAG)
+        assert found is not None
+        assert found[1] == bytes([SYNCED]) * 6
+        partial.discard()
+
+    def test_the_blocks_that_are_whole(self) -> None:
+        assert whole_blocks(0, BLOCK - 1, SIZE) == (0, 0)
+        assert whole_blocks(BLOCK - 1, BLOCK, SIZE) == (0, 1)
+        assert whole_blocks(BLOCK, 3 * BLOCK + 5, SIZE) == (1, 3)
+        assert whole_blocks(5 * BLOCK, SIZE - 1, SIZE) == (5, 5)
+        assert whole_blocks(5 * BLOCK, SIZE, SIZE) == (5, 6)
+
+
+class TestKilled:
+    def test_at_random_moments_every_block_in_the_map_is_right_and_none_is_lost(self, blobs: Path) -> None:
+        rng = random.Random(0)
+        have: set[int] = set()
+
+        def child() -> None:
+            partial = _claim(blobs)
+            for block in random.sample(range(6), 6):
+                if not partial.blocks[block]:
+                    _write(partial, block)
+            partial.publish()
+
+        for _ in range(40):
+            pid = _fork(child)
+            time.sleep(rng.uniform(0, 0.03))
+            os.kill(pid, signal.SIGKILL)
+            _wait(pid)
+            if (blobs / ETAG).exists():
+                break
+            if blobs.exists() and any(blobs.glob("*.map.incomplete")):
+                partial = _claim(blobs)
+                assert have <= set(_have(partial))
+                have = set(_have(partial))
+                partial.keep()
+        else:
+            assert _wait(_fork(child)) == 0
+        discard_orphans(blobs, ETAG, lock_held=True)
+        assert _names(blobs) == [ETAG]
+        assert (blobs / ETAG).read_bytes() == WHOLE
+
+    @pytest.mark.parametrize("action", ["create", "claim", "claim by copy", "keep", "publish", "rescue"])
+    def test_between_any_two_lines_of_the_store(
+        self, tmp_path: Path, action: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each line makes one system call at most, so this is between any two of those as well."""
+        monkeypatch.setitem(globals(), "SIZE", BLOCK + 1000)  # hundreds of times
+        monkeypatch.setattr(diskio, "_COPY_SIZE", BLOCK)
+        for line in range(1, 2000):
+            blobs = tmp_path / str(line)
+            if action.startswith("claim"):
+                _left_behind(blobs, 0, 1, sync=True)
+            if action == "claim by copy":
+                _forge(_map(blobs), owner=HOST)
+                _age(_map(blobs), 61)
+            if _wait(_fork(lambda: _killed_in(action, blobs, line))) == 0:  # noqa: B023 - waited for
+                assert line > 5
+                return
+            if action == "claim by copy":
+                # Killed between the claim and its end, its orphan counts as the silent owner's.
+                for path in blobs.glob("*.map.incomplete"):
+                    _age(path, 61)
+            if not (blobs / ETAG).exists():
+                partial = _claim(blobs)
+                if action != "create":
+                    assert _have(partial) == [0, 1], f"lost by a kill at line {line}"
+                _write(partial, 0, 1)
+                partial.publish()
+            discard_orphans(blobs, ETAG, lock_held=True)
+            assert _names(blobs) == [ETAG], f"left behind by a kill at line {line}"
+            assert (blobs / ETAG).read_bytes() == _whole()
+            shutil.rmtree(blobs)
+        pytest.fail("it never ended")
+
+
+def _killed_in(action: str, blobs: Path, line: int) -> None:
+    """Do `action`, and die at the n-th line of the store's code that it runs."""
+    partial = None
+    if action in ("keep", "publish", "rescue"):
+        partial = Partial.create(blobs, ETAG, SIZE)
+        _write(partial, 0, 1)
+    left = line
+    ours = tuple(module.__file__ for module in (partials, claims, owners, diskio))
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename not in ours:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    if partial is None:
+        _claim(blobs)
+    else:
+        getattr(partial, action)()
+    sys.settrace(None)
+
+
+class TestClaims:
+    def test_of_two_processes_exactly_one_wins(self, tmp_path: Path) -> None:
+        """Whether locks work or not: here both believe that they hold the lock."""
+        for attempt in range(15):
+            blobs = tmp_path / str(attempt)
+            _left_behind(blobs, 0, 1, 2)
+            ready, go = os.pipe()
+
+            def child(blobs: Path = blobs, ready: int = ready) -> None:
+                os.read(ready, 1)
+                partial = _claim(blobs)
+                (blobs / f"{os.getpid()}.{len(_have(partial))}").touch()
+                os.read(ready, 1)  # stays its owner until both are through
+                assert partial.touch() is Ownership.OURS
+
+            pids = [_fork(child) for _ in range(2)]
+            os.write(go, b"12")
+            while len(list(blobs.glob("*.[03]"))) < 2:
+                time.sleep(0.002)
+            os.write(go, b"12")
+            assert [_wait(pid) for pid in pids] == [0, 0]
+            os.close(ready)
+            os.close(go)
+            assert sorted(path.suffix for path in blobs.glob("*.[03]")) == [".0", ".3"]
+
+    def test_a_living_owner_is_left_alone(self, blobs: Path) -> None:
+        ready, go = os.pipe()
+
+        def child() -> None:
+            _write(Partial.create(blobs, ETAG, SIZE), 0)
+            os.write(go, b"1")
+            time.sleep(60)
+
+        pid = _fork(child)
+        os.read(ready, 1)
+        try:
+            assert _have(_claim(blobs)) == []
+        finally:
+            os.kill(pid, signal.SIGKILL)
+        # Dead, though nobody has waited for it.
+        while owners.start_time(pid) is not None:
+            time.sleep(0.001)
+        assert _have(_claim(blobs)) == [0]
+        _wait(pid)
+        os.close(ready)
+        os.close(go)
+
+    def test_a_process_number_used_again_is_another_process(self, blobs: Path) -> None:
+        partial = _claim(blobs)
+        _write(partial, 0)
+        owner = owners.this_process()
+        _forge(_map(blobs), owner=replace(owner, started=owner.started - 1))
+        assert _have(_claim(blobs)) == [0]
+
+    @pytest.mark.parametrize("field", ["host", "boot", "pid_namespace"])
+    def test_elsewhere_only_silence_is_proof(self, blobs: Path, field: str) -> None:
+        _left_behind(blobs, 0, 1, sync=True)
+        _forge(_map(blobs), owner=replace(owners.this_process(), pid=2**22 + 1, **{field: "other"}))
+        first = _map(blobs)
+        _age(first, 58)
+        other = _claim(blobs)
+        assert _have(other) == []
+        other.discard()
+        _age(first, 61)
+        assert _have(_claim(blobs)) == [0, 1]
+        assert len(_names(blobs)) == 2
+
+    @pytest.mark.usefixtures("no_locks")
+    def test_where_locks_do_not_work_only_silence_is_proof(self, blobs: Path) -> None:
+        _left_behind(blobs, 0, 1)
+        other = _claim(blobs)
+        assert _have(other) == []
+        other.discard()
+        _age(_map(blobs), 61)
+        assert _have(_claim(blobs)) == [0, 1]
+
+    def test_the_clock_is_the_file_systems(self, blobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A machine whose clock is an hour ahead finds no owner silent."""
+        _left_behind(blobs, 0, sync=True)
+        _forge(_map(blobs), owner=HOST)
+        ahead = time.time() + 3600
+        monkeypatch.setattr(time, "time", lambda: ahead)
+        assert _have(_claim(blobs)) == []
+
+    def test_a_silent_owner_that_wakes_up_harms_nobody(self, blobs: Path) -> None:
+        """It writes into its own inode whatever comes, until it sees that it has lost."""
+        sleeper = _claim(blobs)
+        _write(sleeper, 0, 1)
+        sleeper.sync()
+        sleeper._page = encode_header(replace(sleeper._header, owner=HOST))
+        os.pwrite(sleeper._map_fd, sleeper._page, 0)
+        _age(_map(blobs), 61)
+        ours = _claim(blobs)
+        os.pwrite(sleeper.fd, b"garbage" * 100, 0)
+        sleeper.record(3, 4)
+        assert sleeper.touch() is Ownership.LOST
+        sleeper.keep()
+        assert _have(ours) == [0, 1]
+        assert ours.touch() is Ownership.OURS
+        _write(ours, *range(6))
+        assert ours.publish().read_bytes() == WHOLE
+        assert _names(blobs) == [ETAG]
+
+    def test_a_loser_discards_nothing_of_the_winner(self, blobs: Path) -> None:
+        loser = _claim(blobs)
+        _write(loser, 0)
+        _map(blobs).rename(blobs / f"{ETAG}.yaie-00000000.map.incomplete")
+        assert loser.touch() is Ownership.LOST
+        before = _names(blobs)
+        loser.discard()
+        assert _names(blobs) == before
+
+    @pytest.mark.usefixtures("no_locks")
+    def test_a_map_that_was_read_before_another_claim_is_given_back(
+        self, blobs: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without locks: B reads the map, A claims it, B renames what A has renamed."""
+        first = _claim(blobs)
+        _write(first, 0)
+        first.keep()
+        seen_by_b = claims._find(blobs, ETAG)
+        a = _claim(blobs)
+        seen_by_b = [replace(one, path=a._map_path) for one in seen_by_b]
+        monkeypatch.setattr(claims, "_find", lambda *_: seen_by_b)
+        b = _claim(blobs)
+        assert _have(b) == []
+        assert a.touch() is b.touch() is Ownership.OURS
+
+    def test_after_a_reboot_only_what_was_synced_is_believed(self, blobs: Path) -> None:
+        partial = _claim(blobs)
+        _write(partial, 0, 1)
+        partial.sync()
+        _write(partial, 2)
+        partial.keep()
+        owner = owners.this_process()
+        _forge(_map(blobs), owner=replace(owner, boot="the boot before"), released=True)
+        again = _claim(blobs)
+        assert _have(again) == [0, 1]
+        again.keep()
+        again = _claim(blobs)
+        assert _have(again) == [0, 1], "the disbelieved block came back"
+
+    def test_what_a_kill_left_of_a_publication_is_removed(self, blobs: Path) -> None:
+        _left_behind(blobs, 0)
+        (data,) = set(blobs.glob("*.incomplete")) - set(blobs.glob("*.map.incomplete"))
+        data.rename(blobs / ETAG)
+        discard_orphans(blobs, ETAG, lock_held=True)
+        assert _names(blobs) == [ETAG]
+
+    @pytest.mark.usefixtures("no_locks")
+    def test_data_without_a_map_goes_after_a_silence(self, blobs: Path) -> None:
+        blobs.mkdir()
+        stray = blobs / f"{ETAG}.yaie-01234567.incomplete"
+        stray.touch()
+        discard_orphans(blobs, ETAG, lock_held=True)
+        assert stray.exists()
+        _age(stray, 61)
+        discard_orphans(blobs, ETAG, lock_held=True)
+        assert not stray.exists()
+
+
+class TestDamagedMaps:
+    HEADER = MapHeader(ETAG, SIZE, f"{ETAG}.yaie-01234567.incomplete", HOST)
+    STATE = bytes([0, WRITTEN, SYNCED, 0, WRITTEN, 0])
+    RAW = encode_header(HEADER) + encode_blocks(HEADER, STATE)
+
+    def test_what_is_encoded_is_decoded(self) -> None:
+        assert decode(self.RAW, ETAG) == (self.HEADER, bytearray(self.STATE))
+
+    @given(length=st.integers(0, len(RAW) + 5))
+    def test_truncated_or_longer_it_is_refused(self, length: int) -> None:
+        if length != len(self.RAW):
+            assert decode(self.RAW[:length].ljust(length, b"\0"), ETAG) is None
+
+    @given(at=st.integers(0, len(RAW) - 1), garbage=st.binary(min_size=1, max_size=50))
+    def test_garbled_anywhere_it_is_right_or_refused(self, at: int, garbage: bytes) -> None:
+        raw = (self.RAW[:at] + garbage + self.RAW[at + len(garbage) :])[: len(self.RAW)]
+        found = decode(raw, ETAG)
+        if found is None:
+            return
+        header, state = found
+        assert header == self.HEADER
+        every = [encode_blocks(header, bytes([value]) * 6) for value in (WRITTEN, SYNCED)]
+        for block, value in enumerate(state):
+            byte = raw[HEADER_SIZE + block]
+            # A byte that was hit may only claim something by being the one right value of 127.
+            assert value == 0 or self.STATE[block] or byte in (every[0][block], every[1][block])
+
+    @given(at=st.integers(HEADER_SIZE, len(RAW) - 1), fill=st.sampled_from([b"\x01", b"\xff", b"\x7f"]))
+    def test_a_run_of_one_byte_claims_nothing(self, at: int, fill: bytes) -> None:
+        raw = self.RAW[:at] + fill * (len(self.RAW) - at)
+        assert decode(raw, ETAG) is None or raw == self.RAW
+
+    def test_another_blobs_map_is_refused(self) -> None:
+        assert decode(self.RAW, "0" * 64) is None
+        other = replace(self.HEADER, data=f"{ETAG}.yaie-76543210.incomplete")
+        assert decode(encode_header(other) + self.RAW[HEADER_SIZE:], ETAG) is None
+
+    @pytest.mark.parametrize("change", ["version", "block_size"])
+    def test_another_versions_map_is_refused(self, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            "yaie_async.store.blockmap." + {"version": "VERSION", "block_size": "BLOCK"}[change], 2
+        )
+        page = encode_header(self.HEADER)
+        monkeypatch.undo()
+        assert decode(page + self.RAW[HEADER_SIZE:], ETAG) is None
+
+    def test_names_longer_than_the_page_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="longer than its header"):
+            encode_header(replace(self.HEADER, etag="x" * 5000))
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        cut=st.integers(0, HEADER_SIZE + 6),
+        garbage=st.binary(max_size=8),
+    )
+    def test_on_the_disk_it_is_right_or_discarded(self, blobs: Path, cut: int, garbage: bytes) -> None:
+        shutil.rmtree(blobs, ignore_errors=True)
+        partial = _claim(blobs)
+        _write(partial, 1, 2, 4)
+        partial.keep()
+        path = _map(blobs)
+        path.write_bytes(path.read_bytes()[:cut] + garbage)
+        again = _claim(blobs)
+        assert set(_have(again)) <= {1, 2, 4}
+        _write(again, *range(6))
+        again.publish()
+        discard_orphans(blobs, ETAG, lock_held=True)
+        assert _names(blobs) == [ETAG]
+
+    def test_one_that_might_be_somebodys_stays_for_a_minute(self, blobs: Path, no_locks: None) -> None:
+        blobs.mkdir()
+        path = blobs / f"{ETAG}.yaie-01234567.map.incomplete"
+        path.touch()
+        _claim(blobs).discard()
+        assert path.exists()
+        _age(path, 61)
+        _claim(blobs).discard()
+        assert not path.exists()
+
+
+class TestPruned:
+    def test_the_bytes_survive(self, blobs: Path) -> None:
+        partial = _claim(blobs)
+        _write(partial, 0, 3)
+        os.pwrite(partial.fd, b"half a block", 4 * BLOCK)
+        for path in blobs.iterdir():
+            path.unlink()
+        assert partial.touch() is Ownership.PRUNED
+        rescued = partial.rescue()
+        assert partial.fd == -1
+        assert _have(rescued) == [0, 3]
+        assert os.pread(rescued.fd, 12, 4 * BLOCK) == b"half a block"
+        assert rescued.touch() is Ownership.OURS
+        assert os.fstat(rescued.fd).st_blocks * 512 < 3 * BLOCK
+        assert len(_names(blobs)) == 2
+        _write(rescued, *range(6))
+        assert rescued.publish().read_bytes() == WHOLE
+
+    @pytest.mark.parametrize("which", ["*.map.incomplete", "*[0-9a-f].incomplete"])
+    def test_half_way_through_the_pruning(self, blobs: Path, which: str) -> None:
+        partial = _claim(blobs)
+        _write(partial, 0)
+        (path,) = blobs.glob(which)
+        path.unlink()
+        assert partial.touch() is Ownership.PRUNED
+        rescued = partial.rescue()
+        _write(rescued, *range(6))
+        rescued.publish()
+        discard_orphans(blobs, ETAG, lock_held=True)
+        assert _names(blobs) == [ETAG]
+
+    @pytest.mark.parametrize("folder", [False, True])
+    def test_just_before_the_publication(self, blobs: Path, folder: bool) -> None:
+        """`hf cache prune`, or `hf cache rm` of the whole repository: the folder comes back with the blob."""
+        partial = _claim(blobs)
+        _write(partial, *range(6))
+        if folder:
+            shutil.rmtree(blobs.parent)
+        else:
+            for path in blobs.iterdir():
+                path.unlink()
+        assert partial.publish().read_bytes() == WHOLE
+        assert _names(blobs) == [ETAG]
+
+    def test_the_whole_folder_mid_way(self, blobs: Path) -> None:
+        partial = _claim(blobs)
+        _write(partial, 0, 1)
+        shutil.rmtree(blobs)
+        assert partial.touch() is Ownership.PRUNED
+        assert _have(partial.rescue()) == [0, 1]
+
+    def test_kept_or_discarded_after_it_nothing_comes_back(self, blobs: Path) -> None:
+        for end in ("keep", "discard"):
+            partial = _claim(blobs)
+            shutil.rmtree(blobs)
+            getattr(partial, end)()
+            assert not blobs.exists()
+
+    def test_the_official_tool(self, tmp_path: Path) -> None:
+        """`hf cache prune` sees what we leave, and removes it."""
+        from huggingface_hub import scan_cache_dir
+
+        repo = tmp_path / "models--org--name"
+        (repo / "snapshots" / ("0" * 40)).mkdir(parents=True)
+        partial = _claim(repo / "blobs")
+        found = scan_cache_dir(tmp_path).incomplete_files
+        assert len(found) == 2
+        partial.discard()
+
+
+class TestDisk:
+    @staticmethod
+    @contextmanager
+    def _small_disk(path: Path, size: int) -> Iterator[Path]:
+        path.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            pytest.skip("mount is not installed")
+        if result.returncode:
+            pytest.skip(f"a tmpfs can't be mounted: {result.stderr.strip()}")
+        try:
+            yield path / "blobs"
+        finally:
+            subprocess.run(["umount", "-l", str(path)], check=True)
+
+    def test_full_when_it_is_made(self, tmp_path: Path) -> None:
+        with self._small_disk(tmp_path / "disk", 64 << 10) as blobs:
+            blobs.mkdir()
+            with pytest.raises(OSError, match="No space"):
+                (blobs / "filler").write_bytes(bytes(1 << 20))
+            with pytest.raises(DiskFullError) as caught:
+                _claim(blobs)
+            assert (caught.value.needed, caught.value.free, caught.value.errno) == (SIZE, 0, errno.ENOSPC)
+            assert _names(blobs) == ["filler"]
+
+    def test_full_in_the_middle_the_partial_stays_and_goes_on_when_there_is_room(
+        self, tmp_path: Path
+    ) -> None:
+        with self._small_disk(tmp_path / "disk", 2 * BLOCK + (128 << 10)) as blobs:
+            partial = _claim(blobs)
+            _write(partial, 0)
+            with pytest.raises(OSError, match="No space"):
+                while True:
+                    _write(partial, 1, 2)
+            partial.keep()
+            again = _claim(blobs)
+            assert 0 in _have(again)
+            again.discard()
+
+    def test_full_while_rescuing_the_pruned_one_stays_open(self, tmp_path: Path) -> None:
+        with self._small_disk(tmp_path / "disk", 3 * BLOCK + (128 << 10)) as blobs:
+            partial = _claim(blobs)
+            _write(partial, 0, 1)
+            for path in blobs.iterdir():
+                path.unlink()
+            with pytest.raises(DiskFullError) as caught:
+                partial.rescue()
+            assert caught.value.needed == 2 * BLOCK
+            assert _names(blobs) == []
+            assert _have(partial) == [0, 1]
+            partial.discard()
+
+    def test_a_directory_that_can_not_be_made(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(CacheAccessError):
+            _claim(tmp_path / "file" / "blobs")
+
+    def test_a_failing_disk(self, blobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(_fd: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        partial = _claim(blobs)
+        _write(partial, *range(6))
+        monkeypatch.setattr(partials, "fdatasync", fail)
+        for act in (partial.sync, partial.publish):
+            with pytest.raises(CacheAccessError) as caught:
+                act()
+            assert caught.value.errno == errno.EIO
+        assert len(_names(blobs)) == 2
+        partial.keep()
+
+    def test_bytes_held(self) -> None:
+        assert held_bytes_of(b"", 0) == 0
+        assert held_bytes_of(b"\1\0\1", 2 * BLOCK + 7) == BLOCK + 7
+        assert held_bytes_of(b"\1\0\0", 2 * BLOCK + 7) == BLOCK

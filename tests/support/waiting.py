@@ -1,0 +1,18 @@
+"""Waiting for what another thread or task brings about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+
+
+async def until(condition: Callable[[], object], *, seconds: float = 10) -> None:
+    """Wait until something is true.
+
+    Raises:
+        TimeoutError: it did not become true.
+    """
+    with anyio.fail_after(seconds):
+        while not condition():
+            await anyio.sleep(0.002)

@@ -1,0 +1,45 @@
+"""The token bucket behind `max_bytes_per_second`: one for all bodies of a Hub."""
+
+from __future__ import annotations
+
+import threading
+
+# What an idle bucket saves up, in seconds of its rate: enough that a thread which sleeps a little long
+# loses nothing, and 1 % of what ten seconds allow.
+_BURST = 0.1
+# What all connections together may read before their first wait, in seconds of the rate: 2 % of ten seconds.
+_HEAD_START = 0.2
+
+
+class TokenBucket:
+    """Says how long to wait after bytes arrived. Pays on credit, so that no read has to be asked for first.
+
+    Safe to call from several threads. Time is passed in, in seconds of any monotonic clock.
+    """
+
+    def __init__(self, bytes_per_second: float) -> None:
+        if not bytes_per_second > 0:
+            msg = f"bytes_per_second must be above 0, not {bytes_per_second!r}"
+            raise ValueError(msg)
+        self._rate = bytes_per_second
+        self._tokens = 0.0  # below zero: owed
+        self._at: float | None = None
+        self._lock = threading.Lock()
+
+    def largest_read(self, connections: int) -> int:
+        """Return how many bytes one read may ask for when `connections` threads read at once.
+
+        Each of them can be one read ahead of the bucket: larger reads would break a low limit.
+        """
+        return max(1, int(self._rate * _HEAD_START / connections))
+
+    def take(self, nbytes: int, now: float) -> float:
+        """Take `nbytes` that have just arrived; return the seconds to wait before the next read."""
+        with self._lock:
+            if self._at is None:
+                self._at = now
+            # Another thread may have read a later clock before it got the lock.
+            elapsed = max(0.0, now - self._at)
+            self._at += elapsed
+            self._tokens = min(self._rate * _BURST, self._tokens + self._rate * elapsed) - nbytes
+            return max(0.0, -self._tokens / self._rate + (self._at - now))

@@ -1,0 +1,107 @@
+"""Where a file's bytes come from: the Hub is asked once, then its signed URL serves all ranges until it expires."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import httpx
+
+from yaie_async.core.plan import RepoFile
+from yaie_async.fetch.answers import Asked
+from yaie_async.fetch.http import answer
+from yaie_async.fetch.metadata import file_url, normal_etag
+from yaie_async.fetch.retry import TransientError
+from yaie_async.fetch.session import Session
+
+_EXPIRED = {401, 403, 410}
+
+
+class OtherBytesError(Exception):
+    """The server now has another version of the file than before. Never leaves the fetch layer.
+
+    Attributes:
+        expected: what was promised, as an etag or a length.
+        found: what the server says now.
+    """
+
+    def __init__(self, expected: str | int, found: str | int) -> None:
+        super().__init__(f"{expected} was promised and {found} is offered")
+        self.expected = expected
+        self.found = found
+
+
+class Location:
+    """One file's place on the Hub, and behind its redirect."""
+
+    def __init__(self, session: Session, repo_id: str, commit: str, file: RepoFile) -> None:
+        self._session = session
+        self._asked = Asked(repo_id, commit, file.path, session.settings.token is not None)
+        self._hub_url = file_url(session, repo_id, commit, file.path)
+        self._url: str | None = None
+        # One request finds the way; the ranges that start at the same moment wait for it.
+        self._finding = anyio.Lock()
+        self._linked_etag: str | None = None
+        self._body_etag: str | None = None
+
+    @property
+    def asked(self) -> Asked:
+        return self._asked
+
+    @asynccontextmanager
+    async def get(self, byte_range: str | None) -> AsyncIterator[httpx.Response]:
+        """The answer to a GET of the file, or of a part of it ("bytes=0-99"), its body not yet read.
+
+        **Cancellation:** the connection is closed.
+
+        **Raises:** OtherBytesError where the etag is not what it was; else as `answer`.
+        """
+        async with AsyncExitStack() as stack:
+            response = await self._known(stack, byte_range) or await self._found(stack, byte_range)
+            yield response
+
+    async def _known(self, stack: AsyncExitStack, byte_range: str | None) -> httpx.Response | None:
+        if self._url is None:
+            return None
+        try:
+            return await self._ask(stack, self._url, byte_range)
+        except TransientError as error:
+            if error.status not in _EXPIRED:
+                raise
+            self._url = None  # a signed URL that has run out
+            return None
+
+    async def _found(self, stack: AsyncExitStack, byte_range: str | None) -> httpx.Response:
+        async with self._finding:
+            if self._url is None:
+                response = await self._ask(stack, self._hub_url, byte_range)
+                if response.history:
+                    self._linked_etag = _same(self._linked_etag, normal_etag(response.history[-1].headers))
+                self._url = str(response.url)
+                return response
+        return await self._ask(stack, self._url, byte_range)
+
+    async def _ask(self, stack: AsyncExitStack, url: str, byte_range: str | None) -> httpx.Response:
+        response = await stack.enter_async_context(
+            answer(
+                self._session,
+                "GET",
+                url,
+                asked=self._asked,
+                timeout=self._session.settings.stall_timeout,
+                headers={"range": byte_range} if byte_range else None,
+                body=True,
+            )
+        )
+        if not self._session.verify:
+            # With digests two versions can't be spliced unnoticed, and mirrors behind one name may well
+            # give one file several etags. Without, the etag is all there is.
+            self._body_etag = _same(self._body_etag, response.headers.get("etag"))
+        return response
+
+
+def _same(before: str | None, now: str | None) -> str | None:
+    if before is not None and now != before:
+        raise OtherBytesError(before, now or "no etag")
+    return now
