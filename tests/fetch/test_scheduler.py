@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Hashable
 
 import pytest
 from hypothesis import given, settings
@@ -44,9 +45,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.connections = connections
         self.verify = verify
         self.scheduler = Scheduler(connections, verify=verify)
-        self.files: dict[int, FetchFile] = {}
-        self.written: dict[int, list[tuple[int, int]]] = {}
-        self.verified: dict[int, int] = {}
+        self.files: dict[Hashable, FetchFile] = {}
+        self.written: dict[Hashable, list[tuple[int, int]]] = {}
+        self.verified: dict[Hashable, int] = {}
         self.running: list[Range] = []
         self.removed: list[Range] = []
         self.keys = itertools.count()
@@ -359,6 +360,57 @@ def test_a_range_given_back_goes_on_at_the_very_byte() -> None:
     assert scheduler.front("f") == 5 * BLOCK
 
 
+def test_one_given_back_in_the_middle_of_a_block_is_cut_at_blocks_again() -> None:
+    scheduler = _scheduler(FetchFile("f", "m", 3000 * BLOCK, weights=False), connections=1)
+    one = scheduler.next(0.0)
+    assert one is not None
+    scheduler.progress(one, 5, 0.0)
+    scheduler.give_back(one, 0.0)
+    again = scheduler.next(0.0)
+    assert again is not None
+    assert (again.start, again.stop) == (5, LARGEST)
+
+
+def test_neighbours_given_back_are_asked_for_together() -> None:
+    scheduler = _scheduler(FetchFile("f", "m", 8 * BLOCK, weights=False), connections=2)
+    first, second = scheduler.next(0.0), scheduler.next(0.0)
+    assert first is not None
+    assert second is not None
+    assert first.stop == second.start
+    scheduler.progress(first, first.stop - 1, 0.0)
+    scheduler.give_back(first, 0.0)
+    scheduler.give_back(second, 0.0)
+    again = scheduler.next(0.0)
+    assert again is not None
+    assert again.start == first.stop - 1
+    assert again.stop > first.stop
+
+
+def test_what_is_given_back_counts_as_left() -> None:
+    """Else a file whose ranges keep failing would be cut into ever smaller requests."""
+    scheduler = _scheduler(FetchFile("f", "m", 60 * BLOCK, weights=False))
+    sizes = set()
+    for _ in range(9):
+        one = scheduler.next(0.0)
+        assert one is not None
+        sizes.add(one.stop - one.start)
+        scheduler.give_back(one, 0.0)
+    assert sizes == {10 * BLOCK}
+
+
+def test_the_front_passes_a_range_that_is_written_and_not_yet_done() -> None:
+    scheduler = _scheduler(FetchFile("f", "m", 3 * BLOCK, done=b"\0\1\0"))
+    one = scheduler.next(0.0)
+    assert one is not None
+    scheduler.progress(one, BLOCK, 0.0)
+    assert scheduler.front("f") == 2 * BLOCK
+
+
+def test_a_whole_file_is_one_range() -> None:
+    scheduler = _scheduler(FetchFile("f", "m", 300 * BLOCK + 1, whole=True))
+    assert [(one.start, one.stop) for one in _drain(scheduler)] == [(0, 300 * BLOCK + 1)]
+
+
 def test_progress_outside_of_the_range_is_refused() -> None:
     scheduler = _scheduler(FetchFile("f", "m", 5 * BLOCK))
     one = scheduler.next(0.0)
@@ -405,26 +457,16 @@ class TestWidth:
 
     def test_grows_by_one_in_five_seconds_up_to_the_limit(self) -> None:
         scheduler = _scheduler(FetchFile("f", "m", 999 * BLOCK, weights=False), connections=4)
-        assert scheduler.wake_at() is None
         scheduler.throttled(sent=0.0, now=10.0)
         assert [scheduler.next(10.0) is None for _ in range(3)] == [False, False, True]
-        for width in (3, 4):
-            wake = scheduler.wake_at()
-            assert wake == 10.0 + 5 * (width - 2)
-            assert scheduler.next(wake - 0.01) is None
-            assert scheduler.next(wake) is not None
+        for width, at in ((3, 15.0), (4, 20.0)):
+            assert scheduler.next(at - 0.01) is None
+            assert scheduler.next(at) is not None
             assert scheduler.width == width
         scheduler.throttled(sent=999.0, now=1000.0)
         assert scheduler.width == 2
-
-    @given(st.floats(0, 1e9), st.integers(2, 64))
-    def test_waking_when_told_to_is_never_too_early(self, now: float, connections: int) -> None:
-        scheduler = _scheduler(connections=connections)
-        scheduler.throttled(now, now)
-        while (wake := scheduler.wake_at()) is not None:
-            before = scheduler.width
-            scheduler.next(wake)
-            assert scheduler.width == before + 1
+        scheduler.next(9999.0)
+        assert scheduler.width == 4
 
 
 class TestSlow:

@@ -36,9 +36,8 @@ from yaie_async.store.blockmap import (
     encode_blocks,
     encode_header,
     held_bytes_of,
-    whole_blocks,
 )
-from yaie_async.store.claims import claim_or_create, discard_orphans, held_bytes
+from yaie_async.store.claims import claim_or_create, discard_orphans, held_bytes, others_alive
 from yaie_async.store.diskio import write_all
 from yaie_async.store.partials import Ownership, Partial
 
@@ -94,12 +93,12 @@ def _age(path: Path, seconds: float) -> None:
 
 
 def _forge(path: Path, **changes: Any) -> None:
-    """Change what a map says of its owner."""
+    """Change what a map says, and let it be a valid map all the same."""
     raw = path.read_bytes()
     found = decode(raw, ETAG)
     assert found is not None
-    with path.open("r+b") as file:
-        file.write(encode_header(replace(found[0], **changes)))
+    header = replace(found[0], **changes)
+    path.write_bytes(encode_header(header) + encode_blocks(header, found[1]))
 
 
 def _fork(fn: Callable[[], object]) -> int:
@@ -241,11 +240,13 @@ class TestOneProcess:
     def test_a_map_can_name_no_file_of_another_directory(self, blobs: Path, tmp_path: Path) -> None:
         _left_behind(blobs, 0)
         victim = tmp_path / "victim"
-        victim.write_bytes(b"precious")
-        _forge(_map(blobs), data="../victim", size=8)
-        assert _have(_claim(blobs)) == []
+        victim.write_bytes(bytes(SIZE))
+        _forge(_map(blobs), data="../victim")
+        partial = _claim(blobs)
+        assert not any(partial.blocks)
+        _write(partial, 0)
         discard_orphans(blobs, ETAG, lock_held=True)
-        assert victim.read_bytes() == b"precious"
+        assert victim.read_bytes() == bytes(SIZE)
 
     def test_a_link_in_the_place_of_a_data_file_is_not_followed(self, blobs: Path, tmp_path: Path) -> None:
         _left_behind(blobs, 0)
@@ -305,13 +306,6 @@ class TestOneProcess:
         assert found is not None
         assert found[1] == bytes([SYNCED]) * 6
         partial.discard()
-
-    def test_the_blocks_that_are_whole(self) -> None:
-        assert whole_blocks(0, BLOCK - 1, SIZE) == (0, 0)
-        assert whole_blocks(BLOCK - 1, BLOCK, SIZE) == (0, 1)
-        assert whole_blocks(BLOCK, 3 * BLOCK + 5, SIZE) == (1, 3)
-        assert whole_blocks(5 * BLOCK, SIZE - 1, SIZE) == (5, 5)
-        assert whole_blocks(5 * BLOCK, SIZE, SIZE) == (5, 6)
 
 
 class TestKilled:
@@ -507,6 +501,57 @@ class TestClaims:
         _write(ours, *range(6))
         assert ours.publish().read_bytes() == WHOLE
         assert _names(blobs) == [ETAG]
+
+    def test_a_claim_by_copy_that_was_killed_leaves_the_owner_silent_and_not_dead(
+        self, blobs: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The claimer is known to be dead; the owner before it may still wake up and write into the inode."""
+        _left_behind(blobs, 0, 1, sync=True)
+        _forge(_map(blobs), owner=HOST)
+        _age(_map(blobs), 61)
+        inode = next(path.stat().st_ino for path in blobs.iterdir() if ".map" not in path.name)
+
+        def killed(*_: object) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Partial, "copy_from", killed)
+            assert _wait(_fork(lambda: _claim(blobs))) == -signal.SIGKILL
+        taken = [_claim(blobs)]
+        for path in blobs.glob("*.map.incomplete"):
+            if path != taken[0]._map_path:
+                _age(path, 61)
+        taken.append(_claim(blobs))
+        assert [_have(one) for one in taken] == [[], [0, 1]]
+        assert inode not in [os.fstat(one.fd).st_ino for one in taken]
+
+    def test_the_owner_of_one_shows_that_it_lives(self, blobs: Path) -> None:
+        partial = _claim(blobs)
+        _age(_map(blobs), 3600)
+        assert partial.touch() is Ownership.OURS
+        assert time.time() - _map(blobs).stat().st_mtime < 60
+        assert others_alive(blobs, ETAG)
+        partial.keep()
+        assert not others_alive(blobs, ETAG)
+        shutil.rmtree(blobs)
+        assert not others_alive(blobs, ETAG)
+
+    def test_also_while_it_copies(self, blobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pruned = _claim(blobs)
+        _write(pruned, 0)
+        shutil.rmtree(blobs)
+        ages = []
+
+        def slowly(*args: int) -> Iterator[int]:
+            for count in diskio.copy_sparse(*args):
+                _age(_map(blobs), 3600)
+                yield count
+                ages.append(time.time() - _map(blobs).stat().st_mtime)
+
+        monkeypatch.setattr(partials, "copy_sparse", slowly)
+        pruned.rescue()
+        assert len(ages) == 4
+        assert max(ages) < 60
 
     def test_a_loser_discards_nothing_of_the_winner(self, blobs: Path) -> None:
         loser = _claim(blobs)

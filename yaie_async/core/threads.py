@@ -23,11 +23,15 @@ import anyio.lowlevel
 T = TypeVar("T")
 
 
+_POLL = 0.02  # seconds
+
+
 class _Call(Generic[T]):
     """One function running in its own thread, and the event that tells the loop of its end."""
 
     def __init__(self, fn: Callable[[], T], name: str) -> None:
         self.done = anyio.Event()
+        self.ended = False
         self._fn = fn
         self._token = anyio.lowlevel.current_token()
         self._value: T
@@ -42,6 +46,7 @@ class _Call(Generic[T]):
             self._error = error
         finally:
             del self._fn  # what it closes over may be large, and the task may be gone
+            self.ended = True
             try:
                 anyio.from_thread.run_sync(self.done.set, token=self._token)
             except anyio.RunFinishedError:
@@ -70,12 +75,16 @@ async def run_owned(fn: Callable[[], T], *, interrupt: Callable[[], None] | None
     """
     call = _Call(fn, name)
     first: BaseException | None = None
-    while not call.done.is_set():
+    while not call.ended:
         try:
-            with anyio.CancelScope(shield=first is not None):
-                if first is not None and interrupt is not None:
-                    interrupt()
-                    interrupt = None
+            if first is None:
+                await call.done.wait()
+                continue
+            if interrupt is not None:
+                interrupt()
+                interrupt = None
+            # A wake-up can be lost to a Ctrl-C at the wrong bytecode; the flag can't.
+            with anyio.move_on_after(_POLL, shield=True):
                 await call.done.wait()
         except BaseException as error:  # noqa: BLE001 - the first is raised again below
             if first is None:

@@ -19,6 +19,7 @@ from yaie_async.fetch.verify import digest_of
 from yaie_async.store.access import cache_errors
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.claims import claim_or_create, discard_orphans, others_alive
+from yaie_async.store.landing import Landing
 from yaie_async.store.locks import blob_lock
 from yaie_async.store.partials import Partial
 
@@ -27,9 +28,18 @@ _LOOK = 1.0
 
 
 async def fetch_blob(
-    session: Session, cache: RepoCache, commit: str, file: RepoFile, meter: Meter, *, weights: bool
+    session: Session,
+    cache: RepoCache,
+    commit: str,
+    file: RepoFile,
+    meter: Meter,
+    *,
+    weights: bool,
+    landing: Landing | None = None,
 ) -> bool:
     """Make `blobs/<etag>` exist; return whether this call wrote it, or it was there (or linked) already.
+
+    `landing` is told of the bytes as they come, where this call is the one that fetches them.
 
     **Cancellation:** every thread has ended, the lock is given back, the partial is kept for whoever comes next.
     What else awaits the same blob takes over.
@@ -45,7 +55,7 @@ async def fetch_blob(
     async def lead() -> bool:
         nonlocal led
         led = True
-        return await _Fetch(session, cache, commit, file, meter, weights=weights).run()
+        return await _Fetch(session, cache, commit, file, meter, weights=weights, landing=landing).run()
 
     fresh = await flight(lead)
     if session.flights.get(key) is flight:
@@ -59,7 +69,15 @@ class _Fetch:
     """The way of one blob into the cache, under its lock."""
 
     def __init__(
-        self, session: Session, cache: RepoCache, commit: str, file: RepoFile, meter: Meter, *, weights: bool
+        self,
+        session: Session,
+        cache: RepoCache,
+        commit: str,
+        file: RepoFile,
+        meter: Meter,
+        *,
+        weights: bool,
+        landing: Landing | None,
     ) -> None:
         assert file.etag is not None and file.size is not None
         self._session = session
@@ -70,6 +88,7 @@ class _Fetch:
         self._size = file.size
         self._meter = meter
         self._weights = weights
+        self._landing = landing
         # Set in the thread that opened it, so that a cancelled call leaves no descriptor without an owner.
         self._partial: Partial | None = None
 
@@ -149,6 +168,7 @@ class _Fetch:
             weights=self._weights,
             verify=self._session.verify,
             meter=self._meter,
+            landing=self._landing,
         )
 
     async def _own(self, make: Callable[[], Partial]) -> None:
@@ -169,8 +189,10 @@ class _Fetch:
 
     def _publish(self) -> None:
         assert self._partial is not None
-        self._partial.publish()
+        blob = self._partial.publish()
         self._partial = None
+        if self._landing is not None:
+            self._landing.moved(blob)
         discard_orphans(self._cache.blobs, self._etag, lock_held=True)
 
     def _keep(self) -> None:

@@ -38,8 +38,8 @@ class TokenBucket:
         with self._lock:
             if self._at is None:
                 self._at = now
-            # Another thread may have read a later clock before it got the lock.
-            elapsed = max(0.0, now - self._at)
-            self._at += elapsed
-            self._tokens = min(self._rate * _BURST, self._tokens + self._rate * elapsed) - nbytes
-            return max(0.0, -self._tokens / self._rate + (self._at - now))
+            # Time may run backwards here: another thread may have read a later clock before it got the lock.
+            earned = self._rate * (now - self._at)
+            self._tokens = min(self._rate * _BURST, self._tokens + earned) - nbytes
+            self._at = now
+            return max(0.0, -self._tokens / self._rate)

@@ -78,7 +78,7 @@ class Scheduler:
         return list(state.running)
 
     def next(self, now: float) -> Range | None:
-        """Hand out the next range, or None while there is none to be had (then see `wake_at`)."""
+        """Hand out the next range, or None while there is none to be had. Time alone may change that (`throttled`)."""
         self._grow(now)
         if len(self._running) >= self.width:
             return None
@@ -144,15 +144,11 @@ class Scheduler:
         self._files[key].verified = max(self._files[key].verified, offset)
 
     def throttled(self, sent: float, now: float) -> None:
-        """A request that was sent at `sent` was answered 429 or 503."""
+        """A request that was sent at `sent` was answered 429 or 503: halve the width, then grow by one per 5 s."""
         self._grow(now)
         if sent > self._throttled_at:  # else it belongs to the crowd that was halved already
             self.width = max(1, self.width // 2)
             self._throttled_at = self._grown_at = now
-
-    def wake_at(self) -> float | None:
-        """When to call `next` again though nothing has happened, or None."""
-        return self._grown_at + GROWTH_SECONDS if self.width < self._max else None
 
     def slow(self, now: float) -> list[Range]:
         """Ranges to interrupt and give back. To be called about once a second.

@@ -20,6 +20,7 @@ from yaie_async.fetch.snapshot import Need, Resolution, ensure, listing_for, res
 from yaie_async.loader.source import Directory, find_source
 from yaie_async.store.access import free_bytes
 from yaie_async.store.cache import RepoCache, files_below
+from yaie_async.store.landing import Landing
 from yaie_async.store.snapshots import read_json
 
 
@@ -51,7 +52,7 @@ class HubFiles:
         return self.resolution.unconfirmed is None
 
     async def ensure(
-        self, session: Session, meter: Meter, *, weights: bool, on_small: Callable[[], None] = lambda: None
+        self, session: Session, meter: Meter, *, weights: bool, on_small: Callable[[tuple[Landing, ...]], None] = lambda _: None
     ) -> Path:
         """As `yaie_async.fetch.snapshot.ensure`."""
         return await ensure(
@@ -113,7 +114,7 @@ class DirectoryFiles:
     confirmed: bool = True
 
     async def ensure(
-        self, _session: Session, meter: Meter, *, weights: bool, on_small: Callable[[], None] = lambda: None
+        self, _session: Session, meter: Meter, *, weights: bool, on_small: Callable[[tuple[Landing, ...]], None] = lambda _: None
     ) -> Path:
         """The directory itself, once it is known to have what is needed.
 
@@ -127,7 +128,7 @@ class DirectoryFiles:
         meter.expect(total=sum(found), files=len(found))
         for size in found:
             meter.cached(size)
-        on_small()
+        on_small(())
         return self.path
 
     def config(self) -> dict[str, Any] | None:

@@ -75,11 +75,6 @@ def block_count(size: int) -> int:
     return -(-size // BLOCK)
 
 
-def whole_blocks(start: int, stop: int, size: int) -> tuple[int, int]:
-    """First and end of the blocks that become whole when bytes `start` to `stop` are written after all before."""
-    return start // BLOCK, block_count(size) if stop == size else stop // BLOCK
-
-
 def held_bytes_of(state: bytes | bytearray, size: int) -> int:
     """Bytes in the blocks that are not MISSING."""
     held = (len(state) - state.count(0)) * BLOCK

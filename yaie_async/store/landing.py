@@ -30,7 +30,7 @@ class Landing:
         self._failed = False
 
     def begin(self, source: Path, blocks: bytes) -> None:
-        """The bytes land in `source`; `blocks` has a non-zero byte for each 4 MiB block that is there.
+        """The bytes land in `source`; `blocks` has a non-zero byte for each 4 MiB block that is there (none: b"").
 
         A second source is a failure for whoever has begun to read the first.
         """
@@ -38,7 +38,7 @@ class Landing:
             if self._source is not None:
                 self._failed = True
             self._source = source
-            self._there[:] = blocks
+            self._there[:] = blocks or bytes(len(self._there))
             self._changed.notify_all()
 
     def landed(self, first: int, stop: int) -> None:
@@ -48,8 +48,12 @@ class Landing:
             self._changed.notify_all()
 
     def complete(self, source: Path) -> None:
-        """All bytes are there, in `source`."""
-        self.begin(source, b"\1" * len(self._there))
+        """The whole file is in `source`; nothing new for whoever saw it land there."""
+        with self._changed:
+            if self._source is None:
+                self._source = source
+            self._there[:] = b"\1" * len(self._there)
+            self._changed.notify_all()
 
     def moved(self, source: Path) -> None:
         """The same file has another name now."""
