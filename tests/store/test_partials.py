@@ -446,6 +446,12 @@ class TestClaims:
         os.close(ready)
         os.close(go)
 
+    def test_the_living_keep_their_files_when_orphans_are_discarded(self, blobs: Path) -> None:
+        partial = _claim(blobs)
+        discard_orphans(blobs, ETAG, lock_held=True)
+        assert partial.touch() is Ownership.OURS
+        assert len(_names(blobs)) == 2
+
     def test_a_process_number_used_again_is_another_process(self, blobs: Path) -> None:
         partial = _claim(blobs)
         _write(partial, 0)

@@ -95,6 +95,8 @@ class _Fetch:
     async def run(self) -> bool:
         async with blob_lock(self._cache.lock(self._etag)):
             if await self._is_there():
+                # A kill after the blob had its name may have left its map.
+                await run_owned(self._clean, name="clean")
                 self._meter.cached(self._size)
                 return False
             try:
@@ -193,6 +195,9 @@ class _Fetch:
         self._partial = None
         if self._landing is not None:
             self._landing.moved(blob)
+        self._clean()
+
+    def _clean(self) -> None:
         discard_orphans(self._cache.blobs, self._etag, lock_held=True)
 
     def _keep(self) -> None:

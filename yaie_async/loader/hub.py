@@ -165,7 +165,8 @@ class Hub:
 
         **Cancellation:** finished files stay and are not fetched again.
 
-        **Raises:** PrefetchError at the end, with the failures and with what succeeded.
+        **Raises:** PrefetchError at the end, with the failures and with what succeeded; of a single model, its
+        own error.
         """
         async with self:
             from yaie_async.core.errors import LoaderError, PrefetchError
@@ -183,7 +184,11 @@ class Hub:
             async with task_group() as group:
                 for model in dict.fromkeys(models):
                     group.start_soon(one, model)
+            if len(snapshots) + len(failures) == 1:
+                for error in failures.values():
+                    raise error
             if failures:
+                failures = {model: failures[model] for model in models if model in failures}
                 told = "; ".join(f"{model}: {error}" for model, error in failures.items())
                 raise PrefetchError(
                     f"{len(failures)} of {len(failures) + len(snapshots)} models could not be fetched. {told}",
