@@ -1,0 +1,129 @@
+"""Keeping the loop awake: what is changed process-wide is given back exactly, and its absence harms nobody."""
+
+import ctypes
+import gc
+import importlib.util
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from yaie_async.build.responsive import quick_switching, smooth_imports
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    interval, enabled = sys.getswitchinterval(), gc.isenabled()
+    yield
+    sys.setswitchinterval(interval)
+    (gc.enable if enabled else gc.disable)()
+
+
+def test_the_interval_is_lowered_and_restored() -> None:
+    """During a load threads switch ten times as often, afterwards as before."""
+    before = sys.getswitchinterval()
+    with quick_switching():
+        assert sys.getswitchinterval() == pytest.approx(before / 10)
+    assert sys.getswitchinterval() == before
+
+
+def test_the_last_of_several_loads_restores() -> None:
+    """The first load to end leaves the interval to the others; an error restores it too."""
+    before = sys.getswitchinterval()
+    first, second = quick_switching(), quick_switching()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert sys.getswitchinterval() < before
+    with pytest.raises(ValueError, match="stop"), second:
+        raise ValueError("stop")
+    assert sys.getswitchinterval() == before
+
+
+def test_what_the_application_sets_meanwhile_stays() -> None:
+    """An interval that somebody else set during the load is not overwritten."""
+    with quick_switching():
+        sys.setswitchinterval(0.002)
+    assert sys.getswitchinterval() == pytest.approx(0.002)
+
+
+def test_many_threads_leave_it_as_it_was() -> None:
+    """Loads that come and go in many threads restore the interval in the end."""
+    before = sys.getswitchinterval()
+
+    def load() -> None:
+        for _ in range(50):
+            with quick_switching(), smooth_imports():
+                pass
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sys.getswitchinterval() == before
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_collection_waits_and_is_restored(*, enabled: bool) -> None:
+    """gc is held during the imports, and only switched on again where it was on."""
+    (gc.enable if enabled else gc.disable)()
+    with smooth_imports():
+        assert not gc.isenabled()
+    assert gc.isenabled() is enabled
+
+
+def test_an_error_restores_collection() -> None:
+    """An import that fails leaves gc on."""
+    with pytest.raises(ImportError), smooth_imports():
+        raise ImportError("broken")
+    assert gc.isenabled()
+
+
+def _no_dlopen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
+
+
+def _no_ctypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_name: object) -> None:
+        raise OSError("not here")
+
+    monkeypatch.setattr(ctypes, "CDLL", fail)
+
+
+def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+
+
+@pytest.mark.parametrize("lacking", [_no_dlopen, _no_ctypes, _no_torch])
+def test_a_platform_that_lacks_the_trick_is_none_the_worse(
+    monkeypatch: pytest.MonkeyPatch, lacking: object
+) -> None:
+    """Without dlopen, without ctypes, without torch: the import simply loads its libraries itself."""
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert callable(lacking)
+    lacking(monkeypatch)
+    with smooth_imports():
+        pass
+
+
+def test_the_objects_of_the_imports_are_frozen_once() -> None:
+    """If torch was imported, what the imports made is kept out of later collections; the interval is back."""
+    code = (
+        "import gc, sys\n"
+        "from yaie_async.build.responsive import quick_switching, smooth_imports\n"
+        "before = sys.getswitchinterval()\n"
+        "assert gc.get_freeze_count() == 0\n"
+        "with quick_switching(), smooth_imports():\n"
+        "    import torch\n"
+        "frozen = gc.get_freeze_count()\n"
+        "assert frozen > 10_000, frozen\n"
+        "assert gc.isenabled() and sys.getswitchinterval() == before\n"
+        "with smooth_imports():\n"
+        "    pass\n"
+        "assert gc.get_freeze_count() <= frozen\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
