@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -32,12 +33,11 @@ def test_the_interval_is_lowered_and_restored() -> None:
 def test_the_last_of_several_loads_restores() -> None:
     """The first load to end leaves the interval to the others; an error restores it too."""
     before = sys.getswitchinterval()
-    first, second = quick_switching(), quick_switching()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert sys.getswitchinterval() < before
-    with pytest.raises(ValueError, match="stop"), second:
+    first = ExitStack()
+    first.enter_context(quick_switching())
+    with pytest.raises(ValueError, match="stop"), quick_switching():
+        first.close()
+        assert sys.getswitchinterval() < before
         raise ValueError("stop")
     assert sys.getswitchinterval() == before
 

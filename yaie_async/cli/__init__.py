@@ -1,1 +1,5 @@
-def main() -> None: ...
+"""The command line: `yaie-async`, or `python -m yaie_async`. Importing it imports no torch."""
+
+from yaie_async.cli.app import main
+
+__all__ = ["main"]
