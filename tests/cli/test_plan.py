@@ -1,0 +1,49 @@
+"""`plan`: tells, and fetches no file."""
+
+from tests.support.command import Command
+from tests.support.hub import HubServer
+
+
+def test_plan_tells_what_a_load_would_fetch(hub: HubServer, command: Command) -> None:
+    """Bytes to fetch and cached, free disk, memory."""
+    done = command.run("plan", "org/one", "org/two", "--json")
+    assert done.code == 0
+    one = done.json["models"]["org/one"]
+    size = sum(file.stat().st_size for file in (hub.root / "org" / "one").iterdir())
+    assert (one["bytes_to_fetch"], one["bytes_cached"]) == (size, 0)
+    assert {file["path"] for file in one["files"]} == {file.name for file in (hub.root / "org" / "one").iterdir()}
+    weights = (hub.root / "org" / "one" / "model.safetensors").stat().st_size
+    assert one["memory"] == weights  # how they are stored is not known before config.json is
+    assert one["fits"] is True
+    assert done.json["free_disk"] > 0
+    assert not any("/resolve/" in line or "/cdn/" in line for line in hub.lines)
+    assert not command.cache.exists()
+
+
+def test_plan_of_what_is_cached_in_words(hub: HubServer, command: Command) -> None:
+    assert command.run("prefetch", "org/one").code == 0
+    weights = (hub.root / "org" / "one" / "model.safetensors").stat().st_size
+    known = command.run("plan", "org/one", "--json").json["models"]["org/one"]
+    assert known["memory"] == weights // 2  # fp32 becomes fp16
+
+    done = command.run("plan", "org/one", "org/two")
+    assert done.code == 0
+    assert "fits" in done.out
+    one = next(line for line in done.out.splitlines() if "org/one" in line)
+    assert "0 B" in one
+
+
+def test_no_room_is_said_and_no_failure(command: Command, hub: HubServer) -> None:
+    """A model of more bytes than any disk has: does not fit, exit code 0."""
+    from tests.support.faults import EditJson
+
+    def edit(info: dict[str, list[dict[str, dict[str, int]]]]) -> None:
+        for sibling in info["siblings"]:
+            if "lfs" in sibling:
+                sibling["lfs"]["size"] = 10**18
+
+    hub.faults.add(EditJson(edit), path="/api/models/", times=None)
+    told = command.run("plan", "org/one", "--json")
+    assert told.code == 0
+    assert told.json["fits"] is False
+    assert "does not fit" in command.run("plan", "org/one").out

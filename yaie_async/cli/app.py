@@ -1,0 +1,132 @@
+"""The commands and their options. What a command does is imported when it runs: `--help` is quick."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from yaie_async.cli import options
+from yaie_async.cli.options import Wishes
+from yaie_async.cli.outcome import EXIT_CODES, conclude
+
+_FETCHING = "what is downloaded is kept; run the same command again to go on."
+
+app = typer.Typer(
+    name="yaie-async",
+    help="Load Hugging Face causal language models without stalling the event loop.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    # A LoaderError is never shown as a traceback; whatever else comes is a mistake of ours, for a report.
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command(epilog=EXIT_CODES)
+def demo(*, as_json: options.AsJson = False) -> None:
+    """Load a model from a hub on this machine, without any network, and watch the event loop meanwhile."""
+    from yaie_async.cli.demo import demo as run
+
+    conclude(run, as_json=as_json, when_interrupted="the demo's temporary files are removed.")
+
+
+@app.command(epilog=EXIT_CODES)
+def load(
+    model: options.Model,
+    *,
+    prompt: Annotated[str | None, typer.Option(help="Generate a line from this, once it is loaded.")] = None,
+    dtype: options.Dtype = "float16",
+    device_map: options.DeviceMap = "auto",
+    revision: options.Revision = None,
+    cache_dir: options.CacheDir = None,
+    token: options.Token = None,
+    endpoint: options.Endpoint = None,
+    offline: options.Offline = False,
+    max_connections: options.MaxConnections = 8,
+    trust_remote_code: options.TrustRemoteCode = False,
+    no_pickle: options.NoPickle = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Load a model and its tokenizer; say what it is, how long it took, and how long the loop was away at most."""
+    from yaie_async.cli.load import load as run
+
+    wishes = Wishes(
+        cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle, max_connections
+    )
+    conclude(
+        lambda: run(model, wishes, dtype=dtype, device_map=device_map, prompt=prompt),
+        as_json=as_json,
+        when_interrupted=_FETCHING,
+    )
+
+
+@app.command(epilog=EXIT_CODES)
+def prefetch(
+    models: options.Models,
+    *,
+    revision: options.Revision = None,
+    cache_dir: options.CacheDir = None,
+    token: options.Token = None,
+    endpoint: options.Endpoint = None,
+    offline: options.Offline = False,
+    max_connections: options.MaxConnections = 8,
+    trust_remote_code: options.TrustRemoteCode = False,
+    no_pickle: options.NoPickle = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Fetch models into the cache. All are tried; the exit code is 1 if one failed. Without torch."""
+    from yaie_async.cli.prefetch import prefetch as run
+
+    wishes = Wishes(
+        cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle, max_connections
+    )
+    conclude(lambda: run(models, wishes), as_json=as_json, when_interrupted=_FETCHING)
+
+
+@app.command(epilog=EXIT_CODES)
+def plan(
+    models: options.Models,
+    *,
+    dtype: options.Dtype = "float16",
+    revision: options.Revision = None,
+    cache_dir: options.CacheDir = None,
+    token: options.Token = None,
+    endpoint: options.Endpoint = None,
+    offline: options.Offline = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    no_pickle: options.NoPickle = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Tell what a load would fetch and need, without fetching it. Exit code 0, whether it fits or not."""
+    from yaie_async.cli.plan import plan as run
+
+    wishes = Wishes(cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle)
+    conclude(
+        lambda: run(models, wishes, dtype=dtype), as_json=as_json, when_interrupted="nothing was fetched."
+    )
+
+
+@app.command(epilog=EXIT_CODES)
+def verify(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Hub ids; all cached models if left out.", metavar="[MODEL...]")
+    ] = None,
+    *,
+    cache_dir: options.CacheDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check cached files against the digests in their names, offline. Nothing is deleted.
+
+    Exit code 1 if a file is corrupt, unreadable, or gone while a snapshot links to it.
+    """
+    from yaie_async.cli.verify import verify as run
+
+    conclude(
+        lambda: run(models or [], cache_dir), as_json=as_json, when_interrupted="nothing was changed."
+    )
+
+
+def main() -> None:
+    """The entry point."""
+    app()

@@ -1,0 +1,62 @@
+"""`yaie-async demo`: a cold load from a hub on this machine."""
+
+from __future__ import annotations
+
+from yaie_async.cli.outcome import Outcome, say
+from yaie_async.cli.tables import facts
+from yaie_async.demo.run import Report, run_demo
+from yaie_async.loader.display import size
+
+
+def demo() -> Outcome:
+    """Run it, and say what was seen.
+
+    Raises:
+        LoaderError: the extra `demo` is not installed, or the load failed.
+    """
+    try:
+        report = run_demo(say)
+    except ImportError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        from yaie_async.core.errors import LoaderError
+
+        raise LoaderError(
+            f"The demo needs starlette and uvicorn, and {error.name} is not installed. "
+            "Install the extra: pip install 'yaie-async[demo]', or pip install '.[demo]' in a checkout."
+        ) from error
+    return Outcome(_document(report), [*facts(_rows(report))])
+
+
+def _rows(report: Report) -> list[tuple[str, str]]:
+    imports = "imports of torch and transformers included" if report.cold else "torch was imported before"
+    noise = " (random weights: noise)" if report.checkpoint.random else ""
+    return [
+        ("model", f"{report.checkpoint.repo_id}: {report.checkpoint.what}"),
+        ("class", f"{report.model_class}, {report.dtype}, on {report.device}, {report.parameters:,} parameters"),
+        ("fetched", f"{size(report.bytes)} in {report.files} files, verified"),
+        ("ready after", f"{report.seconds:.2f} s, {imports}"),
+        ("longest loop stall", f"{report.longest_stall * 1000:.0f} ms ({report.beats:,} beats of the loop meanwhile)"),
+        ("prompt", report.prompt),
+        ("answer", f"{report.text}{noise}"),
+    ]
+
+
+def _document(report: Report) -> dict[str, object]:
+    return {
+        "model": report.checkpoint.repo_id,
+        "what": report.checkpoint.what,
+        "random_weights": report.checkpoint.random,
+        "model_class": report.model_class,
+        "dtype": report.dtype,
+        "device": report.device,
+        "parameters": report.parameters,
+        "files": report.files,
+        "bytes": report.bytes,
+        "cold": report.cold,
+        "seconds": round(report.seconds, 3),
+        "longest_stall_ms": round(report.longest_stall * 1000, 1),
+        "beats": report.beats,
+        "prompt": report.prompt,
+        "text": report.text,
+    }

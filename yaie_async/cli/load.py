@@ -1,0 +1,53 @@
+"""`yaie-async load`: load a model, say what it is, and how the event loop fared."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import anyio
+
+from yaie_async.cli.options import Wishes
+from yaie_async.cli.outcome import Outcome
+from yaie_async.cli.tables import facts
+from yaie_async.demo.generate import generate_line
+from yaie_async.demo.heartbeat import heartbeat
+from yaie_async.demo.run import describe_model
+
+
+def load(model: str, wishes: Wishes, *, dtype: str, device_map: str, prompt: str | None) -> Outcome:
+    """Load, and generate a line if there is a prompt."""
+    found: dict[str, Any] = anyio.run(_load, model, wishes, dtype, device_map, prompt)
+    rows = [
+        ("model", f"{model} at {found['commit']}" if found["commit"] else model),
+        ("class", found["model_class"]),
+        ("dtype", found["dtype"]),
+        ("device", found["device"]),
+        ("parameters", f"{found['parameters']:,}"),
+        ("ready after", f"{found['seconds']:.2f} s"),
+        ("longest loop stall", f"{found['longest_stall_ms']:.0f} ms"),
+    ]
+    if prompt is not None:
+        rows += [("prompt", prompt), ("answer", found["text"])]
+    return Outcome(found, [*facts(rows)])
+
+
+async def _load(model: str, wishes: Wishes, dtype: str, device_map: str, prompt: str | None) -> dict[str, Any]:
+    async with heartbeat() as pulse:
+        start = time.perf_counter()
+        async with wishes.hub() as hub:
+            loader = wishes.loader(model, hub, dtype=dtype, device_map=device_map)
+            loaded, tokenizer = await loader.load()
+        seconds = time.perf_counter() - start
+        pulse.beat()
+        longest = pulse.longest
+    found = {
+        "model": model,
+        "commit": loader.commit,
+        **describe_model(loaded),
+        "seconds": round(seconds, 3),
+        "longest_stall_ms": round(longest * 1000, 1),
+    }
+    if prompt is not None:
+        found |= {"prompt": prompt, "text": await generate_line(loaded, tokenizer, prompt)}
+    return found

@@ -1,0 +1,97 @@
+"""The options that several commands have, each with its help in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from yaie_async.loader.hub import Hub
+    from yaie_async.loader.model_loader import ModelLoader
+
+_HUB = "Where from"
+_SAFETY = "What is allowed"
+
+Model = Annotated[str, typer.Argument(help="A Hub id (org/name) or a directory (./x, ~/x, /x).", metavar="MODEL")]
+Models = Annotated[list[str], typer.Argument(help="Hub ids or directories.", metavar="MODEL...")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors too.")]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit, of all models named; the default branch if left out.")
+]
+Dtype = Annotated[str, typer.Option(help="float16, bfloat16, float32, ..., or auto: what the checkpoint has.")]
+DeviceMap = Annotated[str, typer.Option(help="auto, cpu, cuda:0, balanced, ... as for from_pretrained.")]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Root of the Hugging Face cache; HF_HUB_CACHE or HF_HOME says it otherwise.", rich_help_panel=_HUB
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        help="Access token. Other users can see it in the list of processes: better set HF_TOKEN, or log in once "
+        "with `hf auth login`.",
+        rich_help_panel=_HUB,
+    ),
+]
+Endpoint = Annotated[
+    str | None, typer.Option(help="Base URL of the Hub; HF_ENDPOINT says it otherwise.", rich_help_panel=_HUB)
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Make no request: only what is cached.", rich_help_panel=_HUB)
+]
+MaxConnections = Annotated[
+    int, typer.Option(help="File bodies under way at once.", min=1, rich_help_panel=_HUB)
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run the Python code that the repository brings.", rich_help_panel=_SAFETY
+    ),
+]
+NoPickle = Annotated[
+    bool,
+    typer.Option("--no-pickle", help="Refuse pytorch_model.bin; safetensors only.", rich_help_panel=_SAFETY),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What was asked for on the command line, beside the models."""
+
+    cache_dir: Path | None
+    token: str | None
+    endpoint: str | None
+    offline: bool
+    revision: str | None
+    trust_remote_code: bool
+    no_pickle: bool
+    max_connections: int = 8
+
+    def hub(self) -> Hub:
+        """The one Hub of the command."""
+        from yaie_async.loader.hub import Hub
+
+        return Hub(
+            cache_dir=self.cache_dir,
+            token=self.token,
+            endpoint=self.endpoint,
+            local_files_only=True if self.offline else None,
+            max_connections=self.max_connections,
+        )
+
+    def loader(self, model: str, hub: Hub, **options: Any) -> ModelLoader:
+        """A loader of one of the models."""
+        from yaie_async.loader.model_loader import ModelLoader
+
+        return ModelLoader(
+            model,
+            hub=hub,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=not self.no_pickle,
+            **options,
+        )

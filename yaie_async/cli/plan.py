@@ -1,0 +1,73 @@
+"""`yaie-async plan`: what a load would fetch and need, told without fetching a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from yaie_async.build.memory import available_memory
+from yaie_async.cli.options import Wishes
+from yaie_async.cli.outcome import Outcome, describe_error
+from yaie_async.cli.several import describe_failures, for_each
+from yaie_async.cli.tables import columns
+from yaie_async.core.plan import Plan
+from yaie_async.loader.display import size
+from yaie_async.loader.model_loader import ModelLoader
+
+
+def plan(models: list[str], wishes: Wishes, *, dtype: str) -> Outcome:
+    """Plan all of them, and say whether disk and memory have room."""
+    plans, failures = for_each(models, wishes, ModelLoader.plan, dtype=dtype)
+    free_memory = available_memory("cpu")
+    rows = [
+        (model, *_row(plans[model], free_memory))
+        if model in plans
+        else (model, "", "", "", "", f"{type(failures[model]).__name__}: {failures[model]}")
+        for model in dict.fromkeys(models)
+    ]
+    to_fetch = sum(plan.bytes_to_fetch for plan in plans.values())
+    free_disk = min((plan.free_disk for plan in plans.values()), default=0)
+    fits = to_fetch <= free_disk
+    document: dict[str, Any] = {
+        "models": {model: _document(plan) for model, plan in plans.items()}
+        | {model: {"error": describe_error(error)} for model, error in failures.items()},  # type: ignore[arg-type]
+        "bytes_to_fetch": to_fetch,
+        "free_disk": free_disk,
+        "free_memory": free_memory,
+        "fits": fits,
+        **describe_failures(failures, "planned"),
+    }
+    verdict = (
+        f"Disk: {size(to_fetch)} to fetch, {size(free_disk)} free: "
+        f"{'fits' if fits else f'does not fit, {size(to_fetch - free_disk)} more are needed'}."
+    )
+    headers = ("model", "files", "to fetch", "cached", "memory", "fits")
+    lines: list[Any] = [columns(*headers, rows=rows)]
+    if plans:
+        lines.append(verdict)
+        lines.append(f"Memory: {size(free_memory)} free now, beside what GPUs have." if free_memory else "")
+    return Outcome(document, lines, failed=bool(failures))
+
+
+def _row(plan: Plan, free_memory: int | None) -> tuple[str, ...]:
+    disk = "disk ok" if plan.fits else f"disk full: {size(plan.free_disk)} free"
+    memory = "" if free_memory is None else ", memory ok" if plan.memory <= free_memory else ", memory short"
+    return (
+        str(len(plan.files)),
+        size(plan.bytes_to_fetch),
+        size(plan.bytes_cached),
+        size(plan.memory),
+        disk + memory,
+    )
+
+
+def _document(plan: Plan) -> dict[str, Any]:
+    return {
+        "revision": plan.revision,
+        "commit": plan.commit,
+        "files": [{"path": file.path, "size": file.size, "cached": file.cached} for file in plan.files],
+        "bytes_to_fetch": plan.bytes_to_fetch,
+        "bytes_cached": plan.bytes_cached,
+        "free_disk": plan.free_disk,
+        "memory": plan.memory,
+        "fits": plan.fits,
+    }

@@ -1,0 +1,29 @@
+"""Lines and tables for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Names on the left, values on the right."""
+    return [f"{name:<20}{value}" for name, value in rows]
+
+
+def columns(*headers: str, rows: Iterable[tuple[str, ...]]) -> Table:
+    """A table; the first and the last column are text, those between are numbers."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
+    for number, header in enumerate(headers):
+        numeric = 0 < number < len(headers) - 1
+        table.add_column(header, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table

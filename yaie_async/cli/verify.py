@@ -1,0 +1,212 @@
+"""`yaie-async verify`: are cached blobs what their names say? Offline, and nothing is ever deleted."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import validate_repo_id
+
+from yaie_async.cli.outcome import Outcome
+from yaie_async.cli.tables import columns
+from yaie_async.core.errors import InvalidArgumentError, OfflineError
+from yaie_async.core.plan import digest_kind
+from yaie_async.fetch.settings import read_settings
+from yaie_async.fetch.verify import digest_of
+from yaie_async.loader.display import size
+from yaie_async.store.cache import RepoCache
+
+# hashlib lets go of the GIL: as many at once as there are cores, and few enough for a spinning disk.
+_THREADS = min(4, os.cpu_count() or 1)
+
+OK, CORRUPT, MISSING, UNREADABLE, UNKNOWN = "ok", "corrupt", "missing", "unreadable", "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One file of the cache.
+
+    Attributes:
+        model: repo id.
+        path: where its bytes are, or should be.
+        files: its names in snapshots, as commit/path.
+        size: bytes.
+        status: "ok"; "corrupt": its digest is not its name; "missing": a link to nothing; "unreadable";
+            "unknown": its name is no digest, so there is nothing to compare with.
+        found: the digest that it has, where that is not its name.
+    """
+
+    model: str
+    path: Path
+    files: tuple[str, ...]
+    size: int
+    status: str
+    found: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    model: str
+    path: Path
+    etag: str | None
+    files: tuple[str, ...]
+
+
+def verify(models: list[str], cache_dir: Path | None) -> Outcome:
+    """Check the blobs of `models`, or of all cached models when none is named.
+
+    Raises:
+        InvalidArgumentError: for a name that is no repo id.
+        OfflineError: for a model that is not cached.
+    """
+    root = read_settings(cache_dir=cache_dir, token=False, endpoint=None, local_files_only=True).cache_dir
+    caches = [_cache(root, model) for model in dict.fromkeys(models)] if models else list(_all(root))
+    tasks = [task for cache in caches for task in _tasks(cache)]
+    checked = _check_all(tasks)
+    bad = [file for file in checked if file.status in (CORRUPT, MISSING, UNREADABLE)]
+    document = {
+        "cache_dir": str(root),
+        "models": {cache.repo_id: _summary(cache, checked) for cache in caches},
+        **({"error": {"type": "IntegrityError", "message": _verdict(bad, checked)}} if bad else {}),
+    }
+    rows = [
+        (cache.repo_id, *(str(_count(cache, checked, status)) for status in (OK, CORRUPT, MISSING)), _rest(cache, checked))
+        for cache in caches
+    ]
+    lines: list[Any] = []
+    if caches:
+        lines.append(columns("model", OK, CORRUPT, MISSING, "beside", rows=rows))
+    lines += [f"{file.status}: {file.path} ({', '.join(file.files) or 'in no snapshot'})" for file in bad]
+    lines.append(_verdict(bad, checked) if caches else f"No model is cached in {root}.")
+    lines += _advice(bad)
+    return Outcome(document, lines, failed=bool(bad))
+
+
+def _cache(root: Path, model: str) -> RepoCache:
+    try:
+        validate_repo_id(model)
+    except ValueError as error:
+        message = f"{model!r} is no repo id, and only cached models of the Hub have digests to check ({error})."
+        raise InvalidArgumentError(message, model=model) from error
+    cache = RepoCache(root, model)
+    if not cache.folder.is_dir():
+        raise OfflineError(
+            f"{model} is not in the cache at {root}. Fetch it: yaie-async prefetch {model}", model=model
+        )
+    return cache
+
+
+def _all(root: Path) -> Iterator[RepoCache]:
+    for folder in sorted(root.glob("models--*")):
+        if folder.is_dir():
+            yield RepoCache(root, folder.name.removeprefix("models--").replace("--", "/"))
+
+
+def _tasks(cache: RepoCache) -> Iterator[_Task]:
+    """What there is to check: all blobs, links to nothing, and files that stand in a snapshot themselves."""
+    names: dict[Path, list[str]] = {}
+    for path in sorted((cache.folder / "snapshots").glob("*/**/*")):
+        name = path.relative_to(cache.folder / "snapshots").as_posix()
+        if path.is_symlink():
+            names.setdefault(Path(os.path.normpath(path.parent / path.readlink())), []).append(name)
+        elif path.is_file():
+            commit, _, file = name.partition("/")
+            known = (cache.tree(commit) or {}).get(file)
+            yield _Task(cache.repo_id, path, known.etag if known else None, (name,))
+    blobs = {path for path in cache.blobs.glob("*") if path.is_file() and not path.name.endswith(".incomplete")}
+    for path in sorted(blobs | names.keys()):
+        yield _Task(cache.repo_id, path, path.name, tuple(names.get(path, ())))
+
+
+def _check_all(tasks: list[_Task]) -> list[Checked]:
+    """Check several files at once; a Ctrl-C stops the threads at their next megabyte."""
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="yaie_async verify")
+    try:
+        with _progress(len(tasks)) as advance:
+            futures = [pool.submit(_check, task, stop) for task in tasks]
+            for _ in as_completed(futures):
+                advance()
+            return [future.result() for future in futures]
+    finally:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _check(task: _Task, stop: threading.Event) -> Checked:
+    length, found, status = 0, None, OK
+    try:
+        length = task.path.stat().st_size
+        if task.etag is None or digest_kind(task.etag) is None:
+            status = UNKNOWN
+        elif (digest := digest_of(task.path, task.etag, stop.is_set)) != task.etag:
+            found, status = digest, CORRUPT
+    except FileNotFoundError:
+        status = MISSING
+    except OSError:
+        status = UNREADABLE
+    return Checked(task.model, task.path, task.files, length, status, found)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    if not sys.stderr.isatty():
+        with nullcontext():
+            yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    with Progress(
+        TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("files"), console=Console(stderr=True)
+    ) as bars:
+        task = bars.add_task("", total=total)
+        yield lambda: bars.advance(task)
+
+
+def _count(cache: RepoCache, checked: list[Checked], status: str) -> int:
+    return sum(file.model == cache.repo_id and file.status == status for file in checked)
+
+
+def _rest(cache: RepoCache, checked: list[Checked]) -> str:
+    counts = {status: _count(cache, checked, status) for status in (UNREADABLE, UNKNOWN)}
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+
+
+def _summary(cache: RepoCache, checked: list[Checked]) -> dict[str, Any]:
+    return {
+        **{status: _count(cache, checked, status) for status in (OK, CORRUPT, MISSING, UNREADABLE, UNKNOWN)},
+        "bytes": sum(file.size for file in checked if file.model == cache.repo_id),
+        "bad": [
+            {"blob": str(file.path), "files": list(file.files), "status": file.status, "found": file.found}
+            for file in checked
+            if file.model == cache.repo_id and file.status in (CORRUPT, MISSING, UNREADABLE)
+        ],
+    }
+
+
+def _verdict(bad: list[Checked], checked: list[Checked]) -> str:
+    total = f"{len(checked)} files, {size(sum(file.size for file in checked))}"
+    if bad:
+        return f"{len(bad)} of {total} are not what their names say. Nothing was changed."
+    return f"All is well: {total}."
+
+
+def _advice(bad: list[Checked]) -> list[str]:
+    """What to do, as commands to copy: a blob that is gone is fetched again."""
+    corrupt = [shlex.quote(str(file.path)) for file in bad if file.status == CORRUPT]
+    again = [shlex.quote(model) for model in dict.fromkeys(file.model for file in bad)]
+    lines = [f"To repair, stop what uses them, then:  rm {' '.join(corrupt)}"] if corrupt else []
+    if any(file.status == UNREADABLE for file in bad):
+        lines.append("What is unreadable: check its permissions, and the disk.")
+    if again:
+        lines.append(f"To fetch again what is gone:  yaie-async prefetch {' '.join(again)}")
+    return lines
