@@ -53,9 +53,7 @@ def test_encoder_decoder(checkpoint: Copy) -> None:
 
 def test_sequence_classifier(checkpoint: Copy) -> None:
     """A classifier, which stock loads with no more than a log line, is refused."""
-    raised = fail(
-        errors.IncompatibleModelError, "use AutoModelForSequenceClassification", checkpoint("classifier")
-    )
+    raised = fail(errors.IncompatibleModelError, "use AutoModelForSequenceClassification", checkpoint("classifier"))
     assert raised.architecture == "GPT2ForSequenceClassification"
 
 
@@ -144,9 +142,7 @@ def test_bad_device_map(checkpoint: Copy, device_map: Any) -> None:
     """A device that is not here is an InvalidArgumentError."""
     if torch.cuda.is_available() and device_map in ("cuda", 0):
         pytest.skip("this machine has that device")
-    fail(
-        errors.InvalidArgumentError, "device_map=.* can't be used", checkpoint("llama"), device_map=device_map
-    )
+    fail(errors.InvalidArgumentError, "device_map=.* can't be used", checkpoint("llama"), device_map=device_map)
 
 
 def test_unknown_keyword(checkpoint: Copy) -> None:
@@ -202,9 +198,7 @@ def test_missing_shard(own_copy: Copy) -> None:
     assert raised.file == "model-00003-of-00004.safetensors"
 
 
-@pytest.mark.parametrize(
-    "content", ["{", "{}", '{"weight_map": {}, "metadata": {}}', '{"weight_map": {"a": "b"}}']
-)
+@pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": {}, "metadata": {}}', '{"weight_map": {"a": "b"}}'])
 def test_broken_index(own_copy: Copy, content: str) -> None:
     """An index that can't be read, or lists nothing, is named."""
     directory = own_copy("llama-sharded")
@@ -213,9 +207,7 @@ def test_broken_index(own_copy: Copy, content: str) -> None:
     assert raised.file == "model.safetensors.index.json"
 
 
-@pytest.mark.parametrize(
-    "name", ["../secret.safetensors", "/etc/secret.safetensors", "a/../../b", "..\\b", 7]
-)
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/secret.safetensors", "a/../../b", "..\\b", 7])
 def test_index_that_leaves_the_directory(own_copy: Copy, name: Any) -> None:
     """A shard name that leaves the directory is refused before anything is read, even where the file exists."""
     directory = own_copy("llama-sharded")
@@ -256,18 +248,13 @@ def test_pickle_with_code(own_copy: Copy, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["dialogpt", "sharded-bin"])
 def test_pickles_refused(checkpoint: Copy, kind: str) -> None:
     """With allow_pickle=False a model that has only pickles is refused, and the file is named."""
-    raised = fail(
-        errors.UnsafeFileError, "allow_pickle=False was given", checkpoint(kind), allow_pickle=False
-    )
+    raised = fail(errors.UnsafeFileError, "allow_pickle=False was given", checkpoint(kind), allow_pickle=False)
     assert raised.file.startswith("pytorch_model.bin")
 
 
 def test_pickles_refused_beside_safetensors(checkpoint: Copy) -> None:
     """With allow_pickle=False a model that has safetensors too is built from these."""
-    assert (
-        build_model(BuildRequest(str(checkpoint("gpt2-like-repo")), allow_pickle=False)).dtype
-        == torch.float16
-    )
+    assert build_model(BuildRequest(str(checkpoint("gpt2-like-repo")), allow_pickle=False)).dtype == torch.float16
 
 
 def test_remote_code_without_consent(own_copy: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,9 +289,7 @@ def test_broken_remote_code(own_copy: Copy) -> None:
     """Any exception of the model's own class becomes an IncompatibleModelError that chains it."""
     directory = own_copy("remote-code")
     code = (directory / "modeling_tiny.py").read_text()
-    (directory / "modeling_tiny.py").write_text(
-        code.replace("self.post_init()", "raise LookupError('my bug')")
-    )
+    (directory / "modeling_tiny.py").write_text(code.replace("self.post_init()", "raise LookupError('my bug')"))
     raised = fail(errors.IncompatibleModelError, "LookupError: my bug", directory, trust_remote_code=True)
     assert isinstance(raised.__cause__, LookupError)
 
@@ -397,9 +382,7 @@ def test_missing_library(checkpoint: Copy) -> None:
         [sys.executable, "-c", code, str(checkpoint("llama"))], capture_output=True, text=True, check=False
     )
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(
-        "yaie_async.core.errors.LoaderError: a library that builds models can't be imported"
-    )
+    assert last.startswith("yaie_async.core.errors.LoaderError: a library that builds models can't be imported")
 
 
 def test_failure_while_another_is_handled(checkpoint: Copy) -> None:
@@ -424,8 +407,6 @@ def test_memory_of_a_failed_build_is_free(own_copy: Copy) -> None:
 
     gc.collect()
     assert not [
-        o
-        for o in gc.get_objects()
-        if type(o).__name__ == "LlamaForCausalLM" and o.name_or_path == str(directory)
+        o for o in gc.get_objects() if type(o).__name__ == "LlamaForCausalLM" and o.name_or_path == str(directory)
     ]
     assert raised is not None

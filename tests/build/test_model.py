@@ -72,9 +72,7 @@ def stock_model(source: str, dtype: Any, **arguments: Any) -> PreTrainedModel:
 
 @pytest.mark.parametrize("place", ["directory", "snapshot"])
 @pytest.mark.parametrize(("kind", "dtype"), KINDS)
-def test_bit_identity(
-    checkpoint: Callable[[str], Path], tmp_path: Path, kind: str, dtype: Any, place: str
-) -> None:
+def test_bit_identity(checkpoint: Callable[[str], Path], tmp_path: Path, kind: str, dtype: Any, place: str) -> None:
     """Every kind is bit-identical to stock: tensors, buffers, ties, configs, name and logits."""
     directory = checkpoint(kind)
     location: dict[str, Any] = {}
@@ -91,9 +89,7 @@ def test_bit_identity(
 
 def test_keywords_are_passed_on(checkpoint: Callable[[str], Path]) -> None:
     """Keywords that from_pretrained and the config know have the effect that they have in stock."""
-    request = BuildRequest(
-        str(checkpoint("llama")), model_kwargs={"attn_implementation": "eager", "rms_norm_eps": 0.5}
-    )
+    request = BuildRequest(str(checkpoint("llama")), model_kwargs={"attn_implementation": "eager", "rms_norm_eps": 0.5})
     built = build_model(request)
     stock = stock_model(request.source, "float16", attn_implementation="eager", rms_norm_eps=0.5)
     assert_same_model(built, stock)
@@ -129,9 +125,7 @@ def test_many_threads_at_once(checkpoint: Callable[[str], Path]) -> None:
     """Builds of float16 and float32 models in many threads all come out right, and no global stays changed."""
     before = torch.get_default_dtype(), torch.nn.init.normal_, torch.linspace
     sources = [str(checkpoint(kind)) for kind in ("llama", "llama-tied", "gpt2")]
-    requests = [
-        BuildRequest(source, dtype=dtype) for source in sources for dtype in ("float16", "float32")
-    ] * 4
+    requests = [BuildRequest(source, dtype=dtype) for source in sources for dtype in ("float16", "float32")] * 4
     random.Random(1).shuffle(requests)
     with ThreadPoolExecutor(8) as pool:
         built = list(pool.map(build_model, requests))
@@ -185,9 +179,7 @@ def test_default_dtype_that_model_code_changes(checkpoint: Callable[[str], Path]
         "        self.post_init()\n\n    def eval(self):\n        import torch\n"
         "        torch.set_default_dtype(torch.float64)\n        return super().eval()",
     ))  # fmt: skip
-    with pytest.raises(
-        errors.IncompatibleModelError, match="default dtype was torch.float64 after"
-    ) as caught:
+    with pytest.raises(errors.IncompatibleModelError, match="default dtype was torch.float64 after") as caught:
         build_model(BuildRequest(str(directory), trust_remote_code=True))
     assert torch.get_default_dtype() == torch.float32
     assert caught.value.model == str(directory)

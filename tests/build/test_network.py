@@ -63,9 +63,7 @@ def test_no_request(checkpoint: Callable[[str], Path], tmp_path: Path, recorder:
         repo = kind if "/" in kind else f"tests/{kind}"
         models.add_to_cache(checkpoint("llama" if "/" in kind else kind), tmp_path / "cache", repo)
         repos.append(repo)
-    environment = {
-        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_", "DISABLE_"))
-    }
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_", "DISABLE_"))}
     environment.pop("DO_NOT_TRACK", None)
     environment |= {
         "HF_ENDPOINT": f"http://127.0.0.1:{recorder.server_port}",

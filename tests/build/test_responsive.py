@@ -99,9 +99,7 @@ def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("lacking", [_no_dlopen, _no_ctypes, _no_torch])
-def test_a_platform_that_lacks_the_trick_is_none_the_worse(
-    monkeypatch: pytest.MonkeyPatch, lacking: object
-) -> None:
+def test_a_platform_that_lacks_the_trick_is_none_the_worse(monkeypatch: pytest.MonkeyPatch, lacking: object) -> None:
     """Without dlopen, without ctypes, without torch: the import simply loads its libraries itself."""
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert callable(lacking)

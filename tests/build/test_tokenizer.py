@@ -34,9 +34,7 @@ def test_same_as_stock(checkpoint: Callable[[str], Path], tmp_path: Path, kind: 
         mine = {"commit": models.COMMIT, "cache_dir": str(tmp_path)}
         theirs = {"revision": models.COMMIT, "cache_dir": str(tmp_path)}
     built = build_tokenizer(BuildRequest(source, trust_remote_code=True, **mine))
-    stock: Any = AutoTokenizer.from_pretrained(
-        source, local_files_only=True, trust_remote_code=True, **theirs
-    )
+    stock: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=True, **theirs)
     assert type(built) is type(stock)
     assert built.name_or_path == stock.name_or_path == source
     assert built.init_kwargs["name_or_path"] == source
@@ -106,8 +104,6 @@ def test_class_chosen_by_repo_id(checkpoint: Callable[[str], Path], tmp_path: Pa
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
     models.add_to_cache(directory, tmp_path, repo)
     built = build_tokenizer(BuildRequest(repo, commit=models.COMMIT, cache_dir=str(tmp_path)))
-    stock = AutoTokenizer.from_pretrained(
-        repo, revision=models.COMMIT, cache_dir=str(tmp_path), local_files_only=True
-    )
+    stock = AutoTokenizer.from_pretrained(repo, revision=models.COMMIT, cache_dir=str(tmp_path), local_files_only=True)
     assert type(built) is type(stock)
     assert type(built).__name__ == "TokenizersBackend"

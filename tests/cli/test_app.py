@@ -28,9 +28,7 @@ def test_help_tells_commands_and_exit_codes(command: Command) -> None:
     assert "130 Ctrl-C" in done.out
 
 
-@pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["load"], ["prefetch", "org/one", "--max-connections", "0"]]
-)
+@pytest.mark.parametrize("arguments", [["nonsense"], ["load"], ["prefetch", "org/one", "--max-connections", "0"]])
 def test_wrong_usage_exits_with_2(command: Command, arguments: list[str]) -> None:
     done = command.run(*arguments)
     assert done.code == 2

@@ -326,9 +326,7 @@ def test_what_is_chosen_is_listed_once_and_config_is_last(
 ) -> None:
     """Whatever is listed, the choice is of listed files, each once, one kind of weights, and config.json is last."""
     try:
-        wanted = chosen(
-            "config.json", *paths, weights=weights, code=code, rules=WeightRules(pickle=pickle)
-        )
+        wanted = chosen("config.json", *paths, weights=weights, code=code, rules=WeightRules(pickle=pickle))
     except LoaderError:
         assert weights
         return
@@ -414,7 +412,14 @@ def test_an_ordinary_etag_passes() -> None:
 
 @pytest.mark.parametrize(
     ("revision", "expected"),
-    [("0" * 40, True), ("abcdef0123" * 4, True), ("ABCDEF0123" * 4, False), ("0" * 39, False), ("main", False), ("0" * 64, False)],
+    [
+        ("0" * 40, True),
+        ("abcdef0123" * 4, True),
+        ("ABCDEF0123" * 4, False),
+        ("0" * 39, False),
+        ("main", False),
+        ("0" * 64, False),
+    ],
 )
 def test_a_commit_is_forty_lower_case_hex_digits(revision: str, expected: bool) -> None:
     """A commit is told from a branch as the official client does."""

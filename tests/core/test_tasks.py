@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from tests.support.waiting import until
@@ -213,7 +214,7 @@ async def test_an_error_of_the_block_comes_out_bare(anyio_backend: Any) -> None:
     with pytest.raises(KeyError):
         async with task_group() as group:
             group.start_soon(child)
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             await anyio.wait_all_tasks_blocked()
             raise KeyError
     assert ended == [True]

@@ -76,9 +76,7 @@ class RawServer:
         self.accepted = 0
         self.ended = 0
         self.requests: list[bytes] = []
-        self._socket = socket.create_server(
-            (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
+        self._socket = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.port: int = self._socket.getsockname()[1]
         authority = f"[{host}]" if ":" in host else host
         self.url = f"{'https' if tls else 'http'}://{authority}:{self.port}/file"
@@ -96,9 +94,7 @@ class RawServer:
             while True:
                 sock, _ = self._socket.accept()
                 self.accepted += 1
-                threading.Thread(
-                    target=self._serve, args=(Peer(self, sock),), name="server", daemon=True
-                ).start()
+                threading.Thread(target=self._serve, args=(Peer(self, sock),), name="server", daemon=True).start()
 
     def _serve(self, peer: Peer) -> None:
         try:
@@ -172,8 +168,7 @@ class Authority:
     def server(self, *names: str, days: int = 1) -> ssl.SSLContext:
         """A context for a server with these names, like "DNS:localhost"; negative `days`: it has expired."""
         self._openssl(
-            "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout s.key"
-            " -out s.csr -subj /CN=server"
+            "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout s.key -out s.csr -subj /CN=server"
         )
         (self.directory / "names").write_text(f"subjectAltName={','.join(names)}")
         self._openssl(
@@ -190,6 +185,4 @@ class Authority:
         return ssl.create_default_context(cafile=str(self.directory / "ca.pem"))
 
     def _openssl(self, command: str, *more: str) -> None:
-        subprocess.run(
-            ["openssl", *command.split(), *more], cwd=self.directory, check=True, capture_output=True
-        )
+        subprocess.run(["openssl", *command.split(), *more], cwd=self.directory, check=True, capture_output=True)

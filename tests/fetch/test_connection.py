@@ -298,7 +298,5 @@ def test_ctrl_c_twice_ends_the_process_at_once(
         (b"GET", 304, [("Content-Length", "7")], 0),
     ],
 )
-def test_the_length_of_a_body(
-    method: bytes, status: int, headers: list[tuple[str, str]], length: int | None
-) -> None:
+def test_the_length_of_a_body(method: bytes, status: int, headers: list[tuple[str, str]], length: int | None) -> None:
     assert body_length(method, h11.Response(status_code=status, headers=headers)) == length

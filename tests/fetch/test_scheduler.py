@@ -59,9 +59,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.add(file)
         self.files[file.key] = file
         self.verified[file.key] = 0
-        self.written[file.key] = [
-            (i * BLOCK, min((i + 1) * BLOCK, size)) for i, there in enumerate(done) if there
-        ]
+        self.written[file.key] = [(i * BLOCK, min((i + 1) * BLOCK, size)) for i, there in enumerate(done) if there]
 
     @precondition(lambda self: self.files)
     @rule(data=st.data())
@@ -192,9 +190,7 @@ TestAnySequence = SchedulerMachine.TestCase
 @given(st.lists(sizes, max_size=6), st.integers(1, 16), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_every_byte_is_handed_out_once(file_sizes: list[int], connections: int, seed: int) -> None:
-    scheduler = _scheduler(
-        *(FetchFile(i, "m", size) for i, size in enumerate(file_sizes)), connections=connections
-    )
+    scheduler = _scheduler(*(FetchFile(i, "m", size) for i, size in enumerate(file_sizes)), connections=connections)
     handed_out = _drain(scheduler, seed)
     for i, size in enumerate(file_sizes):
         spans = sorted((one.start, one.stop) for one in handed_out if one.file.key == i)

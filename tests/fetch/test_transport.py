@@ -16,9 +16,7 @@ pytestmark = pytest.mark.anyio
 DATA = os.urandom(3_000_000)
 
 
-def ok(
-    body: bytes, *headers: str, status: str = "200 OK", version: str = "1.1", length: int | None = None
-) -> bytes:
+def ok(body: bytes, *headers: str, status: str = "200 OK", version: str = "1.1", length: int | None = None) -> bytes:
     lines = [
         f"HTTP/{version} {status}",
         f"Content-Length: {len(body) if length is None else length}",
@@ -321,9 +319,7 @@ async def test_sending_times_out() -> None:
 
 async def test_waiting_for_a_free_connection_times_out() -> None:
     with RawServer(repeating(ok(b"body"))) as server:
-        async with make_client(
-            timeout=httpx.Timeout(5, pool=0.05), limits=httpx.Limits(max_connections=1)
-        ) as client:
+        async with make_client(timeout=httpx.Timeout(5, pool=0.05), limits=httpx.Limits(max_connections=1)) as client:
             async with client.stream("GET", server.url) as response:
                 with pytest.raises(httpx.PoolTimeout):
                     await client.get(server.url)

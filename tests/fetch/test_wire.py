@@ -100,9 +100,7 @@ async def test_a_silent_handshake_times_out(authority: Authority) -> None:
 
 
 @pytest.mark.parametrize("goodbye", [True, False])
-async def test_under_tls_only_a_goodbye_ends_a_body_of_unknown_length(
-    authority: Authority, goodbye: bool
-) -> None:
+async def test_under_tls_only_a_goodbye_ends_a_body_of_unknown_length(authority: Authority, goodbye: bool) -> None:
     """RFC 9112 section 9.8: otherwise anybody on the way could cut it short."""
 
     def script(peer: Peer) -> None:
@@ -139,9 +137,7 @@ async def test_every_address_is_tried_and_one_that_swallows_packets_does_not_use
         monkeypatch.setattr(
             socket,
             "getaddrinfo",
-            lambda *_, **__: [
-                (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports
-            ],
+            lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports],
         )
         before = sockets()
         async with make_client(timeout=httpx.Timeout(5, connect=0.6)) as client:

@@ -174,9 +174,7 @@ def test_only_whole_files_are_served(hub_root: Path) -> None:
     (model / "new\nline").touch()
     Path(os.fsdecode(os.fsencode(model) + b"/\xff")).touch()
     with HubServer(hub_root) as hub:
-        names = [
-            s["rfilename"] for s in httpx.get(f"{hub.url}/api/models/org/name?blobs=true").json()["siblings"]
-        ]
+        names = [s["rfilename"] for s in httpx.get(f"{hub.url}/api/models/org/name?blobs=true").json()["siblings"]]
         assert len(names) == 6
         assert hub.raw_get(URL.encode() + b"fifo") == 404
 

@@ -77,9 +77,7 @@ def test_files_of_lfs_come_from_the_cdn_without_the_token(hub: HubServer, tmp_pa
 def test_without_a_cdn_files_of_lfs_are_served_in_place(hub_root: Path, tmp_path: Path) -> None:
     """Without a CDN an LFS file is answered where it was asked for."""
     with HubServer(hub_root, cdn=False) as hub:
-        path = hf_hub_download(
-            "org/name", "model.safetensors", endpoint=hub.url, cache_dir=tmp_path / "cache"
-        )
+        path = hf_hub_download("org/name", "model.safetensors", endpoint=hub.url, cache_dir=tmp_path / "cache")
         assert Path(path).read_bytes() == WEIGHTS
         assert Path(path).resolve().name == SHA256
         assert [request.status for request in hub.requests] == [200, 200]
@@ -221,9 +219,7 @@ def test_an_hf_cache_is_a_hub(hub: HubServer, tmp_path: Path) -> None:
     pull.parent.mkdir(parents=True)
     pull.write_text(commit)
     with HubServer(first) as mirror:
-        snapshot = Path(
-            snapshot_download("org/name", revision="refs/pr/1", endpoint=mirror.url, cache_dir=second)
-        )
+        snapshot = Path(snapshot_download("org/name", revision="refs/pr/1", endpoint=mirror.url, cache_dir=second))
         assert HfApi(mirror.url).model_info("org/name").sha == commit
         for missing in ("gpt2", "org--name", "models--org--name"):
             # Not by the official client, which refuses to ask for such names.

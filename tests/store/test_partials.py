@@ -109,7 +109,7 @@ def _fork(fn: Callable[[], object]) -> int:
     if pid == 0:
         try:
             fn()
-        except BaseException:  # noqa: BLE001 - nothing of the child may run on in the test's own frames
+        except BaseException:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
@@ -150,9 +150,7 @@ class TestOneProcess:
         data, its_map = _names(blobs)
         assert data.startswith(f"{ETAG}.yaie-")
         assert data.endswith(".incomplete")
-        assert its_map == data.removesuffix("incomplete") + "map.incomplete" or its_map.endswith(
-            ".map.incomplete"
-        )
+        assert its_map == data.removesuffix("incomplete") + "map.incomplete" or its_map.endswith(".map.incomplete")
         assert (blobs / data).stat().st_size == SIZE
         assert (blobs / data).stat().st_blocks == 0
         partial.discard()
@@ -656,9 +654,7 @@ class TestDamagedMaps:
 
     @pytest.mark.parametrize("change", ["version", "block_size"])
     def test_another_versions_map_is_refused(self, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(
-            "yaie_async.store.blockmap." + {"version": "VERSION", "block_size": "BLOCK"}[change], 2
-        )
+        monkeypatch.setattr("yaie_async.store.blockmap." + {"version": "VERSION", "block_size": "BLOCK"}[change], 2)
         page = encode_header(self.HEADER)
         monkeypatch.undo()
         assert decode(page + self.RAW[HEADER_SIZE:], ETAG) is None
@@ -794,9 +790,7 @@ class TestDisk:
             assert (caught.value.needed, caught.value.free, caught.value.errno) == (SIZE, 0, errno.ENOSPC)
             assert _names(blobs) == ["filler"]
 
-    def test_full_in_the_middle_the_partial_stays_and_goes_on_when_there_is_room(
-        self, tmp_path: Path
-    ) -> None:
+    def test_full_in_the_middle_the_partial_stays_and_goes_on_when_there_is_room(self, tmp_path: Path) -> None:
         with self._small_disk(tmp_path / "disk", 2 * BLOCK + (128 << 10)) as blobs:
             partial = _claim(blobs)
             _write(partial, 0)

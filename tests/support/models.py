@@ -283,9 +283,7 @@ def _gpt2_model(dtype: str) -> Any:
 def _gpt2_hub_state(model: Any) -> dict[str, Any]:
     import torch
 
-    state = {
-        k.removeprefix("transformer."): v for k, v in model.state_dict().items() if k != "lm_head.weight"
-    }
+    state = {k.removeprefix("transformer."): v for k, v in model.state_dict().items() if k != "lm_head.weight"}
     for layer in range(2):
         state[f"h.{layer}.attn.bias"] = torch.tril(torch.ones(64, 64)).view(1, 1, 64, 64)
     return {name: tensor.clone() for name, tensor in state.items()}

@@ -68,9 +68,7 @@ def no_config_error(names: Iterable[str], request: BuildRequest) -> LoaderError:
     elif "model_index.json" in found:
         hint = "it is a diffusers pipeline, not a language model"
     elif "params.json" in found:
-        hint = (
-            "it is in its author's own format: load the version converted for transformers (often named *-hf)"
-        )
+        hint = "it is in its author's own format: load the version converted for transformers (often named *-hf)"
     else:
         hint = "check the name, or save the model with save_pretrained"
     message = f"{request.source} has no config.json, so it can't be loaded by transformers; {hint}"
@@ -166,9 +164,7 @@ def _shards(index: Path, request: BuildRequest) -> tuple[str, ...]:
     content = _read_json(index, request)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not isinstance(content.get("metadata"), dict) or not weight_map:
-        message = (
-            f"{request.source}: {index.name} has no weight_map or no metadata; fetch or save the model again"
-        )
+        message = f"{request.source}: {index.name} has no weight_map or no metadata; fetch or save the model again"
         raise IncompatibleModelError(message, model=request.source, file=index.name)
     for name in weight_map.values():
         _refuse_escape(name, index.name, request)

@@ -28,9 +28,7 @@ def estimate_memory(total_bytes: int, dtype: Any, stored: str | Mapping[str, int
     if isinstance(stored, Mapping):
         known = {**_FLOATS, **_KEPT}
         if all(name in known for name in stored):
-            size = sum(
-                n * (asked if asked and name in _FLOATS else known[name]) for name, n in stored.items()
-            )
+            size = sum(n * (asked if asked and name in _FLOATS else known[name]) for name, n in stored.items())
             return int(size)
         stored = None
     has = _FLOATS.get(str(stored).removeprefix("torch.")) if stored is not None else None

@@ -71,9 +71,7 @@ def build_model(request: BuildRequest, *, cancelled: Callable[[], bool] = lambda
     except Exception as error:
         from yaie_async.build.translate import translate
 
-        translated = translate(
-            error, request, replace(_found(request, directory, config, weights), handled=handled)
-        )
+        translated = translate(error, request, replace(_found(request, directory, config, weights), handled=handled))
         # The frames of the failed build hold the half-built model: without them its memory is free at once.
         traceback.clear_frames(error.__traceback__)
         if translated is error:
@@ -81,9 +79,7 @@ def build_model(request: BuildRequest, *, cancelled: Callable[[], bool] = lambda
         raise translated from error
 
 
-def _build(
-    request: BuildRequest, directory: Path, config: Mapping[str, Any], weights: Weights
-) -> PreTrainedModel:
+def _build(request: BuildRequest, directory: Path, config: Mapping[str, Any], weights: Weights) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     from yaie_async.build.quiet import no_progress_bars
@@ -95,7 +91,7 @@ def _build(
     model: PreTrainedModel
     model, info = loaded
     _check_loaded(info, request, config)
-    _check_placed(model, request, config, weights)
+    _check_placed(model, request, config)
     if request.commit is not None:
         model.name_or_path = request.source
         model.config.name_or_path = request.source
@@ -110,10 +106,8 @@ def _forget_remote_classes() -> None:
     """
     from transformers import AutoModelForCausalLM
 
-    registered = AutoModelForCausalLM._model_mapping._extra_content
-    for config_class in [
-        c for c, model in registered.items() if model.__module__.startswith("transformers_modules.")
-    ]:
+    registered = AutoModelForCausalLM._model_mapping._extra_content  # noqa: SLF001 - there is no public way
+    for config_class in [c for c, model in registered.items() if model.__module__.startswith("transformers_modules.")]:
         del registered[config_class]
 
 
@@ -167,20 +161,14 @@ def _default_dtype_kept(request: BuildRequest, config: Mapping[str, Any]) -> Ite
 def _check_loaded(info: Mapping[str, Any], request: BuildRequest, config: Mapping[str, Any]) -> None:
     """Refuse a model of which a part is random, which transformers only warns about."""
     missing = sorted(info["missing_keys"])
-    mismatched = sorted(
-        f"{name}: {tuple(has)} for {tuple(wants)}" for name, has, wants in info["mismatched_keys"]
-    )
+    mismatched = sorted(f"{name}: {tuple(has)} for {tuple(wants)}" for name, has, wants in info["mismatched_keys"])
     if missing:
         raise _unfilled(f"its checkpoint lacks {_some(missing)}", request, config)
     if mismatched:
-        raise _unfilled(
-            f"tensors have other shapes than its config says: {_some(mismatched)}", request, config
-        )
+        raise _unfilled(f"tensors have other shapes than its config says: {_some(mismatched)}", request, config)
 
 
-def _check_placed(
-    model: PreTrainedModel, request: BuildRequest, config: Mapping[str, Any], weights: Weights
-) -> None:
+def _check_placed(model: PreTrainedModel, request: BuildRequest, config: Mapping[str, Any]) -> None:
     device_map = getattr(model, "hf_device_map", {})
     asked_for = {"max_memory", "offload_folder"} & request.model_kwargs.keys()
     if request.device_map in _AUTOMATIC and not asked_for and "disk" in device_map.values():

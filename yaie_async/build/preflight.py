@@ -106,14 +106,9 @@ def _uses_remote_code(config: Mapping[str, Any], request: BuildRequest) -> bool:
     if request.trust_remote_code:
         if not is_remote(config) and config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             brings = ", ".join(sorted(auto_map))
-            raise _incompatible(
-                config, request, f"its own code has no AutoModelForCausalLM (it has {brings})"
-            )
+            raise _incompatible(config, request, f"its own code has no AutoModelForCausalLM (it has {brings})")
         return True
-    if (
-        config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        or config.get("model_type") in CONFIG_MAPPING
-    ):
+    if config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.get("model_type") in CONFIG_MAPPING:
         return False
     reference = str(auto_map.get("AutoModelForCausalLM") or auto_map.get("AutoConfig"))
     message = (
@@ -129,9 +124,7 @@ def _check_model_type(config: Mapping[str, Any], request: BuildRequest) -> None:
 
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise _incompatible(
-            config, request, "its config.json has no model_type; it was not saved by transformers"
-        )
+        raise _incompatible(config, request, "its config.json has no model_type; it was not saved by transformers")
     if model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return
     if model_type not in CONFIG_MAPPING:
@@ -151,7 +144,7 @@ def _is_registered(model_type: str) -> bool:
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    return CONFIG_MAPPING[model_type] in AutoModelForCausalLM._model_mapping
+    return CONFIG_MAPPING[model_type] in AutoModelForCausalLM._model_mapping  # noqa: SLF001 - there is no public way
 
 
 def _check_architecture(config: Mapping[str, Any], request: BuildRequest) -> None:
@@ -163,9 +156,7 @@ def _check_architecture(config: Mapping[str, Any], request: BuildRequest) -> Non
     if named is None or named in causal.values() or named == config.get("model_type"):
         return
     auto_class = _auto_class_of(named)
-    if auto_class in (None, "AutoModel") or (
-        auto_class == "AutoModelForMaskedLM" and config.get("is_decoder")
-    ):
+    if auto_class in (None, "AutoModel") or (auto_class == "AutoModelForMaskedLM" and config.get("is_decoder")):
         return
     raise _incompatible(config, request, f"it is not a causal language model; use {auto_class}")
 

@@ -37,7 +37,8 @@ def build_tokenizer(request: BuildRequest) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             message = (
-                f"the tokenizer of {request.source} has neither a pad token nor an eos token, so batches can't be padded; "
+                f"the tokenizer of {request.source} has neither a pad token nor an eos token, so batches can't be "
+                "padded; "
                 "load it with AutoTokenizer and set tokenizer.pad_token yourself"
             )
             raise TokenizerError(message, model=request.source, file="tokenizer_config.json")

@@ -26,9 +26,7 @@ from yaie_async.core.errors import (
 if TYPE_CHECKING:
     from yaie_async.build.request import BuildRequest
 
-_NO_MEMORY = re.compile(
-    r"can't allocate memory|cannot allocate memory|out of memory|os error 12\b", re.IGNORECASE
-)
+_NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|out of memory|os error 12\b", re.IGNORECASE)
 _NO_DEVICE = re.compile(
     r"not compiled with \w+ enabled|cannot access accelerator|no (nvidia|hip|cuda) |invalid device|device ordinal"
     r"|passing device_map|negative int",
@@ -118,9 +116,7 @@ def _from_file(chain: list[BaseException], request: BuildRequest) -> LoaderError
         )
     system = next((e for e in chain if isinstance(e, OSError) and e.errno is not None), None)
     if system is not None:
-        path = (
-            os.fspath(system.filename) if isinstance(system.filename, str | os.PathLike) else request.source
-        )
+        path = os.fspath(system.filename) if isinstance(system.filename, str | os.PathLike) else request.source
         return CacheAccessError(
             f"{request.source}: {path} can't be read ({os.strerror(system.errno or 0)}); "
             "check its permissions and the disk",

@@ -51,9 +51,7 @@ def load(
     """Load a model and its tokenizer; say what it is, how long it took, and how long the loop was away at most."""
     from yaie_async.cli.load import load as run
 
-    wishes = Wishes(
-        cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle, max_connections
-    )
+    wishes = Wishes(cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle, max_connections)
     conclude(
         lambda: run(model, wishes, dtype=dtype, device_map=device_map, prompt=prompt),
         as_json=as_json,
@@ -78,9 +76,7 @@ def prefetch(
     """Fetch models into the cache. All are tried; the exit code is 1 if one failed. Without torch."""
     from yaie_async.cli.prefetch import prefetch as run
 
-    wishes = Wishes(
-        cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle, max_connections
-    )
+    wishes = Wishes(cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle, max_connections)
     conclude(lambda: run(models, wishes), as_json=as_json, when_interrupted=_FETCHING)
 
 
@@ -102,9 +98,7 @@ def plan(
     from yaie_async.cli.plan import plan as run
 
     wishes = Wishes(cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle)
-    conclude(
-        lambda: run(models, wishes, dtype=dtype), as_json=as_json, when_interrupted="nothing was fetched."
-    )
+    conclude(lambda: run(models, wishes, dtype=dtype), as_json=as_json, when_interrupted="nothing was fetched.")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -122,9 +116,7 @@ def verify(
     """
     from yaie_async.cli.verify import verify as run
 
-    conclude(
-        lambda: run(models or [], cache_dir), as_json=as_json, when_interrupted="nothing was changed."
-    )
+    conclude(lambda: run(models or [], cache_dir), as_json=as_json, when_interrupted="nothing was changed.")
 
 
 def main() -> None:

@@ -40,12 +40,8 @@ Token = Annotated[
 Endpoint = Annotated[
     str | None, typer.Option(help="Base URL of the Hub; HF_ENDPOINT says it otherwise.", rich_help_panel=_HUB)
 ]
-Offline = Annotated[
-    bool, typer.Option("--offline", help="Make no request: only what is cached.", rich_help_panel=_HUB)
-]
-MaxConnections = Annotated[
-    int, typer.Option(help="File bodies under way at once.", min=1, rich_help_panel=_HUB)
-]
+Offline = Annotated[bool, typer.Option("--offline", help="Make no request: only what is cached.", rich_help_panel=_HUB)]
+MaxConnections = Annotated[int, typer.Option(help="File bodies under way at once.", min=1, rich_help_panel=_HUB)]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -87,7 +88,7 @@ def describe_error(error: LoaderError) -> dict[str, Any]:
 
 def say(text: str) -> None:
     """A line for a person, beside the result."""
-    print(text, file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command line prints
 
 
 def _log_to_stderr() -> None:
@@ -99,7 +100,7 @@ def _log_to_stderr() -> None:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2 if sys.stdout.isatty() else None), flush=True)
+    print(json.dumps(document, indent=2 if sys.stdout.isatty() else None), flush=True)  # noqa: T201
 
 
 def _print_lines(lines: list[RenderableType]) -> None:
@@ -113,13 +114,11 @@ def _print_lines(lines: list[RenderableType]) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit. An import or a build that can't be stopped is not waited for, nor is the interpreter taken down under it."""
+    """Exit. An import or a build that can't be stopped is not waited for, and keeps its interpreter."""
     working = any(thread.name.startswith("yaie_async") for thread in threading.enumerate())
     if code != INTERRUPTED and not working:
         raise typer.Exit(code)
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError):  # whoever read it has gone
             stream.flush()
-        except OSError:
-            pass  # whoever read it has gone
     os._exit(code)

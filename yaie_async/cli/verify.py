@@ -78,7 +78,11 @@ def verify(models: list[str], cache_dir: Path | None) -> Outcome:
         **({"error": {"type": "IntegrityError", "message": _verdict(bad, checked)}} if bad else {}),
     }
     rows = [
-        (cache.repo_id, *(str(_count(cache, checked, status)) for status in (OK, CORRUPT, MISSING)), _rest(cache, checked))
+        (
+            cache.repo_id,
+            *(str(_count(cache, checked, status)) for status in (OK, CORRUPT, MISSING)),
+            _rest(cache, checked),
+        )
         for cache in caches
     ]
     lines: list[Any] = []
@@ -98,9 +102,7 @@ def _cache(root: Path, model: str) -> RepoCache:
         raise InvalidArgumentError(message, model=model) from error
     cache = RepoCache(root, model)
     if not cache.folder.is_dir():
-        raise OfflineError(
-            f"{model} is not in the cache at {root}. Fetch it: yaie-async prefetch {model}", model=model
-        )
+        raise OfflineError(f"{model} is not in the cache at {root}. Fetch it: yaie-async prefetch {model}", model=model)
     return cache
 
 

@@ -286,9 +286,7 @@ class PrefetchError(LoaderError, ExceptionGroup[LoaderError]):
         exceptions: the errors again, as an exception group has them.
     """
 
-    def __new__(
-        cls, message: str, *, failures: Mapping[str, LoaderError], snapshots: Mapping[str, Path] | None = None
-    ) -> Self:
+    def __new__(cls, message: str, *, failures: Mapping[str, LoaderError], **_: object) -> Self:
         return ExceptionGroup.__new__(cls, message, list(failures.values()))
 
     def __init__(
@@ -306,7 +304,5 @@ class PrefetchError(LoaderError, ExceptionGroup[LoaderError]):
         return _rebuild_group, (str(self), self.failures, self.snapshots)
 
 
-def _rebuild_group(
-    message: str, failures: dict[str, LoaderError], snapshots: dict[str, Path]
-) -> PrefetchError:
+def _rebuild_group(message: str, failures: dict[str, LoaderError], snapshots: dict[str, Path]) -> PrefetchError:
     return PrefetchError(message, failures=failures, snapshots=snapshots)

@@ -131,7 +131,7 @@ def is_commit(revision: str) -> bool:
 
 
 def digest_kind(etag: str) -> str | None:
-    """ "sha256" or "git-sha1" for etags that are digests, None for those that promise nothing."""
+    """Which digest an etag is: "sha256" or "git-sha1"; None for one that promises nothing."""
     if _HEX.fullmatch(etag) is None:
         return None
     return {64: "sha256", 40: "git-sha1"}.get(len(etag))
@@ -150,8 +150,7 @@ def choose_small(files: Mapping[str, RepoFile], *, code: bool, model: str) -> tu
     chosen = [
         file
         for path, file in sorted(files.items(), key=lambda item: (item[0] == "tokenizer_config.json", item[0]))
-        if path != "config.json"
-        and path != "adapter_config.json"  # an adapter's, and adapters are not loaded
+        if path not in ("config.json", "adapter_config.json")  # adapters are not loaded
         and not _HEAVY.fullmatch(path)
         and not _INDEX.fullmatch(path)
         and (_SMALL.fullmatch(path) or (code and _CODE.fullmatch(path)))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import anyio
@@ -47,10 +48,8 @@ class _Call(Generic[T]):
         finally:
             del self._fn  # what it closes over may be large, and the task may be gone
             self.ended = True
-            try:
+            with suppress(anyio.RunFinishedError):  # the loop ended first: nobody waits
                 anyio.from_thread.run_sync(self.done.set, token=self._token)
-            except anyio.RunFinishedError:
-                pass  # the loop ended first: nobody waits
 
     def result(self) -> T:
         if self._error is not None:

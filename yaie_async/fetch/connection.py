@@ -121,9 +121,7 @@ class Connection:
         with self._wire.owned():
             return fn()
 
-    def exchange(
-        self, request: h11.Request, body: bytes, addresses: Sequence[Address], timeouts: Timeouts
-    ) -> Head:
+    def exchange(self, request: h11.Request, body: bytes, addresses: Sequence[Address], timeouts: Timeouts) -> Head:
         """Connect if need be, send the request, and read the response up to its body.
 
         The read timeout is for the whole head: nothing else ends one that comes a byte a second.

@@ -32,7 +32,8 @@ async def answer(
     """The final answer to a request, its body not yet read; its `history` has the redirects before it.
 
     `leave_hub=False` stops at a redirect that leads away from the Hub, and gives that redirect: it carries the
-    file's metadata. `body=True` takes the client for file bodies. The token goes to the Hub's origins only, whatever redirects to where.
+    file's metadata. `body=True` takes the client for file bodies. The token goes to the Hub's origins only,
+    whatever redirects to where.
 
     **Cancellation:** the connection is closed.
 

@@ -92,9 +92,7 @@ def _api(session: Session, repo_id: str, revision: str) -> str:
 
 async def _json(session: Session, url: str, asked: Asked) -> Any:
     body = bytearray()
-    async with answer(
-        session, "GET", url, asked=asked, timeout=session.settings.metadata_timeout
-    ) as response:
+    async with answer(session, "GET", url, asked=asked, timeout=session.settings.metadata_timeout) as response:
         async for chunk in response.aiter_bytes():
             body += chunk
             if len(body) > _LARGEST_LISTING:

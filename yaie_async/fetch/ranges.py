@@ -50,9 +50,7 @@ class Range:
     position: int
     state: FileState = field(repr=False)
     issued: float = field(repr=False)
-    mark: tuple[float, int] | None = field(
-        default=None, repr=False
-    )  # from when and where its rate is measured
+    mark: tuple[float, int] | None = field(default=None, repr=False)  # from when and where its rate is measured
     slow_since: float | None = field(default=None, repr=False)
 
     def rate(self, now: float) -> float | None:
@@ -92,9 +90,7 @@ class FileState:
         self.gaps = _gaps(file)  # a heap of disjoint (start, stop): neither there nor handed out
         self.running: set[Range] = set()
         self.verified = 0
-        self.finished: list[
-            int
-        ] = []  # a heap: where finished ranges end, those before `verified` dropped late
+        self.finished: list[int] = []  # a heap: where finished ranges end, those before `verified` dropped late
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -140,6 +136,4 @@ def _gaps(file: FetchFile) -> list[tuple[int, int]]:
         msg = f"a map of {len(blocks)} blocks for {file}"
         raise ValueError(msg)
     # In ascending order, which is a heap.
-    return [
-        (match.start() * BLOCK, min(match.end() * BLOCK, file.size)) for match in re.finditer(rb"\0+", blocks)
-    ]
+    return [(match.start() * BLOCK, min(match.end() * BLOCK, file.size)) for match in re.finditer(rb"\0+", blocks)]

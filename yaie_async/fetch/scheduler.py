@@ -45,9 +45,7 @@ class Scheduler:
         self._running: set[Range] = set()
         self._added = 0
         self._handed = 0  # the least `handed` of a waiting model at the last range: where a newcomer begins
-        self._finished: deque[tuple[float, float]] = deque(
-            maxlen=max_connections
-        )  # when, and bytes per second
+        self._finished: deque[tuple[float, float]] = deque(maxlen=max_connections)  # when, and bytes per second
         self._throttled_at = -math.inf
         self._grown_at = -math.inf
 
@@ -190,9 +188,7 @@ class Scheduler:
 
     def _dequeue(self, state: FileState) -> None:
         if state.gaps:
-            del state.model.waiting[
-                bisect.bisect_left(state.model.waiting, state.rank, key=lambda one: one.rank)
-            ]
+            del state.model.waiting[bisect.bisect_left(state.model.waiting, state.rank, key=lambda one: one.rank)]
 
     def _take_back(self, of: Range) -> None:
         self._running.remove(of)

@@ -238,9 +238,7 @@ class _Job:
                 self._cache.link(self._commit, file.path, file.etag, fresh=file.path in self._fresh)
 
 
-async def listing_for(
-    session: Session, cache: RepoCache, resolution: Resolution, need: Need
-) -> tuple[Listing, Wanted]:
+async def listing_for(session: Session, cache: RepoCache, resolution: Resolution, need: Need) -> tuple[Listing, Wanted]:
     """The listing of a resolved commit and what is wanted of it, for a plan: sizes known, nothing fetched.
 
     Offline and for an unconfirmed commit it is made of what the cache has.
@@ -261,9 +259,7 @@ def _known_files(cache: RepoCache, commit: str) -> Mapping[str, RepoFile]:
     return cache.tree(commit) or cache.files(commit)
 
 
-async def _wanted(
-    session: Session, cache: RepoCache, listing: Listing, need: Need
-) -> tuple[Listing, Wanted]:
+async def _wanted(session: Session, cache: RepoCache, listing: Listing, need: Need) -> tuple[Listing, Wanted]:
     choose = partial(select, cache, listing, weights=need.weights, code=need.code, rules=need.rules)
     wanted = await run_owned(choose, name="plan")
     if all(file.size is not None for file in wanted.files):
@@ -271,9 +267,7 @@ async def _wanted(
     return await _wanted(session, cache, await _completed(session, cache.repo_id, listing, wanted.files), need)
 
 
-async def _completed(
-    session: Session, repo_id: str, listing: Listing, files: tuple[RepoFile, ...]
-) -> Listing:
+async def _completed(session: Session, repo_id: str, listing: Listing, files: tuple[RepoFile, ...]) -> Listing:
     """The listing with size and etag of `files`, for mirrors that leave them out: one HEAD for each that lacks."""
     known = dict(listing.files)
     limiter = anyio.CapacityLimiter(session.max_connections)

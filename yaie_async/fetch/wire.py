@@ -104,11 +104,7 @@ class Wire:
 
     def is_quiet(self) -> bool:
         """Whether the peer has neither closed nor sent anything that was not read. It never blocks."""
-        if (
-            self.aborted.is_set()
-            or self._socket is None
-            or (self._tls is not None and self._tls.has_unread())
-        ):
+        if self.aborted.is_set() or self._socket is None or (self._tls is not None and self._tls.has_unread()):
             return False
         poll = select.poll()  # not select(): that can't see descriptors above 1023
         poll.register(self._socket, select.POLLIN)

@@ -23,6 +23,9 @@ from yaie_async.store.cache import RepoCache, files_below
 from yaie_async.store.landing import Landing
 from yaie_async.store.snapshots import read_json
 
+# Told of the weights that are still landing once all other files are there.
+OnSmall = Callable[[tuple[Landing, ...]], None]
+
 
 @dataclass(frozen=True, slots=True)
 class HubFiles:
@@ -52,7 +55,7 @@ class HubFiles:
         return self.resolution.unconfirmed is None
 
     async def ensure(
-        self, session: Session, meter: Meter, *, weights: bool, on_small: Callable[[tuple[Landing, ...]], None] = lambda _: None
+        self, session: Session, meter: Meter, *, weights: bool, on_small: OnSmall = lambda _: None
     ) -> Path:
         """As `yaie_async.fetch.snapshot.ensure`."""
         return await ensure(
@@ -77,7 +80,7 @@ class HubFiles:
 
     async def plan(self, session: Session, dtype: Any) -> Plan:
         listing, wanted = await listing_for(
-            session, self.cache, self.resolution, Need(True, self.code, self.rules)
+            session, self.cache, self.resolution, Need(weights=True, code=self.code, rules=self.rules)
         )
 
         def work() -> Plan:
@@ -114,7 +117,7 @@ class DirectoryFiles:
     confirmed: bool = True
 
     async def ensure(
-        self, _session: Session, meter: Meter, *, weights: bool, on_small: Callable[[tuple[Landing, ...]], None] = lambda _: None
+        self, _session: Session, meter: Meter, *, weights: bool, on_small: OnSmall = lambda _: None
     ) -> Path:
         """The directory itself, once it is known to have what is needed.
 
@@ -191,5 +194,5 @@ async def find_files(
         return DirectoryFiles(source.path, code, rules)
     cache = RepoCache(session.settings.cache_dir, source.repo_id)
     # What the tokenizer needs is enough to ask by the small request: `ensure` finds out about the weights.
-    resolution = await resolve(session, cache, source.revision, Need(False, code, rules))
+    resolution = await resolve(session, cache, source.revision, Need(weights=False, code=code, rules=rules))
     return HubFiles(cache, source.revision, resolution, code, rules)

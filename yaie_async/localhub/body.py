@@ -78,7 +78,12 @@ class FileBody(Response):
         self._start = start
         self._end = end
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(
+        self,
+        scope: Scope,  # noqa: ARG002 - of ASGI
+        receive: Receive,
+        send: Send,
+    ) -> None:
         """Send the answer.
 
         Raises:

@@ -11,9 +11,7 @@ from starlette.responses import JSONResponse, Response
 class HubError(Exception):
     """Raised when a request is answered with an error; `response()` is that answer."""
 
-    def __init__(
-        self, status: int, message: str, *, code: str | None = None, commit: str | None = None
-    ) -> None:
+    def __init__(self, status: int, message: str, *, code: str | None = None, commit: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code

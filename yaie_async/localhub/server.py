@@ -66,7 +66,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 # uvicorn's types for ASGI are its own, and equal to Starlette's.
-                cast(Any, self._cancellable),
+                cast("Any", self._cancellable),
                 interface="asgi3",
                 loop="asyncio",
                 http="h11",

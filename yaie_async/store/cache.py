@@ -112,8 +112,9 @@ class RepoCache:
         return files_below(self.snapshot(commit))
 
     def prepare(self, commit: str) -> None:
-        """Make the folders and the cache tag. `snapshots/<commit>` comes before any ref to it is written,
-        or a scan would call the repository corrupt.
+        """Make the folders and the cache tag.
+
+        `snapshots/<commit>` comes before any ref to it is written, or a scan would call the repository corrupt.
 
         Raises:
             CacheAccessError, DiskFullError: when they can't be made.

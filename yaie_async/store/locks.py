@@ -50,7 +50,7 @@ async def blob_lock(path: Path) -> AsyncIterator[None]:
                 path.unlink(missing_ok=True)  # as WeakFileLock does
 
     try:
-        while not await run_owned(attempt, name="lock"):
+        while not await run_owned(attempt, name="lock"):  # noqa: ASYNC110 - flock tells nobody
             await anyio.sleep(random.uniform(0.05, 0.25))  # noqa: S311 - spreads waiters, hides nothing
         yield
     finally:

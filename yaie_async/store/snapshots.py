@@ -38,9 +38,7 @@ def holding(cache: RepoCache, commit: str, *, weights: bool, code: bool, rules: 
     tree = cache.tree(commit)
     present = cache.files(commit)
     try:
-        wanted = select(
-            cache, Listing(commit, tree or present, {}), weights=weights, code=code, rules=rules
-        )
+        wanted = select(cache, Listing(commit, tree or present, {}), weights=weights, code=code, rules=rules)
     except LoaderError:
         return Holding.MISSING
     if any(file.path not in present for file in wanted.files):
@@ -59,9 +57,7 @@ def _linked_in_order(cache: RepoCache, commit: str, small: tuple[RepoFile, ...])
     return tokenizer is not None and bool(linked) and config >= tokenizer >= max(linked.values())
 
 
-def select(
-    cache: RepoCache, listing: Listing, *, weights: bool, code: bool, rules: WeightRules
-) -> Wanted:
+def select(cache: RepoCache, listing: Listing, *, weights: bool, code: bool, rules: WeightRules) -> Wanted:
     """The files of a load: by config.json and the index where those are there, else by their usual names.
 
     Raises:
