@@ -1,0 +1,84 @@
+"""README keeps its word: each snippet runs as it stands, and CI runs the very commands it gives."""
+
+import asyncio
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import models
+from tests.support.hub import HubServer
+from yaie_async.core import errors
+from yaie_async.loader import hub as hub_module
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+NAMES = ("org/name", "microsoft/DialoGPT-medium", "gpt2", "gpt2-medium", "Salesforce/codegen-350M-mono")
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    top = tmp_path_factory.mktemp("readme")
+    first = top / NAMES[0]
+    first.mkdir(parents=True)
+    models.llama(first)
+    for name in NAMES[1:]:
+        shutil.copytree(first, top / name)
+    return top
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=[str(number) for number in range(len(SNIPPETS))])
+def test_a_snippet_runs_as_it_stands(
+    snippet: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the Hub and the cache that the environment names, every example of README does what it says."""
+    from huggingface_hub import constants
+
+    with HubServer(root) as server:
+        # As HF_ENDPOINT and HF_HUB_CACHE do, which are read once, long before this test.
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        scope: dict[str, Any] = {}
+        exec(compile(snippet, "README.md", "exec"), scope)
+        asyncio.run(scope["main"]())
+        if "no-such-model" in snippet:
+            assert "ModelNotFoundError org/no-such-model" in capsys.readouterr().out
+        else:
+            assert any(request.path.startswith("/cdn/") for request in server.requests)
+
+
+def test_there_are_snippets() -> None:
+    """The five uses that README shows are found."""
+    assert len(SNIPPETS) == 5
+
+
+def test_ci_runs_the_commands_of_readme() -> None:
+    """`.ci/run` takes both commands out of README, where they are marked."""
+    script = (Path(__file__).parent.parent / ".ci" / "run").read_text(encoding="utf-8")
+    assert "readme 1" in script
+    assert "readme 2" in script
+    for number, needle in ((1, "yaie-async demo"), (2, "pytest")):
+        block = re.search(rf"^<!-- command {number} -->\n```sh\n(.*?)\n```", README, re.DOTALL | re.MULTILINE)
+        assert block is not None
+        assert needle in block[1]
+
+
+def test_every_error_is_explained() -> None:
+    """README says when each error is raised and what to do."""
+    tree = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.LoaderError) and not name.startswith("_")
+    }
+    for name in tree - {"LoaderError"}:
+        assert f"`{name}`" in README, name
+
+
+def test_the_docstring_of_hub_names_its_arguments() -> None:
+    """Every argument of Hub is explained where it is read."""
+    import inspect
+
+    for name in inspect.signature(hub_module.Hub).parameters:
+        assert f"{name}:" in (hub_module.Hub.__doc__ or ""), name
