@@ -149,7 +149,8 @@ class _Job:
         self._commit = listing.commit
         self._need = need
         self._meter = meter
-        self._fresh: set[str] = set()
+        self._wanted = Wanted((), (), None)
+        self._fresh: set[str] = set()  # etags of the blobs that this job has written
         self._weights: dict[str, anyio.CancelScope] = {}
         self._landings: dict[str, Landing] = {}
         self._small_linked = anyio.Event()
@@ -184,6 +185,7 @@ class _Job:
     async def _plan(self) -> Wanted:
         """What is wanted, sizes known, and room for it."""
         self._listing, wanted = await _wanted(self._session, self._cache, self._listing, self._need)
+        self._wanted = wanted
         self._meter.expect(total=sum(file.size or 0 for file in wanted.files), files=len(wanted.files))
         await run_owned(partial(check_disk, self._cache, self._commit, wanted.files), name="disk")
         return wanted
@@ -228,14 +230,22 @@ class _Job:
                     weights=landing is not None,
                     landing=landing,
                 ):
-                    self._fresh.add(file.path)
+                    self._fresh.add(file.etag)
             if landing is not None:
                 landing.complete(source)
 
     def _link(self, files: list[RepoFile]) -> None:
         for file in files:
             if file.etag is not None and not self._cache.has(self._commit, file.path):
-                self._cache.link(self._commit, file.path, file.etag, fresh=file.path in self._fresh)
+                fresh = file.etag in self._fresh and not self._has_twin(file)
+                self._cache.link(self._commit, file.path, file.etag, fresh=fresh)
+
+    def _has_twin(self, file: RepoFile) -> bool:
+        """Whether another file of the same content still has to be linked: without symlinks the last one moves it."""
+        return any(
+            other.etag == file.etag and other.path != file.path and not self._cache.has(self._commit, other.path)
+            for other in self._wanted.files
+        )
 
 
 async def listing_for(session: Session, cache: RepoCache, resolution: Resolution, need: Need) -> tuple[Listing, Wanted]:

@@ -1,0 +1,63 @@
+"""Models that the loader's tests serve, made once a worker."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support import models
+from yaie_async.fetch import retry
+
+Put = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a tiny model of a kind that tests/support/models.py can make."""
+    top = tmp_path_factory.mktemp("made")
+
+    def make(kind: str) -> Path:
+        directory = top / kind
+        if not directory.exists():
+            directory.mkdir()
+            getattr(models, kind)(directory)
+        return directory
+
+    return make
+
+
+@pytest.fixture
+def put(hub_root: Path, made: Callable[[str], Path]) -> Put:
+    """Puts a tiny model on the hub: `put("org/name", "llama")`."""
+
+    def copy(name: str, kind: str = "llama") -> Path:
+        return Path(shutil.copytree(made(kind), hub_root / name))
+
+    return copy
+
+
+@pytest.fixture
+def put_fake(hub_root: Path) -> Put:
+    """Puts a model of random bytes on the hub, for tests that only fetch."""
+
+    def write(name: str, size: int = 9 << 20) -> Path:
+        directory = hub_root / name
+        directory.mkdir(parents=True)
+        config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+        (directory / "config.json").write_text(json.dumps(config))
+        (directory / "tokenizer.json").write_text('{"model": {}}')
+        (directory / "tokenizer_config.json").write_text("{}")
+        (directory / "model.safetensors").write_bytes(os.urandom(size))
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures are tried again at once: configuration of a policy that is tested by itself."""
+    policy = retry.RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.02)
+    monkeypatch.setattr(retry, "RetryPolicy", lambda: policy)

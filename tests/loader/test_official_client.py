@@ -1,0 +1,330 @@
+"""The cache is shared with the official client, in both directions, with and without symlinks."""
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
+
+from tests.loader.conftest import Put
+from tests.support.faults import Redirect, Stall
+from tests.support.hub import HubServer
+from tests.support.programs import require_program
+from yaie_async import CacheAccessError, Hub, ModelLoader, OfflineError
+
+NO_NETWORK = "http://127.0.0.1:9"
+
+
+def fetch(url: str, cache: Path, model: str = "org/big", **options: Any) -> Path:
+    return anyio.run(ModelLoader(model, endpoint=url, cache_dir=cache, **options).prefetch)
+
+
+def child(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    return done.stdout
+
+
+def official(hub: HubServer, cache: Path, **environment: str) -> None:
+    child(
+        "from huggingface_hub import snapshot_download\n"
+        f"snapshot_download('org/big', endpoint={hub.url!r}, cache_dir={str(cache)!r})",
+        **environment,
+    )
+
+
+def ours(hub: HubServer, cache: Path, **environment: str) -> None:
+    child(
+        "import anyio; from yaie_async import ModelLoader\n"
+        f"anyio.run(ModelLoader('org/big', endpoint={hub.url!r}, cache_dir={str(cache)!r}).prefetch)",
+        **environment,
+    )
+
+
+def layout(cache: Path) -> dict[str, tuple[str, str]]:
+    """Every file and folder with its mode, and what it is: a link's target, or nothing."""
+    found = {}
+    for folder, folders, files in os.walk(cache):
+        for name in folders + files:
+            path = Path(folder, name)
+            kind = os.readlink(path) if path.is_symlink() else ""
+            found[path.relative_to(cache).as_posix()] = (oct(stat.S_IMODE(path.lstat().st_mode)), kind)
+    return found
+
+
+@pytest.mark.parametrize("umask", ["022", "077", "002"])
+@pytest.mark.parametrize("symlinks", ["0", "1"])
+def test_we_write_what_the_official_client_writes(
+    umask: str, symlinks: str, hub: HubServer, put_fake: Put, tmp_path: Path
+) -> None:
+    """Names, links, modes and bytes are the same, but for the official client's own listing."""
+    put_fake("org/big", 5 << 20)
+    before = os.umask(int(umask, 8))
+    try:
+        official(hub, tmp_path / "theirs", HF_HUB_DISABLE_SYMLINKS=symlinks)
+        ours(hub, tmp_path / "ours", HF_HUB_DISABLE_SYMLINKS=symlinks)
+    finally:
+        os.umask(before)
+    theirs, mine = layout(tmp_path / "theirs"), layout(tmp_path / "ours")
+    theirs = {path: told for path, told in theirs.items() if "/trees" not in path}
+    assert mine == theirs
+    for path in mine:
+        one, other = tmp_path / "ours" / path, tmp_path / "theirs" / path
+        if one.is_file():
+            assert one.read_bytes() == other.read_bytes(), path
+
+
+@pytest.mark.parametrize("symlinks", ["0", "1"])
+def test_the_official_client_takes_what_we_wrote(symlinks: str, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """Online it asks for the commit and the listing and fetches nothing; offline it finds the whole snapshot."""
+    put_fake("org/big")
+    ours(hub, tmp_path, HF_HUB_DISABLE_SYMLINKS=symlinks)
+    hub.clear()
+    found = Path(snapshot_download("org/big", endpoint=hub.url, cache_dir=tmp_path))
+    assert not [line for line in hub.lines if line.startswith(("GET /org/", "GET /cdn/"))]
+    assert (found / "model.safetensors").stat().st_size == 9 << 20
+    hub.clear()
+    again = snapshot_download("org/big", endpoint=hub.url, cache_dir=tmp_path, local_files_only=True)
+    one = hf_hub_download("org/big", "config.json", endpoint=hub.url, cache_dir=tmp_path, local_files_only=True)
+    assert Path(one).parent == Path(again) == found
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("symlinks", ["0", "1"])
+def test_we_take_what_the_official_client_wrote(symlinks: str, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """By branch one small request, by commit and offline none."""
+    put_fake("org/big")
+    official(hub, tmp_path, HF_HUB_DISABLE_SYMLINKS=symlinks)
+    hub.clear()
+    found = fetch(hub.url, tmp_path)
+    assert [(request.path, request.query) for request in hub.requests] == [
+        ("/api/models/org/big/revision/main", {"expand": "sha"})
+    ]
+    hub.clear()
+    assert fetch(hub.url, tmp_path, revision=found.name) == found
+    assert fetch(NO_NETWORK, tmp_path, local_files_only=True) == found
+    assert not hub.requests
+
+
+def test_a_cache_that_the_official_client_half_filled_is_completed(
+    hub: HubServer, put_fake: Put, tmp_path: Path
+) -> None:
+    """Files that it fetched one by one are kept, the rest is fetched; offline, what is missing is said."""
+    put_fake("org/big")
+    hf_hub_download("org/big", "config.json", endpoint=hub.url, cache_dir=tmp_path)
+    with pytest.raises(OfflineError, match="yaie-async prefetch org/big"):
+        fetch(hub.url, tmp_path, local_files_only=True)
+    hub.clear()
+    found = fetch(hub.url, tmp_path)
+    assert (found / "tokenizer_config.json").exists()
+    assert not [line for line in hub.lines if line.endswith("config.json") and "tokenizer" not in line]
+
+
+def test_the_cache_tools_find_nothing_wrong(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """scan, `hf cache verify`, `hf cache ls` and `hf cache prune` take our cache for their own."""
+    put_fake("org/big")
+    cache = tmp_path / "cache"
+    found = fetch(hub.url, cache)
+    scanned = scan_cache_dir(cache)
+    assert not scanned.warnings
+    (repo,) = scanned.repos
+    assert repo.repo_id == "org/big"
+    assert {revision.commit_hash for revision in repo.revisions} == {found.name}
+    assert repo.refs.keys() == {"main"}
+    hf = [sys.executable, "-c", "from huggingface_hub.cli.hf import main; main()"]
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache)}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [*hf, "cache", *arguments], capture_output=True, text=True, timeout=60, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    assert "org/big" in run("verify", "org/big")
+    assert "org/big" in run("ls")
+    run("prune", "--yes")
+    assert fetch(NO_NETWORK, cache, local_files_only=True) == found
+
+
+def test_a_ref_is_forty_hex_digits_and_a_commit_gets_none(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """refs/main has no newline, and a download by commit writes no ref."""
+    put_fake("org/big")
+    found = fetch(hub.url, tmp_path / "one")
+    assert (tmp_path / "one/models--org--big/refs/main").read_bytes() == found.name.encode()
+    fetch(hub.url, tmp_path / "two", revision=found.name)
+    assert not (tmp_path / "two/models--org--big/refs").exists()
+
+
+def test_revisions_with_slashes(put_fake: Put, hub: HubServer, tmp_path: Path) -> None:
+    """refs/pr/1 is asked for as one segment and remembered as nested folders."""
+    put_fake("org/big")
+    first = fetch(hub.url, tmp_path / "cache")
+    (tmp_path / "cache/models--org--big/refs/refs/pr").mkdir(parents=True)
+    (tmp_path / "cache/models--org--big/refs/refs/pr/1").write_text(first.name)
+    with HubServer(tmp_path / "cache") as other:
+        found = fetch(other.url, tmp_path / "mine", revision="refs/pr/1")
+        assert found.name == first.name
+        assert (tmp_path / "mine/models--org--big/refs/refs/pr/1").read_text() == first.name
+
+
+def test_a_corrupt_blob_is_never_linked(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """A blob that lies there with a wrong byte is fetched anew, into another inode."""
+    directory = put_fake("org/big")
+    snapshot = fetch(hub.url, tmp_path)
+    blob = (snapshot / "model.safetensors").resolve()
+    inode = blob.stat().st_ino
+    content = bytearray(blob.read_bytes())
+    content[4096] ^= 1
+    blob.write_bytes(content)
+    (snapshot / "model.safetensors").unlink()
+    fetch(hub.url, tmp_path)
+    assert blob.read_bytes() == (directory / "model.safetensors").read_bytes()
+    assert blob.stat().st_ino != inode
+
+
+@pytest.mark.parametrize("symlinks", ["0", "1"])
+def test_files_of_equal_content_and_empty_ones(symlinks: str, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """One blob serves two names; an empty file needs no request."""
+    directory = put_fake("org/big")
+    (directory / "vocab.json").write_text("same")
+    (directory / "vocab.txt").write_text("same")
+    (directory / "merges.txt").write_text("")
+    ours(hub, tmp_path, HF_HUB_DISABLE_SYMLINKS=symlinks)
+    snapshot = fetch(NO_NETWORK, tmp_path, local_files_only=True)
+    assert (snapshot / "vocab.json").read_text() == (snapshot / "vocab.txt").read_text() == "same"
+    assert (snapshot / "merges.txt").read_bytes() == b""
+    assert not [line for line in hub.lines if "merges" in line]
+    assert len([line for line in hub.lines if "/vocab." in line]) == 1
+
+
+def test_a_renamed_model_is_cached_under_the_name_asked_for(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """307 from the old name to the new one is followed, for metadata and files; the folder is the old name's."""
+    put_fake("org/new")
+    commit = fetch(hub.url, tmp_path / "new", "org/new").name
+    hub.faults.add(Redirect("/api/models/org/new/revision/main?blobs=true", status=307), path="^/api/models/org/old")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        where = f"/org/new/resolve/{commit}/{name}"
+        hub.faults.add(Redirect(where, status=307), path=f"^/org/old/resolve/.*/{name}$", times=None)
+    found = fetch(hub.url, tmp_path / "old", "org/old")
+    assert found == tmp_path / "old/models--org--old/snapshots" / commit
+    assert (found / "model.safetensors").stat().st_size == 9 << 20
+
+
+def test_a_read_only_cache_still_loads_what_it_has(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """Nothing is written where the snapshot is whole; where something is missing the error names the place."""
+    put_fake("org/big")
+    put_fake("org/other")
+    cache = tmp_path / "cache"
+    found = fetch(hub.url, cache)
+    with read_only(cache):
+        assert fetch(hub.url, cache) == found
+        assert fetch(NO_NETWORK, cache, local_files_only=True) == found
+        with pytest.raises(CacheAccessError, match="can't be written") as caught:
+            fetch(hub.url, cache, "org/other")
+        assert caught.value.errno == errno.EROFS
+    assert fetch(hub.url, cache, "org/other").exists()
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Root is not stopped by modes: mount the folder over itself, read-only."""
+    mount = require_program("mount", "mount")
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    try:
+        subprocess.run([mount, "--bind", folder, folder], check=True, capture_output=True)
+        subprocess.run([mount, "-o", "remount,ro,bind", folder], check=True, capture_output=True)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"mounting is not permitted here: {error.stderr.decode()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_kill_between_any_two_links_leaves_nothing_that_looks_whole(
+    hub: HubServer, put_fake: Put, tmp_path: Path
+) -> None:
+    """Killed right before its nth link, a snapshot is refused offline until the last one is there."""
+    directory = put_fake("org/big", 1 << 20)
+    (directory / "special_tokens_map.json").write_text("{ }")
+    code = (
+        "import os, signal, sys, anyio\n"
+        "from yaie_async import ModelLoader\n"
+        "left = int(sys.argv[1])\n"
+        "def hook(event, arguments):\n"
+        "    global left\n"
+        "    if event == 'os.symlink':\n"
+        "        if left == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        left -= 1\n"
+        "sys.addaudithook(hook)\n"
+        "anyio.run(ModelLoader('org/big', endpoint=sys.argv[2], cache_dir=sys.argv[3]).prefetch)\n"
+    )
+    links = len(list(directory.iterdir()))
+    probed = 0
+    for count in range(20):
+        cache = tmp_path / str(count)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(count), hub.url, str(cache)], check=False, timeout=60, capture_output=True
+        )
+        if done.returncode == 0:
+            break
+        probed += 1
+        with pytest.raises(OfflineError):
+            fetch(NO_NETWORK, cache, local_files_only=True)
+        assert (fetch(hub.url, cache) / "config.json").exists()
+        assert not list(cache.rglob("*.incomplete"))
+    assert probed >= links
+
+
+def test_no_foreign_names(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """Even in mid-download the cache has no name that a scan of the official client warns of."""
+    put_fake("org/big")
+    cache = tmp_path / "cache"
+    stall = Stall(1000)
+    hub.faults.add(stall, path="^/cdn/")
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group, Hub(endpoint=hub.url, cache_dir=cache) as opened:
+            group.start_soon(opened.prefetch, "org/big")
+            await hub.until(lambda: any(request.fault for request in hub.requests))
+            assert not scan_cache_dir(cache).warnings
+            assert {path.name for path in cache.iterdir()} <= {"CACHEDIR.TAG", ".locks", "models--org--big"}
+            stall.gate.open()
+
+    anyio.run(main)
+
+
+def test_the_official_listing_decides_offline(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """With the official client's listing a missing tokenizer file is known to be missing."""
+    put_fake("org/big")
+    official(hub, tmp_path)
+    (trees,) = (tmp_path / "models--org--big/trees").iterdir()
+    assert "tokenizer.json" in json.loads(trees.read_bytes())["files"]
+    (tmp_path / f"models--org--big/snapshots/{trees.stem}/tokenizer.json").unlink()
+    with pytest.raises(OfflineError):
+        fetch(NO_NETWORK, tmp_path, local_files_only=True)
+
+
+def test_a_cache_that_can_t_be_made_is_an_error_of_ours(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """A file where the cache should be is named."""
+    put_fake("org/big")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheAccessError, match="file"):
+        fetch(hub.url, tmp_path / "file")
