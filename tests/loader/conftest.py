@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support import models
-from yaie_async.fetch import retry
+from yaie_async.fetch import metadata, retry
 
 Put = Callable[..., Path]
 
@@ -60,4 +61,5 @@ def put_fake(hub_root: Path) -> Put:
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failures are tried again at once: configuration of a policy that is tested by itself."""
     policy = retry.RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.02)
+    monkeypatch.setattr(metadata, "IMPATIENT", replace(policy, attempts=2))
     monkeypatch.setattr(retry, "RetryPolicy", lambda: policy)

@@ -70,7 +70,7 @@ def translate(error: Exception, request: BuildRequest, found: Found = Found()) -
             file=found.damaged,
         )
     if any(isinstance(e, pickle.UnpicklingError) for e in chain):
-        return _unsafe_pickle(chain[-1], request)
+        return _unsafe_pickle(request)
     return _from_argument(error, request) or _from_file(chain, request) or _unknown(error, request, found)
 
 
@@ -143,10 +143,11 @@ def _incompatible(request: BuildRequest, found: Found, why: str, file: str | Non
     return IncompatibleModelError(message, architecture=named, model=request.source, file=file)
 
 
-def _unsafe_pickle(error: BaseException, request: BuildRequest) -> LoaderError:
+def _unsafe_pickle(request: BuildRequest) -> LoaderError:
+    # torch's own text advises weights_only=False, which is the last thing to do: it stays in the cause.
     return UnsafeFileError(
-        f"{request.source}: its .bin weights hold more than tensors, and nothing of it was run "
-        f"({_one_line(error)}). Don't use this model, or choose a revision with safetensors",
+        f"{request.source}: its pytorch_model.bin weights hold more than tensors, and nothing of it was run. "
+        "Don't use this model, or choose a revision with safetensors",
         model=request.source,
         file="pytorch_model.bin",
     )

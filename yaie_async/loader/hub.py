@@ -122,7 +122,10 @@ class Hub:
 
     async def _open(self) -> Session:
         def work() -> Session:
-            # In a thread: imports huggingface_hub, reads the token, loads certificates.
+            # In a thread: imports huggingface_hub, reads the token, loads certificates. What loaders import
+            # on the loop's thread later is there by then.
+            import yaie_async.loader.display
+            import yaie_async.loader.files  # noqa: F401
             from yaie_async.fetch.retry import RetryPolicy
             from yaie_async.fetch.session import Session
             from yaie_async.fetch.settings import read_settings

@@ -1,0 +1,190 @@
+"""How little is asked of the Hub, what happens when it does not answer, and where the token goes."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.loader.conftest import Put
+from tests.support.faults import Redirect, Stall, Status, without_blobs
+from tests.support.hub import HubServer
+from yaie_async import (
+    GatedModelError,
+    HubUnavailableError,
+    ModelLoader,
+    ModelNotFoundError,
+    OfflineError,
+    RevisionNotFoundError,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_retries")]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Requests are the same on every loop, which other tests show."""
+    return "asyncio"
+
+
+async def prefetch(hub: HubServer, cache: Path, model: str = "org/big", **options: Any) -> Path:
+    return await ModelLoader(model, endpoint=hub.url, cache_dir=cache, **options).prefetch()
+
+
+async def test_a_cold_model_costs_one_request_and_its_bodies(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """One metadata request, one for each small file, a redirect for the LFS file, and its ranges."""
+    put_fake("org/big")
+    await prefetch(hub, tmp_path)
+    kinds = [line.rsplit("/", 1)[0].split("/resolve/")[0] for line in hub.lines]
+    assert kinds.count("GET /api/models/org/big/revision") == 1
+    assert kinds.count("GET /org/big") == 4  # three small files, and the redirect of the large one
+    assert not [line for line in hub.lines if line.startswith("HEAD")]
+    bodies = [request for request in hub.requests if request.path.startswith("/cdn/")]
+    assert len(bodies) <= 3  # of 9 MiB: the header, and what two connections share
+
+
+async def test_a_mirror_without_sizes_is_asked_by_head_for_what_is_wanted(
+    hub: HubServer, put: Put, tmp_path: Path
+) -> None:
+    """A HEAD for each file that is fetched and for no other, and the digests are verified all the same."""
+    put("gpt2", "gpt2_like_repo")
+    hub.faults.add(without_blobs(), path="^/api/", times=None)
+    snapshot = await prefetch(hub, tmp_path, "gpt2")
+    heads = {line.rsplit("/", 1)[1] for line in hub.lines if line.startswith("HEAD")}
+    assert heads == {path.name for path in snapshot.iterdir()}
+
+
+async def test_a_mirror_that_does_not_know_expand(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """By a cached branch one HEAD of config.json tells the commit where the small request is refused."""
+    put_fake("org/big")
+    found = await prefetch(hub, tmp_path)
+    hub.clear()
+    hub.faults.add(Status(400), path="^/api/", times=None)
+    assert await prefetch(hub, tmp_path) == found
+    assert [line.split("/")[0] for line in hub.lines] == ["GET ", "HEAD "]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Status(500),
+        Status(503, {"Retry-After": "0"}),
+        Status(429),
+        Status(401, {"X-Error-Code": "RepoNotFound"}),
+        Status(403, {"X-Error-Code": "GatedRepo"}),
+    ],
+    ids=["500", "503", "429", "401", "gated"],
+)
+async def test_a_whole_snapshot_outlives_the_hub(
+    fault: Status, hub: HubServer, put_fake: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the Hub is down or no longer lets us in, the cached snapshot is used, and the log says so."""
+    put_fake("org/big")
+    found = await prefetch(hub, tmp_path)
+    hub.faults.add(fault, times=None)
+    with caplog.at_level(logging.WARNING, "yaie_async"):
+        assert await prefetch(hub, tmp_path) == found
+    assert "using the cached snapshot" in caplog.text
+
+
+async def test_a_hub_that_is_gone_is_the_same_as_one_that_is_down(
+    hub: HubServer, put_fake: Put, tmp_path: Path
+) -> None:
+    """A refused connection falls back to the cache; without one the error tells the attempts."""
+    put_fake("org/big")
+    found = await prefetch(hub, tmp_path)
+    gone = {"endpoint": "http://127.0.0.1:9"}
+    assert await ModelLoader("org/big", cache_dir=tmp_path, **gone).prefetch() == found
+    with pytest.raises(HubUnavailableError, match="can't connect") as caught:
+        await ModelLoader("org/other", cache_dir=tmp_path, **gone).prefetch()
+    assert (caught.value.attempts, caught.value.status) == (3, None)
+    assert isinstance(caught.value, OSError)
+
+
+async def test_a_partial_snapshot_does_not_outlive_the_hub(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """What is not whole is not used instead: the Hub's own failure comes out, and the next await asks again."""
+    put_fake("org/big")
+    loader = ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path)
+    (await prefetch(hub, tmp_path) / "model.safetensors").unlink()
+    hub.faults.add(Status(500), times=None)
+    with pytest.raises(HubUnavailableError):
+        await loader.prefetch()
+    hub.faults.clear()
+    assert (await loader.prefetch() / "model.safetensors").exists()
+
+
+async def test_a_revision_that_is_gone_is_said(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """RevisionNotFound is an answer, not an outage: it is raised though a snapshot is cached."""
+    put_fake("org/big")
+    await prefetch(hub, tmp_path)
+    fault = Status(404, {"X-Error-Code": "RevisionNotFound"})
+    hub.faults.add(fault, path="^/api/", times=None)
+    with pytest.raises(RevisionNotFoundError) as caught:
+        await prefetch(hub, tmp_path)
+    assert caught.value.revision == "main"
+
+
+async def test_unknown_model_and_revision(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """Both are told apart, name what was asked for, and are the official classes too."""
+    from huggingface_hub import errors as official
+
+    put_fake("org/big")
+    with pytest.raises(official.RepositoryNotFoundError) as missing:
+        await prefetch(hub, tmp_path, "org/nothing")
+    assert isinstance(missing.value, ModelNotFoundError)
+    assert missing.value.model == "org/nothing"
+    assert "HF_TOKEN" in str(missing.value)
+    assert missing.value.response.status_code in (401, 404)
+    with pytest.raises(official.RevisionNotFoundError) as revision:
+        await prefetch(hub, tmp_path, revision="v9")
+    assert isinstance(revision.value, RevisionNotFoundError)
+    assert "'v9'" in str(revision.value)
+    assert not list(tmp_path.rglob("snapshots"))
+
+
+async def test_gated_with_and_without_a_token(hub_root: Path, put_fake: Put, tmp_path: Path) -> None:
+    """Without a token the error says to log in, with one that has no access to ask for it."""
+    from huggingface_hub import errors as official
+
+    put_fake("org/big")
+    with HubServer(hub_root, gated={"org/big": {"good"}}) as hub:
+        with pytest.raises(official.GatedRepoError, match="hf auth login") as without:
+            await prefetch(hub, tmp_path, token=False)
+        assert isinstance(without.value, GatedModelError)
+        with pytest.raises(GatedModelError, match="Ask for it") as denied:
+            await prefetch(hub, tmp_path, token="poor")
+        assert denied.value.model == "org/big"
+        assert (await prefetch(hub, tmp_path, token="good")).exists()
+
+
+async def test_the_token_goes_to_the_hub_only(hub_root: Path, put_fake: Put, tmp_path: Path) -> None:
+    """No redirect carries it to the CDN, nor to a host that a metadata request is sent to."""
+    put_fake("org/big")
+    with HubServer(hub_root, tokens=("secret",)) as hub, HubServer(hub_root) as elsewhere:
+        await prefetch(hub, tmp_path / "one", token="secret")
+        for request in hub.requests:
+            expected = None if request.path.startswith("/cdn/") else "Bearer secret"
+            assert request.authorization == expected, request.path
+        hub.clear()
+        hub.faults.add(Redirect(f"{elsewhere.url}/api/models/org/big/revision/main?blobs=true"), path="^/api/")
+        await prefetch(hub, tmp_path / "two", token="secret")
+        assert [request.authorization for request in elsewhere.requests] == [None]
+
+
+async def test_offline_asks_nothing(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """Offline what is cached loads, and what is not says how to get it."""
+    put_fake("org/big")
+    with pytest.raises(OfflineError, match="prefetch org/big"):
+        await prefetch(hub, tmp_path, local_files_only=True)
+    assert not hub.requests
+
+
+async def test_a_silent_hub_is_cancelled_at_once(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """Cancelling while the Hub says nothing gives control back, and leaves no lock and no thread."""
+    put_fake("org/big")
+    hub.faults.add(Stall(-1), path="^/api/", times=None)
+    before = anyio.current_time()
+    with anyio.move_on_after(0.1):
+        await prefetch(hub, tmp_path)
+    assert anyio.current_time() - before < 1
