@@ -160,6 +160,7 @@ class _Job:
     async def run(self, revision: str, on_small: Callable[[tuple[Landing, ...]], None]) -> None:
         self._meter.stage("downloading")
         guess = await self._plan()
+        await self._check_disk(guess.files)
         await run_owned(partial(self._prepare, revision), name="prepare")
         async with task_group() as group:
             group.start_soon(self._session.downloader.clock)
@@ -171,6 +172,7 @@ class _Job:
                     for file in guess.small:
                         small.start_soon(self._fetch, file)
                 exact = await self._plan()  # now by config.json and the index themselves
+                await self._check_disk(tuple(file for file in exact.files if file not in guess.files))
                 *others, config = exact.small
                 await run_owned(partial(self._link, others), name="link")
                 self._small_linked.set()
@@ -183,12 +185,15 @@ class _Job:
         await run_owned(partial(self._link, [config]), name="link")
 
     async def _plan(self) -> Wanted:
-        """What is wanted, sizes known, and room for it."""
+        """What is wanted, sizes known."""
         self._listing, wanted = await _wanted(self._session, self._cache, self._listing, self._need)
         self._wanted = wanted
         self._meter.expect(total=sum(file.size or 0 for file in wanted.files), files=len(wanted.files))
-        await run_owned(partial(check_disk, self._cache, self._commit, wanted.files), name="disk")
         return wanted
+
+    async def _check_disk(self, files: tuple[RepoFile, ...]) -> None:
+        if files:
+            await run_owned(partial(check_disk, self._cache, self._commit, files), name="disk")
 
     def _prepare(self, revision: str) -> None:
         self._cache.prepare(self._commit)
