@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -128,7 +128,7 @@ class _Forward(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         method, target, _ = self.rfile.readline().decode().split()
         url = urlsplit(target)
-        self.server.seen.append(f"{method} {url.path}")  # type: ignore[attr-defined]
+        self.server.seen.append(f"{method} {unquote(url.path)}")  # type: ignore[attr-defined]
         headers = []
         while (line := self.rfile.readline()) not in (b"\r\n", b""):
             if not line.lower().startswith((b"connection:", b"proxy-")):

@@ -23,7 +23,6 @@ from yaie_async.fetch.sink import RangeSink
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.transport import drainable
 from yaie_async.fetch.verify import Digest
-from yaie_async.store.landing import Landing
 from yaie_async.store.partials import Ownership, Partial
 
 # Bytes: hashed as soon as this much lies behind the front, put on the disk as soon as this much is new.
@@ -66,7 +65,6 @@ class Assembly:
         weights: bool,
         verify: bool,
         meter: Meter,
-        landing: Landing | None,
     ) -> None:
         self._downloader = downloader
         self._location = location
@@ -77,7 +75,6 @@ class Assembly:
         self._weights = weights
         self._digest = Digest(partial_file.etag, partial_file.size, check=verify)
         self._meter = meter
-        self._landing = landing
         self._key = object()
         self._moved = anyio.Event()
         self._whole = False
@@ -97,8 +94,6 @@ class Assembly:
         held = 0 if whole else self._partial.held
         self.counted = held
         self._meter.held(held)
-        if self._landing is not None:
-            self._landing.begin(self._partial.path, done)
         file = FetchFile(self._key, self._model, self._partial.size, self._weights, done, whole)
         try:
             async with task_group() as group:
@@ -119,7 +114,7 @@ class Assembly:
         group.start_soon(self._fetch, of)
 
     async def _fetch(self, of: Range) -> None:
-        running = Running(RangeSink(self._partial, of.start, of.stop, self._count, self._downloader, self._landing))
+        running = Running(RangeSink(self._partial, of.start, of.stop, self._count, self._downloader))
         self._downloader.started(of, running)
         try:
             with running.scope:

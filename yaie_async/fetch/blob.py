@@ -19,7 +19,6 @@ from yaie_async.fetch.verify import digest_of
 from yaie_async.store.access import cache_errors
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.claims import claim_or_create, discard_orphans, others_alive
-from yaie_async.store.landing import Landing
 from yaie_async.store.locks import blob_lock
 from yaie_async.store.partials import Partial
 
@@ -35,11 +34,8 @@ async def fetch_blob(
     meter: Meter,
     *,
     weights: bool,
-    landing: Landing | None = None,
 ) -> bool:
     """Make `blobs/<etag>` exist; return whether this call wrote it, or it was there (or linked) already.
-
-    `landing` is told of the bytes as they come, where this call is the one that fetches them.
 
     **Cancellation:** every thread has ended, the lock is given back, the partial is kept for whoever comes next.
     What else awaits the same blob takes over.
@@ -55,7 +51,7 @@ async def fetch_blob(
     async def lead() -> bool:
         nonlocal led
         led = True
-        return await _Fetch(session, cache, commit, file, meter, weights=weights, landing=landing).run()
+        return await _Fetch(session, cache, commit, file, meter, weights=weights).run()
 
     fresh = await flight(lead)
     if session.flights.get(key) is flight:
@@ -77,7 +73,6 @@ class _Fetch:
         meter: Meter,
         *,
         weights: bool,
-        landing: Landing | None,
     ) -> None:
         assert file.etag is not None and file.size is not None
         self._session = session
@@ -88,7 +83,6 @@ class _Fetch:
         self._size = file.size
         self._meter = meter
         self._weights = weights
-        self._landing = landing
         # Set in the thread that opened it, so that a cancelled call leaves no descriptor without an owner.
         self._partial: Partial | None = None
 
@@ -170,7 +164,6 @@ class _Fetch:
             weights=self._weights,
             verify=self._session.verify,
             meter=self._meter,
-            landing=self._landing,
         )
 
     async def _own(self, make: Callable[[], Partial]) -> None:
@@ -191,10 +184,8 @@ class _Fetch:
 
     def _publish(self) -> None:
         assert self._partial is not None
-        blob = self._partial.publish()
+        self._partial.publish()
         self._partial = None
-        if self._landing is not None:
-            self._landing.moved(blob)
         self._clean()
 
     def _clean(self) -> None:

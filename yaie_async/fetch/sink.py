@@ -9,7 +9,6 @@ from yaie_async.fetch.stop import Stop
 from yaie_async.store.access import cache_errors
 from yaie_async.store.blockmap import BLOCK
 from yaie_async.store.diskio import write_all
-from yaie_async.store.landing import Landing
 from yaie_async.store.partials import Partial
 
 
@@ -40,7 +39,6 @@ class RangeSink:
         stop: int,
         count: Callable[[int], None],
         limit: Limit,
-        landing: Landing | None,
     ) -> None:
         self.position = start
         self.stop = stop
@@ -48,7 +46,6 @@ class RangeSink:
         self._partial = partial
         self._count = count
         self._limit = limit
-        self._landing = landing
         self._recorded = start // BLOCK
         self._skip = 0
 
@@ -81,6 +78,4 @@ class RangeSink:
             whole = -(-self._partial.size // BLOCK)
         if whole > self._recorded:
             self._partial.record(self._recorded, whole)
-            if self._landing is not None:
-                self._landing.landed(self._recorded, whole)
             self._recorded = whole

@@ -20,11 +20,10 @@ from yaie_async.fetch.snapshot import Need, Resolution, ensure, listing_for, res
 from yaie_async.loader.source import Directory, find_source
 from yaie_async.store.access import free_bytes
 from yaie_async.store.cache import RepoCache, files_below
-from yaie_async.store.landing import Landing
 from yaie_async.store.snapshots import read_json
 
-# Told of the weights that are still landing once all other files are there.
-OnSmall = Callable[[tuple[Landing, ...]], None]
+# Told once all files but the weights are there.
+OnSmall = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +53,7 @@ class HubFiles:
         """Whether the Hub stands behind the commit, not only the cache."""
         return self.resolution.unconfirmed is None
 
-    async def ensure(
-        self, session: Session, meter: Meter, *, weights: bool, on_small: OnSmall = lambda _: None
-    ) -> Path:
+    async def ensure(self, session: Session, meter: Meter, *, weights: bool, on_small: OnSmall = lambda: None) -> Path:
         """As `yaie_async.fetch.snapshot.ensure`."""
         return await ensure(
             session,
@@ -116,9 +113,7 @@ class DirectoryFiles:
     commit: None = None
     confirmed: bool = True
 
-    async def ensure(
-        self, _session: Session, meter: Meter, *, weights: bool, on_small: OnSmall = lambda _: None
-    ) -> Path:
+    async def ensure(self, _session: Session, meter: Meter, *, weights: bool, on_small: OnSmall = lambda: None) -> Path:
         """The directory itself, once it is known to have what is needed.
 
         **Raises:** IncompatibleModelError, UnsafeFileError, ModelFileNotFoundError when it is no whole model.
@@ -131,7 +126,7 @@ class DirectoryFiles:
         meter.expect(total=sum(found), files=len(found))
         for size in found:
             meter.cached(size)
-        on_small(())
+        on_small()
         return self.path
 
     def config(self) -> dict[str, Any] | None:
