@@ -23,11 +23,11 @@ from yaie_async.fetch.sink import RangeSink
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.transport import drainable
 from yaie_async.fetch.verify import Digest
+from yaie_async.store.blockmap import BLOCK
 from yaie_async.store.partials import Ownership, Partial
 
-# Bytes: hashed as soon as this much lies behind the front, put on the disk as soon as this much is new.
-# At the end of a file, syncing all of it at once costs a second a GB.
-_HASH_STEP = 8 * 1024 * 1024
+# Bytes: hashed at most in one go, and put on the disk as soon as this much is new. Syncing all of a file at its
+# end costs a second a GB.
 _HASH_MOST = 64 * 1024 * 1024
 _SYNC_STEP = 32 * 1024 * 1024
 _TOUCH_SECONDS = 5.0
@@ -187,10 +187,12 @@ class Assembly:
         while True:
             moved = self._moved
             front = self._downloader.front(self._key)
-            if front - read >= _HASH_STEP or (front == size and read < size):
+            # By whole blocks, and each at once: the scheduler waits for the digest to reach a range's end.
+            target = size if front == size else front // BLOCK * BLOCK
+            if target > read:
                 stop = Stop()
                 read = await run_owned(
-                    partial(self._digest.read, self._partial.fd, read, min(front, read + _HASH_MOST), stop.is_set),
+                    partial(self._digest.read, self._partial.fd, read, min(target, read + _HASH_MOST), stop.is_set),
                     interrupt=stop.set,
                     name="verify",
                 )

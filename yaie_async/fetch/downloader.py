@@ -93,13 +93,14 @@ class Downloader:
         return self._bucket.take(size, time.monotonic()) if self._bucket else 0.0
 
     def front(self, key: Hashable) -> int:
-        """Up to where a file is written without a gap."""
-        return self._scheduler.front(key)
+        """Up to where a file is written without a gap; 0 for one that has left."""
+        return self._scheduler.front(key) if key in self._start else 0
 
     def verified(self, key: Hashable, offset: int) -> None:
         """A file's digest has read it up to `offset`."""
-        self._scheduler.verified(key, offset)
-        self.pump()
+        if key in self._start:
+            self._scheduler.verified(key, offset)
+            self.pump()
 
     async def clock(self) -> None:
         """Keep time until cancelled. Every model that is being fetched runs one; together they tick as one."""
