@@ -19,10 +19,10 @@ _BASE = "snapshot_download"
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print a table for tmpfs and one for disk, then one with each connection capped."""
+    """Print a table for tmpfs and one for disk (TMPDIR), then one with each connection capped."""
     print(machine())
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory, tempfile.TemporaryDirectory(dir=Path.cwd()) as disk:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory, tempfile.TemporaryDirectory() as disk:
         make_model(Path(memory, "models"), arguments.megabytes, shards=5)
         clients = [name for name in CLIENTS if name != "us, one connection"]
         with serving(Path(memory, "models")) as site:

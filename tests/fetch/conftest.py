@@ -1,6 +1,6 @@
 import pytest
 
-from tests.fetch.servers import Authority
+from tests.support.servers import Authority
 
 
 @pytest.fixture(scope="session")

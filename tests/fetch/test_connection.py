@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from tests.fetch.clients import Memory, body_of, make_client, sockets, threads, until
-from tests.fetch.servers import Authority, FullServer, Peer, RawServer
+from tests.support.servers import Authority, FullServer, Peer, RawServer
 from yaie_async.fetch.connection import body_length
 from yaie_async.fetch.stop import Stop
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.fetch.clients import Memory, body_of, drain, make_client, sockets, threads, until
-from tests.fetch.servers import FullServer, Peer, RawServer, answering, repeating
+from tests.support.servers import FullServer, Peer, RawServer, answering, repeating
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.transport import drainable, origin_of
 

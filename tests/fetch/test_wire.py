@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.fetch.clients import drain, make_client, sockets, until
-from tests.fetch.servers import Authority, FullServer, Peer, RawServer, repeating
+from tests.support.servers import Authority, FullServer, Peer, RawServer, repeating
 from yaie_async.fetch import wire as wire_module
 from yaie_async.fetch.wire import Wire
 
