@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support import models
+from tests.support.command import Command
 from tests.support.hub import HubServer
 from yaie_async.core import errors
 from yaie_async.loader import hub as hub_module
@@ -47,6 +49,18 @@ def test_a_snippet_runs_as_it_stands(
             assert "ModelNotFoundError org/no-such-model" in capsys.readouterr().out
         else:
             assert any(request.path.startswith("/cdn/") for request in server.requests)
+
+
+def test_the_commands_for_scripts_run_as_they_stand(root: Path, tmp_path: Path) -> None:
+    """Each `yaie-async ...` that README shows by itself does its work and exits with 0."""
+    lines = re.findall(r"^yaie-async (.*)$", README, re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["load", "prefetch", "plan", "verify"]
+    with HubServer(root) as server:
+        command = Command(tmp_path, server.url)
+        for line in lines:
+            done = command.run(*shlex.split(line))
+            assert done.code == 0, (line, done)
+            assert "gpt2" in done.out
 
 
 def test_there_are_snippets() -> None:

@@ -1,0 +1,107 @@
+"""The package from outside: what it costs to import, and which names it has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaie_async
+
+_ROOT = Path(__file__).parents[1]
+_HEAVY = ("torch", "transformers", "accelerate", "huggingface_hub", "tokenizers", "safetensors", "rich", "typer")
+
+
+def in_a_new_process(code: str) -> Any:
+    """What `code` prints as JSON, in a process that has imported nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import json, sys, time\n" + code],
+        env=os.environ | {"PYTHONPATH": str(_ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def test_importing_and_constructing_import_nothing_heavy() -> None:
+    """Neither the import, a Hub, a ModelLoader, nor the names that need no official error class."""
+    code = f"""
+import yaie_async
+from yaie_async import Hub, ModelLoader, Progress
+ModelLoader("org/name", hub=Hub(max_connections=4))
+ModelLoader("./not/there", torch_dtype="auto", trust_remote_code=True)
+print(json.dumps([name for name in {_HEAVY!r} if name in sys.modules]))
+"""
+    assert in_a_new_process(code) == []
+
+
+def test_what_the_import_costs() -> None:
+    """Beside `import anyio, httpx`, which an async app has anyway. Printed; only an import of torch would fail it."""
+    code = """
+import anyio, httpx
+start = time.perf_counter()
+import yaie_async
+from yaie_async import Hub, ModelLoader
+print(json.dumps(time.perf_counter() - start))
+"""
+    seconds = in_a_new_process(code)
+    print(f"import yaie_async, beyond anyio and httpx: {seconds * 1000:.0f} ms")
+    assert seconds < 2
+
+
+def test_every_public_name_is_there() -> None:
+    """`__all__` is sorted as a reader would, each name of it is importable, and `dir` shows it."""
+    names = in_a_new_process("""
+import yaie_async
+from yaie_async import *
+print(json.dumps(sorted(name for name in yaie_async.__all__ if name in globals())))
+""")
+    assert names == sorted(yaie_async.__all__)
+    assert set(yaie_async.__all__) <= set(dir(yaie_async))
+    assert not hasattr(yaie_async, "no_such_name")
+
+
+def test_every_error_is_public() -> None:
+    """An error that can be raised can be caught by its name."""
+    from yaie_async.core import errors
+
+    tree = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.LoaderError) and not name.startswith("_")
+    }
+    assert tree <= set(yaie_async.__all__)
+
+
+def test_what_type_checkers_see_is_what_there_is() -> None:
+    """The imports under TYPE_CHECKING name all of `__all__`, each from the module it is found in."""
+    import ast
+    import importlib
+
+    tree = ast.parse((_ROOT / "yaie_async" / "__init__.py").read_text(encoding="utf-8"))
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    declared = {
+        alias.name: node.module for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert sorted(declared) == sorted(yaie_async.__all__)
+    for name, module in declared.items():
+        assert module is not None
+        assert getattr(importlib.import_module(module), name) is getattr(yaie_async, name)
+
+
+def test_the_version_is_that_of_the_metadata() -> None:
+    import tomllib
+
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == yaie_async.__version__
+    assert (_ROOT / "yaie_async" / "py.typed").exists()
+
+
+def test_ci_checks_the_layers_and_the_types() -> None:
+    script = (_ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for tool in ("ruff check", "ruff format --check", "mypy", "lint-imports"):
+        assert tool in script
