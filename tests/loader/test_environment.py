@@ -186,19 +186,31 @@ def test_no_bar_where_bars_are_off(hub: HubServer, cache: Path) -> None:
     import pty
 
     def screen(**environment: str) -> bytes:
-        pid, terminal = pty.fork()
-        if pid == 0:
-            os.environ.update(
-                HF_ENDPOINT=hub.url, HF_HUB_CACHE=str(cache.parent / os.urandom(4).hex()), TERM="xterm", **environment
-            )
-            os.execv(sys.executable, [sys.executable, "-c", _CHILD])
+        # Not pty.fork: this process has threads, and the child could hang before its exec.
+        terminal, inside = pty.openpty()
+        cache_dir = cache.parent / os.urandom(4).hex()
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD],
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            start_new_session=True,
+            env={
+                **os.environ,
+                "HF_ENDPOINT": hub.url,
+                "HF_HUB_CACHE": str(cache_dir),
+                "TERM": "xterm",
+                **environment,
+            },
+        )
+        os.close(inside)
         shown = b""
         try:
             while part := os.read(terminal, 65536):
                 shown += part
         except OSError:
             pass  # the child has closed its side
-        os.waitpid(pid, 0)
+        child.wait(60)
         os.close(terminal)
         return shown
 
