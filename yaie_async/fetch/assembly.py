@@ -19,7 +19,7 @@ from yaie_async.fetch.downloader import Downloader, Running
 from yaie_async.fetch.location import Location, OtherBytesError
 from yaie_async.fetch.ranges import FetchFile, Range
 from yaie_async.fetch.retry import GaveUpError, Kind, RetryPolicy, TransientError, with_retries
-from yaie_async.fetch.sink import RangeSink
+from yaie_async.fetch.sink import FullError, RangeSink
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.transport import drainable
 from yaie_async.fetch.verify import Digest
@@ -147,11 +147,14 @@ class Assembly:
                 if stream is not None:
                     await stream.drain_into(sink)
                 else:
-                    await _copy(response, sink, self._partial.size - start)
+                    await _copy(response, sink, None if ranged else self._partial.size)
+        except FullError:
+            return
         except TransientError as error:
             if error.status in (429, 503):
                 self._downloader.throttled(sent)
-            raise
+            if sink.position < sink.stop:
+                raise
         if sink.position < sink.stop:
             raise self._transient(f"ended at byte {sink.position:,} of {sink.stop:,}", "truncated")
 
@@ -160,7 +163,8 @@ class Assembly:
         size, headers = self._partial.size, response.headers
         encoded = headers.get("content-encoding", "identity") != "identity"
         if headers.get("content-type", "").startswith("text/html") and not self._file.path.endswith(".html"):
-            raise OtherBytesError(size, "an HTML page")
+            # Of a captive portal, most likely: it says nothing about the bytes that are here.
+            raise self._transient("the server sends an HTML page instead (is there a log-in page?)", "range")
         if response.status_code == 206:
             told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("content-range", ""))
             if told and told[3] not in ("*", str(size)):
@@ -222,7 +226,7 @@ class Assembly:
                 raise PrunedError
 
 
-async def _copy(response: httpx.Response, sink: RangeSink, most: int) -> None:
+async def _copy(response: httpx.Response, sink: RangeSink, most: int | None) -> None:
     """httpx's own way of reading, for bodies of unknown length, encoded ones, proxies and a user's client."""
     buffer = bytearray()
     stopped = Stop()
@@ -236,7 +240,7 @@ async def _copy(response: httpx.Response, sink: RangeSink, most: int) -> None:
     try:
         async for chunk in response.aiter_bytes():
             received += len(chunk)
-            if received > most:
+            if most is not None and received > most:
                 raise OtherBytesError(most, f"more than {most}")
             buffer += chunk
             if len(buffer) >= _WRITE:

@@ -62,14 +62,16 @@ class Location:
             yield response
 
     async def _known(self, stack: AsyncExitStack, byte_range: str | None) -> httpx.Response | None:
-        if self._url is None:
+        url = self._url
+        if url is None:
             return None
         try:
-            return await self._ask(stack, self._url, byte_range)
+            return await self._ask(stack, url, byte_range)
         except TransientError as error:
             if error.status not in _EXPIRED:
                 raise
-            self._url = None  # a signed URL that has run out
+            if self._url == url:  # else another range has found the new one meanwhile
+                self._url = None  # a signed URL that has run out
             return None
 
     async def _found(self, stack: AsyncExitStack, byte_range: str | None) -> httpx.Response:

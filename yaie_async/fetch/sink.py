@@ -23,6 +23,10 @@ class Limit(Protocol):
         """Seconds to wait after `size` bytes have been read."""
 
 
+class FullError(Exception):
+    """More came than was asked for: all that was asked for is written. Never leaves the fetch layer."""
+
+
 class RangeSink:
     """Writes one range of a file; its blocks are recorded once their last byte is written.
 
@@ -57,13 +61,19 @@ class RangeSink:
         """Take the next bytes of the body.
 
         Raises:
+            FullError: so that a body without an end is not read for ever.
             DiskFullError, CacheAccessError.
         """
         passed = min(self._skip, len(data))
         self._skip -= passed
-        data = data[passed:][: self.stop - self.position]
-        if not data:
-            return
+        data = data[passed:]
+        wanted = data[: self.stop - self.position]
+        if wanted:
+            self._write(wanted, stopped)
+        if len(wanted) < len(data):
+            raise FullError
+
+    def _write(self, data: memoryview, stopped: Stop) -> None:
         with cache_errors(self._partial.path, needed=self.stop - self.position):
             write_all(self._partial.fd, data, self.position)
         self.position += len(data)
