@@ -1,15 +1,51 @@
-"""`python -m benchmarks download [--rounds 5] [--megabytes 1000] [--json]`."""
+"""`python -m benchmarks download|stall|live|ready [--rounds N] [--size MB] [--json]`."""
 
 import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
 
-from benchmarks import download
+from benchmarks import download, live, ready, stall
 
-parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-commands = parser.add_subparsers(required=True)
-one = commands.add_parser("download", help="bytes from a TLS server into the cache, beside peers")
-one.add_argument("--rounds", type=int, default=5)
-one.add_argument("--megabytes", type=int, default=1000)
-one.add_argument("--json", action="store_true")
-one.set_defaults(run=download.main)
-arguments = parser.parse_args()
-arguments.run(arguments)
+_ABOUT = {
+    "download": (download, 1000, "bytes from a TLS server into the cache, beside what others use"),
+    "stall": (stall, 200, "how long the event loop is away during a cold load"),
+    "live": (live, 200, "an endpoint that is pinged while its process loads a model"),
+    "ready": (ready, 400, "cold time to a ready model, beside its lower bounds"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    for name, (module, size, about) in _ABOUT.items():
+        one = commands.add_parser(name, help=about)
+        one.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
+        one.add_argument(
+            "--size", "--megabytes", type=int, default=size, metavar="MB", help=f"of the model ({size})"
+        )
+        one.add_argument(
+            "--only", nargs="+", choices=module.CASES, default=module.CASES, help="leave out others"
+        )
+        one.add_argument("--json", action="store_true", help="the rounds as JSON, the tables on stderr")
+        if name == "download":
+            one.add_argument(
+                "--plot", type=Path, help="where to draw throughput over connections (.png, .svg)"
+            )
+        else:
+            one.add_argument("--link", default="1gbit", help="rate of the link, as tc writes it (1gbit)")
+        if name == "stall":
+            one.add_argument(
+                "--big-tokenizer", action="store_true", help="a tokenizer of 128k tokens as well"
+            )
+        one.set_defaults(run=module.main)
+    arguments = parser.parse_args()
+    with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+        results = arguments.run(arguments)
+    if arguments.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,85 +1,78 @@
-"""The clients, each in a process of its own: `python -m benchmarks.clients NAME ENDPOINT TARGET` prints JSON."""
+"""The clients: `python -m benchmarks.clients NAME ENDPOINT plain|watch DIRECTORY`, a process each.
 
+A client is prepared (imports, signed URLs for peers that know no Hub) and returns the work that is measured.
+"""
+
+import importlib
+import inspect
 import json
 import os
 import resource
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
 import anyio
 
+from benchmarks.beat import heartbeat
 from benchmarks.site import MODEL
 
-
-async def _watched(work: Callable[[], Any]) -> dict[str, float]:
-    """Run with a heartbeat of 2 ms: the longest time the loop was away, and the CPU time of its thread."""
-    longest = 0.0
-
-    async def beat() -> None:
-        nonlocal longest
-        while True:
-            before = time.perf_counter()
-            await anyio.sleep(0.002)
-            longest = max(longest, time.perf_counter() - before - 0.002)
-
-    before = time.thread_time()
-    async with anyio.create_task_group() as group:
-        group.start_soon(beat)
-        await work()
-        group.cancel_scope.cancel()
-    return {"loop_cpu": time.thread_time() - before, "stall": longest}
+Work = Callable[[], Any]
 
 
-def us(endpoint: str, target: Path, *, verify: bool = True, connections: int = 8) -> dict[str, float]:
+def us(endpoint: str, target: Path, *, verify: bool = True, connections: int = 8) -> Work:
+    import huggingface_hub.utils  # noqa: F401 - a Hub imports it when it opens
+
+    import yaie_async.loader.files  # noqa: F401
     from yaie_async import Hub
 
-    async def fetch() -> None:
-        async with Hub(endpoint=endpoint, cache_dir=target, verify=verify, max_connections=connections) as hub:
+    async def work() -> None:
+        async with Hub(
+            endpoint=endpoint, cache_dir=target, verify=verify, max_connections=connections
+        ) as hub:
             await hub.prefetch(MODEL)
 
-    return anyio.run(_watched, fetch)
+    return work
 
 
-def us_unverified(endpoint: str, target: Path) -> dict[str, float]:
-    return us(endpoint, target, verify=False)
-
-
-def us_one_connection(endpoint: str, target: Path) -> dict[str, float]:
-    return us(endpoint, target, connections=1)
-
-
-def official(endpoint: str, target: Path) -> dict[str, float]:
+def official(endpoint: str, target: Path) -> Work:
     from huggingface_hub import snapshot_download
 
-    snapshot_download(MODEL, endpoint=endpoint, cache_dir=target)
-    return {}
+    return lambda: snapshot_download(MODEL, endpoint=endpoint, cache_dir=target)
 
 
-def hf_transfer(endpoint: str, target: Path) -> dict[str, float]:
-    import hf_transfer as peer
+def hf_transfer(endpoint: str, target: Path) -> Work:
+    peer = importlib.import_module("hf_transfer")  # untyped, and of no package that is needed here
+    shards = _shards(endpoint)
 
-    for name, url in _shards(endpoint):
-        peer.download(url, str(target / name), max_files=8, chunk_size=10_000_000)
-    return {}
+    def work() -> None:
+        for name, url in shards:
+            peer.download(url, str(target / name), max_files=8, chunk_size=10_000_000)
+
+    return work
 
 
-def httpx_ranges(endpoint: str, target: Path) -> dict[str, float]:
+def httpx_ranges(endpoint: str, target: Path) -> Work:
     """Stock httpx with eight ranges a file, written where they belong: what one would write by hand."""
     import httpx
 
-    async def fetch() -> None:
+    shards = _shards(endpoint)
+
+    async def work() -> None:
         async with httpx.AsyncClient(timeout=60) as client:
-            for name, url in _shards(endpoint):
+            for name, url in shards:
                 size = int((await client.head(url)).headers["content-length"])
                 fd = os.open(target / name, os.O_RDWR | os.O_CREAT, 0o666)
                 step = -(-size // 8)
 
                 async def part(url: str, fd: int, start: int, stop: int) -> None:
-                    async with client.stream("GET", url, headers={"range": f"bytes={start}-{stop - 1}"}) as response:
+                    async with client.stream(
+                        "GET", url, headers={"range": f"bytes={start}-{stop - 1}"}
+                    ) as response:
                         async for chunk in response.aiter_raw():
                             os.pwrite(fd, chunk, start)
                             start += len(chunk)
@@ -89,26 +82,32 @@ def httpx_ranges(endpoint: str, target: Path) -> dict[str, float]:
                         group.start_soon(part, url, fd, start, min(size, start + step))
                 os.close(fd)
 
-    return anyio.run(_watched, fetch)
+    return work
 
 
-def curl(endpoint: str, target: Path) -> dict[str, float]:
-    import subprocess
-
-    arguments = ["curl", "-sS", "--parallel", "--parallel-max", "8", "--cacert", os.environ["SSL_CERT_FILE"]]
+def curl(endpoint: str, target: Path) -> Work:
+    arguments = ["curl", "-sSf", "--parallel", "--parallel-max", "8", "--cacert", os.environ["SSL_CERT_FILE"]]
     for name, url in _shards(endpoint):
         arguments += ["-o", str(target / name), url]
-    subprocess.run(arguments, check=True)
-    return {}
+    return lambda: subprocess.run(arguments, check=True)
 
 
-def aria2(endpoint: str, target: Path) -> dict[str, float]:
-    import subprocess
-
+def aria2(endpoint: str, target: Path) -> Work:
     wanted = "".join(f"{url}\n  out={name}\n" for name, url in _shards(endpoint))
-    arguments = ["aria2c", "-q", "-x8", "-s8", "-j5", "-k4M", "-i-", "-d", str(target), "--file-allocation=none"]
-    subprocess.run([*arguments, f"--ca-certificate={os.environ['SSL_CERT_FILE']}"], input=wanted, text=True, check=True)
-    return {}
+    arguments = [
+        "aria2c",
+        "-q",
+        "-x8",
+        "-s8",
+        "-j5",
+        "-k4M",
+        "-i-",
+        "-d",
+        str(target),
+        "--file-allocation=none",
+    ]
+    arguments.append(f"--ca-certificate={os.environ['SSL_CERT_FILE']}")
+    return lambda: subprocess.run(arguments, input=wanted, text=True, check=True)
 
 
 def _shards(endpoint: str) -> list[tuple[str, str]]:
@@ -124,25 +123,51 @@ def _shards(endpoint: str) -> list[tuple[str, str]]:
     return found
 
 
-CLIENTS: dict[str, Callable[[str, Path], dict[str, float]]] = {
+def _us(**options: Any) -> Callable[[str, Path], Work]:
+    return lambda endpoint, target: us(endpoint, target, **options)
+
+
+CLIENTS: dict[str, Callable[[str, Path], Work]] = {
     "us, verified": us,
-    "us, not verified": us_unverified,
-    "us, one connection": us_one_connection,
+    "us, not verified": _us(verify=False),
     "snapshot_download": official,
     "hf_transfer": hf_transfer,
     "curl --parallel": curl,
-    "aria2c -x8": aria2,
+    "aria2c -x8 -s8": aria2,
     "httpx, 8 ranges": httpx_ranges,
+    **{f"us, {count} connections": _us(connections=count) for count in (1, 2, 4, 8, 16)},
 }
+ASYNC = frozenset(
+    {"us, verified", "us, not verified", "httpx, 8 ranges"}
+)  # where there is a loop to be watched
+
+
+async def _in_loop(work: Callable[[], Awaitable[object]], *, watch: bool) -> dict[str, float]:
+    """With `watch` the longest stall, else the CPU time of the loop's thread: a heartbeat adds to that."""
+    if watch:
+        async with heartbeat() as seen:
+            await work()
+        return {"stall": seen.figures()["all longest"]}
+    before = time.thread_time()
+    await work()
+    return {"loop_cpu": time.thread_time() - before}
+
+
+def _cpu() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def _main(name: str, endpoint: str, mode: str, target: str) -> None:
+    work = CLIENTS[name](endpoint, Path(target))
+    told: dict[str, float] = {}
+    started, before = time.perf_counter(), _cpu()
+    if inspect.iscoroutinefunction(work):
+        told = anyio.run(lambda: _in_loop(work, watch=mode == "watch"))
+    else:
+        work()
+    print(json.dumps({"seconds": time.perf_counter() - started, "cpu": _cpu() - before, **told}))
+
 
 if __name__ == "__main__":
-    name, endpoint, target = sys.argv[1:]
-    Path(target).mkdir(parents=True)
-
-    def cpu() -> float:
-        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(one.ru_utime + one.ru_stime for one in used)
-
-    started, before = time.perf_counter(), cpu()
-    told = CLIENTS[name](endpoint, Path(target))
-    print(json.dumps({"seconds": time.perf_counter() - started, "cpu": cpu() - before, **told}))
+    _main(*sys.argv[1:])

@@ -1,91 +1,152 @@
 """How fast, and at what cost: from a TLS server on this machine into the cache, beside what others use."""
 
 import argparse
-import json
-import os
-import platform
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from benchmarks.clients import CLIENTS
+from benchmarks.clients import ASYNC, CLIENTS
+from benchmarks.network import NoLink, link
+from benchmarks.rounds import Rounds, machine, measure, ratio, spread, table
 from benchmarks.site import Site, make_model, serving
 
+CASES = ("tmpfs", "disk", "connections", "link", "small")
+
 _BASE = "snapshot_download"
+_RUST = "hf_transfer"
+_PEERS = [name for name in CLIENTS if not name.endswith("connections")]
+_COUNTS = [name for name in CLIENTS if name.endswith("connections")]
+_CAP = "60m"
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Print a table for tmpfs and one for disk (TMPDIR), then one with each connection capped."""
+def main(arguments: argparse.Namespace) -> dict[str, dict[str, Rounds]]:
+    """Run the sections asked for, and print a table for each."""
     print(machine())
-    results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory, tempfile.TemporaryDirectory() as disk:
-        make_model(Path(memory, "models"), arguments.megabytes, shards=5)
-        clients = [name for name in CLIENTS if name != "us, one connection"]
-        with serving(Path(memory, "models")) as site:
-            for where, target in (("tmpfs", memory), ("disk", disk)):
-                results[where] = measure(site, clients, Path(target), arguments.rounds)
-                show(f"{site.size / 1e6:.0f} MB in 5 shards, TLS 1.3, to {where}", results[where], site)
-        shutil.rmtree(Path(memory, "models"))
-        make_model(Path(memory, "models"), min(arguments.megabytes, 1000), shards=1)
-        with serving(Path(memory, "models"), limit="limit_rate 60m;") as site:
-            capped = ["us, verified", "us, one connection", _BASE]
-            results["capped"] = measure(site, capped, Path(memory), arguments.rounds)
-            show("one file, each connection capped at 60 MiB/s", results["capped"], site)
-    if arguments.json:
-        print(json.dumps(results))
+    print("each client in a fresh process, imports done before the clock starts; servers on the same cores")
+    results: dict[str, dict[str, Rounds]] = {}
+    rounds, wanted = arguments.rounds, arguments.only
+    with _memory() as memory, tempfile.TemporaryDirectory(prefix="bench-") as disk:
+        models = Path(memory, "models")
+        size = make_model(models, arguments.size, shards=5)
+        with serving(models) as site:
+            for where, folder in (("tmpfs", memory), ("disk", disk)):
+                if where in wanted:
+                    results[where] = _peers(site, _PEERS, Path(folder), rounds)
+                    _show(f"{size / 1e6:.0f} MB in 5 shards, TLS 1.3, to {where}", results[where], size)
+        if "link" in wanted or "connections" in wanted:
+            shutil.rmtree(models)
+            size = make_model(models, arguments.size / 2, shards=1)
+        if "link" in wanted:
+            try:
+                with link("1gbit") as place, serving(models, place=place) as site:
+                    results["link"] = _peers(site, ["us, verified", _BASE, _RUST], Path(memory), rounds)
+                    _show(f"one file of {size / 1e6:.0f} MB over {place.what}", results["link"], size)
+            except NoLink as error:
+                print(f"note: the link of 1 Gbit/s is left out: {error}")
+        if "connections" in wanted:
+            caps = (("", "no cap"), (f"limit_rate {_CAP};", f"each connection capped at {_CAP[:-1]} MiB/s"))
+            for limit, title in caps:
+                with serving(models, limit=limit) as site:
+                    found = results[title] = _peers(site, [*_COUNTS, _BASE], Path(memory), rounds)
+                    _show(f"one file of {size / 1e6:.0f} MB, {title}, to tmpfs", found, size)
+                    _gain(found)
+            _plot(arguments.plot, results, size)
+        if "small" in wanted:
+            shutil.rmtree(models)
+            size = make_model(models, 200 * 0.01, shards=200)
+            with serving(models, latency=0.03) as site:
+                results["small"] = _peers(site, ["us, verified", _BASE], Path(memory), rounds)
+                _show(
+                    "200 files of 10 kB, 30 ms before each answer (by the hub, no TLS)",
+                    results["small"],
+                    size,
+                )
+    return results
 
 
-def machine() -> str:
-    """What it was measured on."""
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
-    return f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}, load {load}"
+def _memory() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
 
 
-def measure(site: Site, clients: list[str], target: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Every client in turn, `rounds` times; one that can't run here is left out."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in clients}
-    environment = {
-        **os.environ,
-        "SSL_CERT_FILE": site.authority,
-        "HF_HOME": str(target / "home"),
-        **dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY"), "1"),
-    }
-    for _ in range(rounds):
-        for name in list(found):
-            into = target / "into"
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.clients", name, site.endpoint, str(into)],
-                capture_output=True,
-                text=True,
-                env=environment,
-                check=False,
-            )
-            shutil.rmtree(into, ignore_errors=True)
-            if done.returncode:
-                print(f"  {name} is left out: {done.stderr.strip().splitlines()[-1]}")
-                del found[name]
-            else:
-                found[name].append(json.loads(done.stdout.splitlines()[-1]))
+def _peers(site: Site, clients: list[str], folder: Path, rounds: int) -> dict[str, Rounds]:
+    """Every client; those with a loop once more with a heartbeat, which would be in the other figures."""
+    cases = {name: [name, site.endpoint, "plain"] for name in clients}
+    cases |= {f"{name} (watched)": [name, site.endpoint, "watch"] for name in clients if name in ASYNC}
+    found = measure("benchmarks.clients", cases, site, folder, rounds)
+    for name in clients:
+        watched = found.pop(f"{name} (watched)", None)
+        if name in found and watched:
+            for one, other in zip(found[name], watched, strict=True):
+                one["stall"] = other["stall"]
     return found
 
 
-def show(title: str, results: dict[str, list[dict[str, float]]], site: Site) -> None:
-    """One line a client: medians, their spread, and ratios to the official client, round by round."""
-    print(f"\n{title}; medians (min-max) of {len(results[_BASE])} interleaved rounds")
-    print(f"{'':20}{'MB/s':>22}{'CPU-s/GB':>10}{'loop CPU-s/GB':>15}{'stall ms':>10}{'speed':>8}{'CPU':>7}")
-    giga = site.size / 1e9
-    for name, rounds in results.items():
-        speeds = [site.size / 1e6 / one["seconds"] for one in rounds]
-        pairs = list(zip(rounds, results[_BASE], strict=True))
-        faster = statistics.median(theirs["seconds"] / ours["seconds"] for ours, theirs in pairs)
-        cheaper = statistics.median(ours["cpu"] / theirs["cpu"] for ours, theirs in pairs)
-        middle = f"{statistics.median(speeds):.0f} ({min(speeds):.0f}-{max(speeds):.0f})"
-        cpu = statistics.median(one["cpu"] for one in rounds) / giga
-        loop = f"{statistics.median(one['loop_cpu'] for one in rounds) / giga:.3f}" if "loop_cpu" in rounds[0] else ""
-        stall = f"{statistics.median(one['stall'] for one in rounds) * 1e3:.0f}" if "stall" in rounds[0] else ""
-        print(f"{name:20}{middle:>22}{cpu:>10.2f}{loop:>15}{stall:>10}{faster:>7.2f}x{cheaper:>6.2f}x")
+def _show(title: str, results: dict[str, Rounds], size: int) -> None:
+    rows = []
+    for name, found in results.items():
+        base, rust = results.get(_BASE), results.get(_RUST)
+        loop = (
+            statistics.median(one["loop_cpu"] for one in found) / size * 1e9
+            if "loop_cpu" in found[0]
+            else None
+        )
+        rows.append(
+            [
+                name,
+                spread([one["seconds"] for one in found], 2),
+                spread([size / 1e6 / one["seconds"] for one in found], 0 if size > 1e7 else 2),
+                spread([one["cpu"] / size * 1e9 for one in found], 2),
+                f"{loop:.3f}" if loop is not None else "",
+                spread([one["stall"] * 1e3 for one in found]) if "stall" in found[0] else "",
+                _times(ratio(base, found, "seconds") if base else None),
+                _times(ratio(found, base, "cpu")),
+                _times(ratio(rust, found, "seconds") if rust else None),
+            ]
+        )
+    count = max(map(len, results.values()), default=0)
+    head = ["", "seconds", "MB/s", "CPU-s/GB", "loop CPU-s/GB", "stall ms"]
+    head += ["speed/official", "CPU/official", "speed/hf_transfer"]
+    table(f"{title}; medians (min-max) of {count} interleaved rounds", head, rows)
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}x"
+
+
+def _gain(results: dict[str, Rounds]) -> None:
+    eight, one = results.get("us, 8 connections"), results.get("us, 1 connections")
+    if eight and one:
+        print(f"8 connections against 1: {_times(ratio(one, eight, 'seconds'))}")
+
+
+def _plot(path: Path | None, results: dict[str, dict[str, Rounds]], size: int) -> None:
+    """Throughput over the number of connections, a line for each cap."""
+    if path is None:
+        return
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        print("note: no plot without matplotlib")
+        return
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    with ExitStack() as stack:
+        figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+        stack.callback(plt.close, figure)
+        for title, found in results.items():
+            lines = {int(name.split()[1]): rounds for name, rounds in found.items() if name in _COUNTS}
+            if lines:
+                speeds = [[size / 1e6 / one["seconds"] for one in rounds] for rounds in lines.values()]
+                middle = [statistics.median(one) for one in speeds]
+                low = [m - min(one) for m, one in zip(middle, speeds, strict=True)]
+                high = [max(one) - m for m, one in zip(middle, speeds, strict=True)]
+                axes.errorbar(list(lines), middle, [low, high], label=title, marker="o", capsize=3)
+        axes.set(xlabel="connections", ylabel="MB/s, verified", xscale="log", xticks=[1, 2, 4, 8, 16], ylim=0)
+        axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"], minor=False)
+        axes.minorticks_off()
+        axes.legend()
+        figure.savefig(path)
+    print(f"plot: {path}")

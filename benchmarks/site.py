@@ -1,15 +1,19 @@
-"""A Hub to be measured against: a LocalHub for metadata, and nginx with TLS 1.3 and sendfile for the bodies."""
+"""A Hub to be measured against: LocalHub for metadata, nginx with TLS 1.3 and sendfile for the bodies."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import time
+import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.network import Place
 
 MODEL = "bench/model"
 
@@ -21,17 +25,25 @@ http {{
     client_body_temp_path {top}/a; proxy_temp_path {top}/b; fastcgi_temp_path {top}/c;
     uwsgi_temp_path {top}/d; scgi_temp_path {top}/e;
     server {{
-        listen 127.0.0.1:{port} ssl;
+        listen {host}:{port} ssl;
         ssl_certificate {top}/site.pem; ssl_certificate_key {top}/site.key; ssl_protocols TLSv1.3;
-        location ~ ^/cdn/{model}/[0-9a-f]+/(?<file>[^/]+)$ {{ alias {root}/{model}/$file; {limit} }}
+        location ~ ^/cdn/(?<repo>[^/]+/[^/]+)/[0-9a-f]+/(?<file>[^/]+)$ {{
+            alias {root}/$repo/$file; {limit}
+        }}
     }}
 }}
 """
 
+# The signature of the URL is for LocalHub alone: nginx hands the file to anyone.
 _HUB = """
-import sys, time
+import sys, time, anyio
 from yaie_async.localhub import LocalHub, running
-with running(LocalHub(sys.argv[1], cdn=sys.argv[2]), port=int(sys.argv[3])):
+root, cdn, host, port, latency = sys.argv[1:]
+hub = LocalHub(root, cdn=cdn)
+async def late(scope, receive, send):
+    await anyio.sleep(float(latency))
+    await hub(scope, receive, send)
+with running(late if float(latency) else hub, host=host, port=int(port)):
     print("ready", flush=True)
     time.sleep(1e6)
 """
@@ -39,84 +51,98 @@ with running(LocalHub(sys.argv[1], cdn=sys.argv[2]), port=int(sys.argv[3])):
 
 @dataclass(frozen=True)
 class Site:
-    """Where the model is served.
+    """Where the models are served.
 
     Attributes:
         endpoint: the Hub's URL.
         authority: the certificate authority's file, for SSL_CERT_FILE.
-        size: bytes of the model's weights.
     """
 
     endpoint: str
     authority: str
-    size: int
 
 
 @contextmanager
-def serving(root: Path, *, limit: str = "") -> Iterator[Site]:
-    """Serve the models below `root`; `limit` is an nginx directive for each body ("limit_rate 60m;")."""
+def serving(
+    root: Path, *, limit: str = "", latency: float = 0.0, place: Place | None = None
+) -> Iterator[Site]:
+    """Serve the models below `root`, each already hashed, as the Hub has hashed its own long ago.
+
+    Args:
+        root: holds `org/name/` directories.
+        limit: an nginx directive for each body ("limit_rate 60m;").
+        latency: seconds before each answer; bodies then come from LocalHub too: nginx can't.
+        place: where the servers run; loopback when None.
+    """
     nginx = shutil.which("nginx") or sys.exit("needs nginx (Debian package nginx-light)")
-    top = root.parent / f"site-{_free_port()}"
-    top.mkdir()
-    port, hub_port = _free_port(), _free_port()
-    _certificate(top)
-    user = "user root;" if os.geteuid() == 0 else ""  # the folders of `tempfile` are closed to nobody
-    (top / "nginx.conf").write_text(_NGINX.format(top=top, port=port, root=root, model=MODEL, limit=limit, user=user))
+    place = place or Place()
+    host = place.host
     with ExitStack() as stack:
-        server = subprocess.Popen([nginx, "-c", top / "nginx.conf", "-e", top / "error.log"])
-        stack.callback(server.wait)
-        stack.callback(server.terminate)
-        cdn = f"https://localhost:{port}"
-        hub = subprocess.Popen(
-            [sys.executable, "-c", _HUB, str(root), cdn, str(hub_port)], stdout=subprocess.PIPE, text=True
+        top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-site-")))
+        port, hub_port = free_port(), free_port()
+        _certificate(top, host)
+        user = "user root;" if os.geteuid() == 0 else ""  # the folders of `tempfile` are closed to nobody
+        (top / "nginx.conf").write_text(
+            _NGINX.format(top=top, host=host, port=port, root=root, limit=limit, user=user), encoding="utf-8"
         )
-        stack.callback(hub.wait)
-        stack.callback(hub.kill)
+        _start(stack, [*place.prefix, nginx, "-c", str(top / "nginx.conf"), "-e", str(top / "error.log")])
+        endpoint = f"http://{host}:{hub_port}"
+        # Another origin by name: the official client takes a redirect within one for a file that has moved.
+        cdn = f"http://localhost:{hub_port}" if latency else f"https://{host}:{port}"
+        told = [str(root), cdn, host, str(hub_port), str(latency)]
+        hub = _start(stack, [*place.prefix, sys.executable, "-c", _HUB, *told])
         assert hub.stdout is not None
         hub.stdout.readline()
-        endpoint = f"http://127.0.0.1:{hub_port}"
-        _warm(endpoint)
-        size = sum(path.stat().st_size for path in (root / MODEL).glob("*.safetensors"))
-        yield Site(endpoint, str(top / "ca.pem"), size)
-    shutil.rmtree(top)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for directory in root.glob("*/*/"):
+            name = directory.relative_to(root)
+            opener.open(f"{endpoint}/api/models/{name}?blobs=true", timeout=300).close()
+        yield Site(endpoint, str(top / "ca.pem"))
 
 
-def make_model(root: Path, megabytes: int, shards: int) -> None:
-    """Random bytes in so many shards: what they are makes no difference to any of the clients."""
+def make_model(root: Path, megabytes: float, shards: int) -> int:
+    """Write random bytes in so many shards, since no client cares what they are. Return their size."""
     directory = root / MODEL
     directory.mkdir(parents=True)
     names = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
+    size = int(megabytes * 1e6) // shards
     for name in names:
         with (directory / name).open("wb") as file:
-            for _ in range(megabytes // shards):
-                file.write(os.urandom(1_000_000))
-    weight_map = ", ".join(f'"w{i}": "{name}"' for i, name in enumerate(names))
-    (directory / "model.safetensors.index.json").write_text(f'{{"metadata": {{}}, "weight_map": {{{weight_map}}}}}')
-    (directory / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
-    (directory / "tokenizer_config.json").write_text("{}")
+            for start in range(0, size, 1 << 20):
+                file.write(os.urandom(min(1 << 20, size - start)))
+    index = {"metadata": {}, "weight_map": {f"w{i}": name for i, name in enumerate(names)}}
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    for file_name, content in (("model.safetensors.index.json", index), ("config.json", config)):
+        (directory / file_name).write_text(json.dumps(content), encoding="utf-8")
+    (directory / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    return size * shards
 
 
-def _warm(endpoint: str) -> None:
-    import httpx
+def _start(stack: ExitStack, command: list[str]) -> subprocess.Popen[str]:
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    stack.callback(server.stdout.close)
+    stack.callback(server.wait)
+    stack.callback(server.terminate)
+    return server
 
-    httpx.get(f"{endpoint}/api/models/{MODEL}?blobs=true", timeout=300).raise_for_status()  # hashes every file
-    time.sleep(0.2)
 
-
-def _certificate(top: Path) -> None:
+def _certificate(top: Path, host: str) -> None:
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=top)
 
-    key = ("-newkey", "rsa:2048", "-nodes", "-days", "2")
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=benchmark CA")
+    key = ("-newkey", "rsa:2048", "-nodes")
+    openssl(
+        "req", "-x509", *key, "-days", "2", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=benchmark CA"
+    )
     openssl("req", *key, "-keyout", "site.key", "-out", "site.csr", "-subj", "/CN=localhost")
-    (top / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    (top / "names").write_text(f"subjectAltName=DNS:localhost,IP:{host}", encoding="utf-8")
     openssl(
         *("x509", "-req", "-in", "site.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
         *("-out", "site.pem", "-days", "2", "-extfile", "names"),
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

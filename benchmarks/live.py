@@ -1,0 +1,113 @@
+"""An endpoint that is pinged every 10 ms from this process while another, a web server, loads a model."""
+
+import argparse
+import http.client
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.beat import percentile
+from benchmarks.making import make_llama
+from benchmarks.rounds import Rounds, environment, machine, ratio, spread, table
+from benchmarks.site import MODEL, Site, free_port
+from benchmarks.stall import slow_site
+
+CASES = ("blocking", "to_thread", "us")
+_EVERY = 0.01
+
+
+def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
+    """Print time to ready and the latencies meanwhile, for a cold and a warm load in a cold process."""
+    print(machine())
+    results: dict[str, Rounds] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        models, cache = Path(scratch, "models"), Path(scratch, "hub")
+        make_llama(models / MODEL, arguments.size)
+        with slow_site(models, arguments.link) as (site, what):
+            for _ in range(arguments.rounds):
+                for mode in arguments.only:
+                    for state in ("cold", "warm"):  # what the cold load left in the cache
+                        found = results.setdefault(f"{mode}, {state}", [])
+                        found.append(_one(mode, site, cache, Path(scratch, "home")))
+                    shutil.rmtree(cache)
+    rows = []
+    for name, found in results.items():
+        base = results.get(f"to_thread, {name.split(', ')[1]}")
+        cells = [spread([one[key] for one in found], 1) for key in ("seconds", "p50", "p99", "longest")]
+        times = [ratio(found, base, key) for key in ("seconds", "p99", "longest")]
+        rows.append([name, *cells, *(f"{value:.2f}x" if value else "" for value in times)])
+    rows.sort(key=lambda row: row[0].endswith("warm"))
+    head = [
+        "",
+        "ready s",
+        "p50 ms",
+        "p99 ms",
+        "longest ms",
+        "ready/to_thread",
+        "p99/to_thread",
+        "longest/to_thread",
+    ]
+    table(
+        f"Latency of a ping every 10 ms, {arguments.size} MB fp16 in 8 shards over {what}; "
+        f"medians (min-max) of {arguments.rounds} interleaved rounds",
+        head,
+        rows,
+    )
+    print("latency counts from when the ping was due, so those that wait behind a stall count too")
+    return results
+
+
+def _one(mode: str, site: Site, cache: Path, home: Path) -> dict[str, float]:
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.app", mode, site.endpoint, MODEL, str(cache), str(port)]
+    server = subprocess.Popen(command, env=environment(home, site))
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        _wait_for(connection, server)
+        return _ping(connection)
+    finally:
+        server.kill()
+        server.wait()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _wait_for(connection: http.client.HTTPConnection, server: subprocess.Popen[bytes]) -> None:
+    while True:
+        try:
+            connection.connect()
+        except ConnectionRefusedError:
+            if server.poll() is not None:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _ping(connection: http.client.HTTPConnection) -> dict[str, float]:
+    def ask(path: str) -> bytes:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+
+    for _ in range(50):  # the server's own first requests are slower
+        ask("/ping")
+    start = time.perf_counter()
+    ask("/load")
+    latencies: list[float] = []
+    state = b"0"
+    while state == b"0":
+        due = start + _EVERY * (len(latencies) + 1)
+        time.sleep(max(0.0, due - time.perf_counter()))
+        state = ask("/ping")
+        latencies.append((time.perf_counter() - due) * 1e3)
+    if state != b"1":
+        raise RuntimeError(f"the load failed: {json.dumps(state.decode())}")
+    return {
+        "seconds": time.perf_counter() - start,
+        "p50": percentile(latencies, 0.5),
+        "p99": percentile(latencies, 0.99),
+        "longest": max(latencies),
+    }

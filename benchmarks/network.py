@@ -1,0 +1,87 @@
+"""A slower link than loopback: a network namespace for the servers, `tc tbf` on its way out. As root."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where servers run.
+
+    Attributes:
+        host: their address.
+        prefix: what a command starts with to run there.
+        what: the link, for a person; "" for loopback.
+    """
+
+    host: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+    what: str = ""
+
+
+class NoLink(Exception):
+    """Raised when this machine can't make a link of a given rate; says why."""
+
+
+@contextmanager
+def link(rate: str) -> Iterator[Place]:
+    """Make a link whose bytes from the servers are shaped to `rate` ("1gbit").
+
+    Raises:
+        NoLink: no root, no `ip` or `tc`, or a kernel without namespaces, veth or tbf.
+    """
+    missing = [name for name in ("ip", "tc") if shutil.which(name) is None]
+    if os.geteuid() != 0 or missing:
+        raise NoLink(
+            "needs root" if not missing else f"needs {' and '.join(missing)} (Debian package iproute2)"
+        )
+    # Names and addresses of this process's own, so that two benchmarks can run side by side.
+    number = os.getpid() % 16384
+    name, ours, theirs = f"bench{number}", f"bo{number}", f"bt{number}"
+    near, far = (f"10.211.{number // 64}.{number % 64 * 4 + i}" for i in (1, 2))
+    inside = ("ip", "netns", "exec", name)
+    try:
+        _run("ip", "netns", "add", name)
+        try:
+            _run("ip", "link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
+            _run("ip", "addr", "add", f"{near}/30", "dev", ours)
+            _run("ip", "link", "set", ours, "up")
+            _run(*inside, "ip", "addr", "add", f"{far}/30", "dev", theirs)
+            _run(*inside, "ip", "link", "set", theirs, "up")
+            _run(*inside, "ip", "link", "set", "lo", "up")
+            # A burst of about 2 ms at 1 Gbit/s: less, and the kernel's timer can't keep the rate.
+            _run(
+                *inside,
+                "tc",
+                "qdisc",
+                "add",
+                "dev",
+                theirs,
+                "root",
+                "tbf",
+                "rate",
+                rate,
+                "burst",
+                "256kb",
+                *_QUEUE,
+            )
+        except BaseException:
+            _run("ip", "netns", "del", name)
+            raise
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NoLink(f"no link of {rate}: {getattr(error, 'stderr', '') or error}".strip()) from error
+    try:
+        yield Place(far, inside, f"a link of {rate} (tc tbf)")
+    finally:
+        _run("ip", "netns", "del", name)  # and the pair of interfaces with it
+
+
+_QUEUE = ("latency", "50ms")
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)

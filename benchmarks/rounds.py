@@ -1,0 +1,109 @@
+"""What all benchmarks share: clean processes in interleaved rounds, and tables of medians and spread."""
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmarks.site import Site
+
+Rounds = list[dict[str, float]]
+
+
+def machine() -> str:
+    """What it was measured on."""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    cpu = next(
+        (line.split(":")[1].strip() for line in info if line.startswith("model name")), platform.machine()
+    )
+    versions = []
+    for name in ("yaie-async", "torch", "transformers", "huggingface_hub", "httpx", "uvicorn", "hf_transfer"):
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return (
+        f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}, {load()}\n"
+        f"Python {platform.python_version()}, {', '.join(versions)}"
+    )
+
+
+def load() -> str:
+    """The load average, since other work on the machine is in every figure."""
+    return "load average " + " ".join(f"{value:.1f}" for value in os.getloadavg())
+
+
+def environment(home: Path, site: Site | None = None) -> dict[str, str]:
+    """The environment of a client: the site's certificates, and nothing of the user's settings."""
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "TRANSFORMERS_")) and not name.lower().endswith("_proxy")
+    }
+    ours |= {"HF_HOME": str(home), "HF_ENDPOINT": site.endpoint if site else "http://127.0.0.1:9"}
+    ours |= dict.fromkeys(
+        ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY"), "1"
+    )
+    if site:
+        ours["SSL_CERT_FILE"] = site.authority
+    return ours
+
+
+def measure(
+    module: str, cases: Mapping[str, Sequence[str]], site: Site | None, folder: Path, rounds: int
+) -> dict[str, Rounds]:
+    """Run `python -m MODULE *ARGUMENTS DIRECTORY` for each case in turn, `rounds` times, DIRECTORY empty.
+
+    A case that can't run here is left out, with a note.
+    """
+    found: dict[str, Rounds] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name in list(found):
+            into = folder / "into"
+            into.mkdir()
+            done = subprocess.run(
+                [sys.executable, "-m", module, *cases[name], str(into)],
+                capture_output=True,
+                text=True,
+                env=environment(into / "home", site),
+                check=False,
+            )
+            shutil.rmtree(into)
+            if done.returncode:
+                last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+                print(f"note: {name} is left out: {last}")
+                del found[name]
+            else:
+                found[name].append(json.loads(done.stdout.splitlines()[-1]))
+    return found
+
+
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """Median and range: "231 (190-260)"."""
+    low, middle, high = (
+        f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values))
+    )
+    return f"{middle} ({low}-{high})"
+
+
+def ratio(ours: Rounds, theirs: Rounds | None, key: str) -> float | None:
+    """Median of the ratios within each round, in which both saw the same noise."""
+    if not theirs or key not in ours[0] or key not in theirs[0]:
+        return None
+    return statistics.median(a[key] / b[key] for a, b in zip(ours, theirs, strict=True))
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, the first column to the left."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    print(f"\n{title}; {load()}")
+    for row in (head, *rows):
+        cells = [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
+        print("  ".join([row[0].ljust(widths[0]), *cells]))
+    sys.stdout.flush()
