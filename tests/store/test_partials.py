@@ -403,23 +403,24 @@ class TestClaims:
         for attempt in range(15):
             blobs = tmp_path / str(attempt)
             _left_behind(blobs, 0, 1, 2)
-            ready, go = os.pipe()
+            # A pipe for each step: of one, the faster child could take the slower one's byte.
+            begin, end = os.pipe(), os.pipe()
 
-            def child(blobs: Path = blobs, ready: int = ready) -> None:
-                os.read(ready, 1)
+            def child(blobs: Path = blobs, begin: int = begin[0], end: int = end[0]) -> None:
+                os.read(begin, 1)
                 partial = _claim(blobs)
                 (blobs / f"{os.getpid()}.{len(_have(partial))}").touch()
-                os.read(ready, 1)  # stays its owner until both are through
+                os.read(end, 1)  # stays its owner until both are through
                 assert partial.touch() is Ownership.OURS
 
             pids = [_fork(child) for _ in range(2)]
-            os.write(go, b"12")
+            os.write(begin[1], b"12")
             while len(list(blobs.glob("*.[03]"))) < 2:
                 time.sleep(0.002)
-            os.write(go, b"12")
+            os.write(end[1], b"12")
             assert [_wait(pid) for pid in pids] == [0, 0]
-            os.close(ready)
-            os.close(go)
+            for fd in (*begin, *end):
+                os.close(fd)
             assert sorted(path.suffix for path in blobs.glob("*.[03]")) == [".0", ".3"]
 
     def test_a_living_owner_is_left_alone(self, blobs: Path) -> None:

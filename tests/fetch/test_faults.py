@@ -1,0 +1,223 @@
+"""Faults that do not pass, that cost nothing they need not, or that come on both ways of reading a body."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fetch.fetching import bodies, fetch, locks_are_free, nothing_is_linked, opened, put, sent
+from tests.support.faults import (
+    Answer,
+    Chunked,
+    Corrupt,
+    Cut,
+    Extra,
+    Fault,
+    Gzip,
+    Headers,
+    Html,
+    IgnoreRange,
+    LyingLength,
+    LyingRange,
+    Redirect,
+    Request,
+    Reset,
+    Stall,
+    Status,
+    WrongRange,
+)
+from tests.support.hub import HubServer
+from yaie_async import HubUnavailableError, IntegrityError, LoaderError, StalledError
+from yaie_async.core.errors import ModelFileNotFoundError
+from yaie_async.store.blockmap import BLOCK
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def weights(hub_root: Path) -> bytes:
+    return put(hub_root)
+
+
+@dataclasses.dataclass(frozen=True)
+class Both(Fault):
+    """Two faults in one answer."""
+
+    first: Fault
+    second: Fault
+
+    def tell(self, answer: Answer) -> None:
+        self.first.tell(answer)
+        self.second.tell(answer)
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [
+        (Cut(BLOCK // 2), 3),
+        (Reset(1000), 2),
+        (IgnoreRange(), None),
+        (WrongRange(BLOCK), 2),
+        (LyingRange(7), 2),
+        (Extra(10), None),
+        (Html(), 1),
+        (Chunked(), None),
+        (Gzip(), None),
+        (Status(503, {"Retry-After": "0"}), 2),
+        (Corrupt(3 * BLOCK), 1),
+        (Stall(1000), 1),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+async def test_the_stock_path_has_the_same_outcomes(
+    fault: Fault, times: int | None, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """Through a client of the user's a fault ends as it does over our own transport."""
+    hub.faults.add(fault, path="^/cdn/", times=times)
+    async with httpx.AsyncClient() as client:
+        assert await fetch(hub, tmp_path, client=client, stall=0.5 if isinstance(fault, Stall) else 10) == weights
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected", "told"),
+    [
+        (Html(), HubUnavailableError, "HTML page"),
+        (WrongRange(BLOCK), HubUnavailableError, "the server sends bytes|416"),
+        (LyingRange(7), HubUnavailableError, "the server sends bytes"),
+        (Cut(0), HubUnavailableError, "broke off"),
+        (Reset(), HubUnavailableError, "broke off"),
+        (Stall(-1), StalledError, "sent nothing in time"),
+        (Stall(0), StalledError, "sent nothing in time"),
+        (Status(403), HubUnavailableError, "403"),
+        (Status(429), HubUnavailableError, "limits your rate"),
+        (Status(503), HubUnavailableError, "503"),
+        (Status(404), ModelFileNotFoundError, "does not have"),
+        (Status(418), HubUnavailableError, "418"),
+        (Redirect("ftp://127.0.0.1/x"), HubUnavailableError, "redirects from http to ftp"),
+        (Redirect("file:///etc/passwd"), HubUnavailableError, "redirects from http to file"),
+        (Corrupt(10), IntegrityError, "came wrong twice"),
+        (Headers({"content-range": "bytes 0-4194303/7"}), IntegrityError, "came wrong twice"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+async def test_a_fault_that_stays_is_named(
+    fault: Fault, expected: type[LoaderError], told: str, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """The error says what the server did and names model and file; nothing is linked, and the next run is right."""
+    hub.faults.add(fault, path="^/cdn/", times=None)
+    with pytest.raises(expected, match=told) as caught:
+        await fetch(hub, tmp_path, stall=0.2)
+    assert (caught.value.model, caught.value.file) == ("org/big", "model.safetensors")
+    nothing_is_linked(tmp_path)
+    locks_are_free(tmp_path)
+    hub.clear()
+    assert await fetch(hub, tmp_path) == weights
+
+
+@pytest.mark.parametrize("fault", [LyingLength(5), Extra(10)], ids=str)
+@pytest.mark.parametrize("stock", [False, True], ids=["ours", "stock"])
+async def test_an_answer_that_is_too_long_costs_nothing_again(
+    fault: Fault, stock: bool, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """What was asked for is there: no byte of it is asked for again."""
+    hub.faults.add(fault, path="^/cdn/", times=None)
+    async with httpx.AsyncClient() as client:
+        assert await fetch(hub, tmp_path, client=client if stock else None) == weights
+    assert sent(hub) <= len(weights) + 10 * len(bodies(hub))
+    assert len({request.range for request in bodies(hub)}) == len(bodies(hub))
+
+
+async def test_a_page_of_html_costs_nothing_that_is_there(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
+    """A captive portal in mid-download does not throw away what has arrived."""
+    hub.faults.add(Html(), path="^/cdn/", when=_starts_at(2 * BLOCK))
+    assert await fetch(hub, tmp_path) == weights
+    assert sum(request.sent for request in bodies(hub) if request.fault is None) == len(weights)
+
+
+def _starts_at(offset: int) -> Any:
+    def starts(request: Request) -> bool:
+        return (request.range or "").startswith(f"bytes={offset}-")
+
+    return starts
+
+
+@pytest.mark.parametrize("verify", [True, False])
+async def test_a_resumed_range_that_is_answered_with_all(
+    verify: bool, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """200 to a range that goes on in the middle is never appended."""
+    hub.faults.add(Cut(1000), path="^/cdn/", when=_starts_at(BLOCK))
+    hub.faults.add(IgnoreRange(), path="^/cdn/", when=_starts_at(BLOCK + 1000))
+    assert await fetch(hub, tmp_path, verify=verify) == weights
+    assert any(_starts_at(BLOCK + 1000)(request) for request in bodies(hub))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+async def test_another_version_half_way(verify: bool, hub: HubServer, weights: bytes, tmp_path: Path) -> None:
+    """An old version of the first ranges is not spliced with the rest: by digest, and without by etag."""
+    old = Both(Headers({"etag": '"old"'}), Corrupt(0, 2 * BLOCK))
+    hub.faults.add(old, path="^/cdn/", when=lambda r: (r.range or "").startswith("bytes=0-"))
+    assert await fetch(hub, tmp_path, verify=verify) == weights
+
+
+async def test_a_server_that_changes_all_the_time_is_refused_without_digests(
+    hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """With `verify=False` a second change of etag is an error: nothing is linked."""
+    hub.faults.add(Headers({"etag": '"other"'}), path="^/cdn/", when=lambda r: (r.range or "")[6:8] == "0-", times=None)
+    with pytest.raises(IntegrityError, match="offered"):
+        await fetch(hub, tmp_path, verify=False)
+    nothing_is_linked(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "path"),
+    [(429, "^/api/"), (503, "/resolve/.*safetensors$"), (503, "^/cdn/")],
+    ids=["info", "resolve", "body"],
+)
+async def test_retry_after_is_waited_for(
+    status: int, path: str, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """What the Hub or its CDN asks us to wait is waited, and then it goes on."""
+    hub.faults.add(Status(status, {"Retry-After": "1"}), path=path)
+    before = time.monotonic()
+    assert await fetch(hub, tmp_path) == weights
+    assert 1 <= time.monotonic() - before < 6
+
+
+async def test_an_expired_url_is_renewed_once(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
+    """All ranges that meet a URL that has run out share one new one."""
+    seen = 0
+
+    def expired(request: Request) -> bool:
+        return not request.path.endswith("/") and len(_resolves(hub)) < 2 and not _starts_at(0)(request)
+
+    hub.faults.add(Status(403), path="^/cdn/", when=expired, times=None)
+    assert await fetch(hub, tmp_path) == weights
+    seen = len(_resolves(hub))
+    assert seen == 2, hub.lines
+
+
+def _resolves(hub: HubServer) -> list[Request]:
+    return [one for one in hub.requests if one.path.endswith("/model.safetensors") and "/resolve/" in one.path]
+
+
+async def test_silence_for_ever_keeps_what_came(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
+    """StalledError counts the attempts; the next run asks only for what is missing."""
+    hub.faults.add(Stall(-1), path="^/cdn/", when=lambda r: not _starts_at(0)(r), times=None)
+    async with opened(hub, tmp_path, stall=0.5, max_connections=1) as one:
+        with pytest.raises(StalledError, match="kept") as caught:
+            await one.prefetch("org/big")
+    assert isinstance(caught.value, TimeoutError)
+    assert caught.value.attempts == 4
+    hub.clear()
+    assert await fetch(hub, tmp_path) == weights
+    assert sent(hub) == len(weights) - BLOCK
