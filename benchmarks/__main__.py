@@ -22,23 +22,15 @@ def main() -> None:
     for name, (module, size, about) in _ABOUT.items():
         one = commands.add_parser(name, help=about)
         one.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
-        one.add_argument(
-            "--size", "--megabytes", type=int, default=size, metavar="MB", help=f"of the model ({size})"
-        )
-        one.add_argument(
-            "--only", nargs="+", choices=module.CASES, default=module.CASES, help="leave out others"
-        )
+        one.add_argument("--size", "--megabytes", type=int, default=size, metavar="MB", help=f"of the model ({size})")
+        one.add_argument("--only", nargs="+", choices=module.CASES, default=module.CASES, help="leave out others")
         one.add_argument("--json", action="store_true", help="the rounds as JSON, the tables on stderr")
         if name == "download":
-            one.add_argument(
-                "--plot", type=Path, help="where to draw throughput over connections (.png, .svg)"
-            )
+            one.add_argument("--plot", type=Path, help="where to draw throughput over connections (.png, .svg)")
         else:
             one.add_argument("--link", default="1gbit", help="rate of the link, as tc writes it (1gbit)")
         if name == "stall":
-            one.add_argument(
-                "--big-tokenizer", action="store_true", help="a tokenizer of 128k tokens as well"
-            )
+            one.add_argument("--big-tokenizer", action="store_true", help="a tokenizer of 128k tokens as well")
         one.set_defaults(run=module.main)
     arguments = parser.parse_args()
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():

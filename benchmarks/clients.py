@@ -31,9 +31,7 @@ def us(endpoint: str, target: Path, *, verify: bool = True, connections: int = 8
     from yaie_async import Hub
 
     async def work() -> None:
-        async with Hub(
-            endpoint=endpoint, cache_dir=target, verify=verify, max_connections=connections
-        ) as hub:
+        async with Hub(endpoint=endpoint, cache_dir=target, verify=verify, max_connections=connections) as hub:
             await hub.prefetch(MODEL)
 
     return work
@@ -70,9 +68,7 @@ def httpx_ranges(endpoint: str, target: Path) -> Work:
                 step = -(-size // 8)
 
                 async def part(url: str, fd: int, start: int, stop: int) -> None:
-                    async with client.stream(
-                        "GET", url, headers={"range": f"bytes={start}-{stop - 1}"}
-                    ) as response:
+                    async with client.stream("GET", url, headers={"range": f"bytes={start}-{stop - 1}"}) as response:
                         async for chunk in response.aiter_raw():
                             os.pwrite(fd, chunk, start)
                             start += len(chunk)
@@ -137,9 +133,7 @@ CLIENTS: dict[str, Callable[[str, Path], Work]] = {
     "httpx, 8 ranges": httpx_ranges,
     **{f"us, {count} connections": _us(connections=count) for count in (1, 2, 4, 8, 16)},
 }
-ASYNC = frozenset(
-    {"us, verified", "us, not verified", "httpx, 8 ranges"}
-)  # where there is a loop to be watched
+ASYNC = frozenset({"us, verified", "us, not verified", "httpx, 8 ranges"})  # where there is a loop to be watched
 
 
 async def _in_loop(work: Callable[[], Awaitable[object]], *, watch: bool) -> dict[str, float]:

@@ -87,11 +87,7 @@ def _show(title: str, results: dict[str, Rounds], size: int) -> None:
     rows = []
     for name, found in results.items():
         base, rust = results.get(_BASE), results.get(_RUST)
-        loop = (
-            statistics.median(one["loop_cpu"] for one in found) / size * 1e9
-            if "loop_cpu" in found[0]
-            else None
-        )
+        loop = statistics.median(one["loop_cpu"] for one in found) / size * 1e9 if "loop_cpu" in found[0] else None
         rows.append(
             [
                 name,

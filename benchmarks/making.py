@@ -41,9 +41,7 @@ def _tokenizer(directory: Path, tokens: int) -> None:
     merges: list[str] = []
     # All pairs, then pairs with a third letter: a merge is only valid where both its parts are tokens.
     pairs = (a + b for a, b in itertools.product(letters, letters))
-    for left, right in itertools.chain(
-        itertools.product(letters, letters), itertools.product(pairs, letters)
-    ):
+    for left, right in itertools.chain(itertools.product(letters, letters), itertools.product(pairs, letters)):
         if len(vocabulary) >= tokens:
             break
         vocabulary[left + right] = len(vocabulary)

@@ -36,9 +36,7 @@ def link(rate: str) -> Iterator[Place]:
     """
     missing = [name for name in ("ip", "tc") if shutil.which(name) is None]
     if os.geteuid() != 0 or missing:
-        raise NoLink(
-            "needs root" if not missing else f"needs {' and '.join(missing)} (Debian package iproute2)"
-        )
+        raise NoLink("needs root" if not missing else f"needs {' and '.join(missing)} (Debian package iproute2)")
     # Names and addresses of this process's own, so that two benchmarks can run side by side.
     number = os.getpid() % 16384
     name, ours, theirs = f"bench{number}", f"bo{number}", f"bt{number}"

@@ -19,9 +19,7 @@ Rounds = list[dict[str, float]]
 def machine() -> str:
     """What it was measured on."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    cpu = next(
-        (line.split(":")[1].strip() for line in info if line.startswith("model name")), platform.machine()
-    )
+    cpu = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), platform.machine())
     versions = []
     for name in ("yaie-async", "torch", "transformers", "huggingface_hub", "httpx", "uvicorn", "hf_transfer"):
         try:
@@ -47,9 +45,7 @@ def environment(home: Path, site: Site | None = None) -> dict[str, str]:
         if not name.startswith(("HF_", "TRANSFORMERS_")) and not name.lower().endswith("_proxy")
     }
     ours |= {"HF_HOME": str(home), "HF_ENDPOINT": site.endpoint if site else "http://127.0.0.1:9"}
-    ours |= dict.fromkeys(
-        ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY"), "1"
-    )
+    ours |= dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY"), "1")
     if site:
         ours["SSL_CERT_FILE"] = site.authority
     return ours
@@ -86,9 +82,7 @@ def measure(
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
     """Median and range: "231 (190-260)"."""
-    low, middle, high = (
-        f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values))
-    )
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low}-{high})"
 
 

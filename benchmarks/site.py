@@ -63,9 +63,7 @@ class Site:
 
 
 @contextmanager
-def serving(
-    root: Path, *, limit: str = "", latency: float = 0.0, place: Place | None = None
-) -> Iterator[Site]:
+def serving(root: Path, *, limit: str = "", latency: float = 0.0, place: Place | None = None) -> Iterator[Site]:
     """Serve the models below `root`, each already hashed, as the Hub has hashed its own long ago.
 
     Args:
@@ -132,9 +130,7 @@ def _certificate(top: Path, host: str) -> None:
         subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=top)
 
     key = ("-newkey", "rsa:2048", "-nodes")
-    openssl(
-        "req", "-x509", *key, "-days", "2", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=benchmark CA"
-    )
+    openssl("req", "-x509", *key, "-days", "2", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=benchmark CA")
     openssl("req", *key, "-keyout", "site.key", "-out", "site.csr", "-subj", "/CN=localhost")
     (top / "names").write_text(f"subjectAltName=DNS:localhost,IP:{host}", encoding="utf-8")
     openssl(

@@ -53,9 +53,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
         for phase in _PHASES:
             for figure in ("longest", "p99"):
                 values = [one[key] for one in found if (key := f"{phase} {figure}") in one]
-                cells.append(
-                    "" if not values else spread(values) if figure == "longest" else f"{median(values):.1f}"
-                )
+                cells.append("" if not values else spread(values) if figure == "longest" else f"{median(values):.1f}")
         value = ratio(found, base, "all longest")
         rows.append([*cells, f"{value:.2f}x" if value else ""])
     head = ["", "seconds", *(f"{phase} {figure}" for phase in _PHASES for figure in ("longest", "p99"))]
