@@ -33,7 +33,7 @@ from tests.support.faults import (
     WrongRange,
 )
 from tests.support.hub import HubServer
-from yaie_async import Hub, HubUnavailableError, IntegrityError, LoaderError, StalledError
+from yaie_async import Hub, HubUnavailableError, IntegrityError, LoaderError
 from yaie_async.fetch.retry import RetryPolicy
 from yaie_async.store.blockmap import BLOCK
 
@@ -145,22 +145,6 @@ async def test_a_silent_body_is_given_up_and_asked_for_again(hub: HubServer, wei
     """No byte for the stall timeout: the rest comes over another connection."""
     hub.faults.add(Stall(1000), path="^/cdn/")
     assert await fetch(hub, tmp_path, stall=0.3) == weights
-
-
-async def test_a_server_that_is_silent_for_ever(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
-    """StalledError tells the attempts; what had arrived is kept for the next run."""
-    hub.faults.add(Stall(BLOCK), path="^/cdn/", when=lambda r: r.range != f"bytes=0-{BLOCK - 1}", times=None)
-    hub.faults.add(Stall(10), path="^/cdn/", when=lambda r: r.range == f"bytes=0-{BLOCK - 1}", times=1)
-    async with opened(hub, tmp_path, stall=0.2) as one:
-        with pytest.raises(StalledError, match="kept") as caught:
-            await one.prefetch("org/big")
-    assert isinstance(caught.value, TimeoutError)
-    assert caught.value.attempts >= 4
-    check(tmp_path)
-    assert list(tmp_path.rglob("*.map.incomplete"))
-    hub.clear()
-    assert await fetch(hub, tmp_path) == weights
-    assert sum(request.sent for request in bodies(hub)) < len(weights)
 
 
 async def test_a_wrong_digest_is_fetched_again_into_a_new_file(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
