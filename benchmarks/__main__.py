@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def main() -> None:
             one.add_argument("--big-tokenizer", action="store_true", help="a tokenizer of 128k tokens as well")
         one.set_defaults(run=module.main)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and folders go with us
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
         results = arguments.run(arguments)
     if arguments.json:

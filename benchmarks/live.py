@@ -2,7 +2,7 @@
 
 import argparse
 import http.client
-import json
+import math
 import shutil
 import subprocess
 import sys
@@ -97,16 +97,20 @@ def _ping(connection: http.client.HTTPConnection) -> dict[str, float]:
     start = time.perf_counter()
     ask("/load")
     latencies: list[float] = []
-    state = b"0"
-    while state == b"0":
-        due = start + _EVERY * (len(latencies) + 1)
+    ready = None
+    # Those due while the loop was away are sent late, not left out: a frozen server is not one slow ping.
+    while (due := start + _EVERY * (len(latencies) + 1)) < (ready or math.inf):
         time.sleep(max(0.0, due - time.perf_counter()))
         state = ask("/ping")
-        latencies.append((time.perf_counter() - due) * 1e3)
-    if state != b"1":
-        raise RuntimeError(f"the load failed: {json.dumps(state.decode())}")
+        now = time.perf_counter()
+        latencies.append((now - due) * 1e3)
+        if state == b"x":
+            raise RuntimeError("the load failed")
+        if state == b"1" and ready is None:
+            ready = now
+    assert ready is not None
     return {
-        "seconds": time.perf_counter() - start,
+        "seconds": ready - start,
         "p50": percentile(latencies, 0.5),
         "p99": percentile(latencies, 0.99),
         "longest": max(latencies),
