@@ -362,6 +362,7 @@ def test_what_is_chosen_is_listed_once_and_config_is_last(
         "a//b",
         "a/",
         "a\0b",
+        "\ud800",
     ],
 )
 def test_a_path_that_could_leave_its_folder_is_unsafe(path: str) -> None:
@@ -397,7 +398,7 @@ def test_a_path_that_passes_stays_below_its_folder(path: str) -> None:
     assert ".." not in windows.parts
 
 
-@pytest.mark.parametrize("etag", ["", ".", "..", "a/b", "../x", "a\\b", "a\0", "x" * 201])
+@pytest.mark.parametrize("etag", ["", ".", "..", "a/b", "../x", "a\\b", "a\0", "\ud800", "x" * 201])
 def test_an_etag_that_is_no_plain_name_is_unsafe(etag: str) -> None:
     """An etag that could not be the name of a blob is refused, and the error names file and model."""
     with pytest.raises(UnsafeFileError, match=r"a\.json of org/name"):

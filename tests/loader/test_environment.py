@@ -181,6 +181,27 @@ def test_a_missing_certificate_file(hub: HubServer, cache: Path) -> None:
     assert "SSL_CERT_FILE" in told["text"]
 
 
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "SSL_CERT_FILE"])
+def test_without_a_request_no_client_is_made(variable: str, hub: HubServer, cache: Path) -> None:
+    """A directory, and what is cached offline, load although proxy or certificates are set up wrongly."""
+    run(hub, cache)
+    code = (
+        "import sys, anyio; sys.modules['socksio'] = None\n"
+        "from yaie_async import ModelLoader\n"
+        "anyio.run(ModelLoader(sys.argv[1]).prefetch)\n"
+        "anyio.run(ModelLoader('org/big', local_files_only=True).prefetch)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(hub.root / "org" / "big")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "HF_HUB_CACHE": str(cache), variable: "socks5://127.0.0.1:9"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_bar_where_bars_are_off(hub: HubServer, cache: Path) -> None:
     """On a terminal there is a bar, unless HF_HUB_DISABLE_PROGRESS_BARS is set."""
     import pty

@@ -198,6 +198,33 @@ def test_a_corrupt_blob_is_never_linked(hub: HubServer, put_fake: Put, tmp_path:
     assert blob.stat().st_ino != inode
 
 
+def test_a_blob_in_the_shared_store_is_used_and_never_written(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """A blob that links into the official shared store is taken; a damaged one is replaced by a private copy."""
+    directory = put_fake("org/big", 1 << 20)
+    cache = tmp_path / "cache"
+    snapshot = fetch(hub.url, cache)
+    blob = (snapshot / "model.safetensors").resolve()
+    store = cache / "blobs" / "ab"
+    store.mkdir(parents=True)
+    (cache / "blobs" / ".huggingface-shared-blobs").write_text("1\n")
+    payload = blob.rename(store / ("ab" * 32))
+    payload.chmod(0o444)
+    blob.symlink_to(os.path.relpath(payload, blob.parent))
+    (snapshot / "model.safetensors").unlink()
+    hub.clear()
+    fetch(hub.url, cache)
+    assert not [line for line in hub.lines if line.startswith("GET /cdn/")]
+    assert blob.is_symlink()
+    assert not scan_cache_dir(cache).warnings
+    payload.chmod(0o644)
+    payload.write_bytes(bytes(1 << 20))
+    (snapshot / "model.safetensors").unlink()
+    fetch(hub.url, cache)
+    assert not blob.is_symlink()
+    assert blob.read_bytes() == (directory / "model.safetensors").read_bytes()
+    assert payload.read_bytes() == bytes(1 << 20)
+
+
 @pytest.mark.parametrize("symlinks", ["0", "1"])
 def test_files_of_equal_content_and_empty_ones(symlinks: str, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
     """One blob serves two names; an empty file needs no request."""
@@ -258,10 +285,11 @@ def read_only(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.parametrize("symlinks", ["0", "1"])
 def test_a_kill_between_any_two_links_leaves_nothing_that_looks_whole(
-    hub: HubServer, put_fake: Put, tmp_path: Path
+    symlinks: str, hub: HubServer, put_fake: Put, tmp_path: Path
 ) -> None:
-    """Killed right before its nth link, a snapshot is refused offline until the last one is there."""
+    """Killed right before its nth link or move, a snapshot is refused offline until the last one is there."""
     directory = put_fake("org/big", 1 << 20)
     (directory / "special_tokens_map.json").write_text("{ }")
     code = (
@@ -270,7 +298,7 @@ def test_a_kill_between_any_two_links_leaves_nothing_that_looks_whole(
         "left = int(sys.argv[1])\n"
         "def hook(event, arguments):\n"
         "    global left\n"
-        "    if event == 'os.symlink':\n"
+        "    if event in ('os.symlink', 'os.rename') and '/snapshots/' in os.fspath(arguments[1]):\n"
         "        if left == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
         "        left -= 1\n"
         "sys.addaudithook(hook)\n"
@@ -281,7 +309,11 @@ def test_a_kill_between_any_two_links_leaves_nothing_that_looks_whole(
     for count in range(20):
         cache = tmp_path / str(count)
         done = subprocess.run(
-            [sys.executable, "-c", code, str(count), hub.url, str(cache)], check=False, timeout=60, capture_output=True
+            [sys.executable, "-c", code, str(count), hub.url, str(cache)],
+            check=False,
+            timeout=60,
+            capture_output=True,
+            env={**os.environ, "HF_HUB_DISABLE_SYMLINKS": symlinks},
         )
         if done.returncode == 0:
             break

@@ -91,13 +91,14 @@ def check_path(path: str, *, model: str) -> None:
     """Refuse a path that could leave its folder, by the rules of POSIX and of Windows.
 
     Raises:
-        UnsafeFileError: for `..`, absolute paths, drives, NUL and empty segments.
+        UnsafeFileError: for `..`, absolute paths, drives, NUL, lone surrogates and empty segments.
     """
     parts = path.replace("\\", "/").split("/")
     windows = PureWindowsPath(path)
     if (
         any(part in ("", ".", "..") for part in parts)
         or "\0" in path
+        or not _encodes(path)
         or windows.drive
         or windows.root
         or PurePosixPath(path).is_absolute()
@@ -116,13 +117,23 @@ def check_etag(etag: str, *, model: str, file: str) -> None:
     Raises:
         UnsafeFileError: for anything but a non-empty name without separators.
     """
-    if not etag or etag in (".", "..") or any(c in etag for c in "/\\\0") or len(etag) > 200:
+    plain = etag not in ("", ".", "..") and not any(c in etag for c in "/\\\0") and len(etag) <= 200
+    if not plain or not _encodes(etag):
         raise UnsafeFileError(
             f"The server names {file} of {model} by the etag {etag!r}, which is not a plain name. "
             "Nothing was written. Check HF_ENDPOINT: this is not how a Hub answers.",
             model=model,
             file=file,
         )
+
+
+def _encodes(name: str) -> bool:
+    """Whether a name out of JSON can be one on disk: a lone surrogate is valid there, and no text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_commit(revision: str) -> bool:

@@ -71,7 +71,7 @@ def failure(
     if code == "GatedRepo" or (status == 403 and code != "RepoNotFound"):
         return GatedModelError(_gated(asked, said, gated=code == "GatedRepo"), **context)
     if code == "RepoNotFound" or status == 401 or (status == 404 and asked.file is None):
-        return ModelNotFoundError(_not_found(asked), **context)
+        return ModelNotFoundError(_not_found(asked, said), **context)
     if status == 404:
         return ModelFileNotFoundError(f"The server does not have {what}.", **context)
     return HubUnavailableError(
@@ -96,7 +96,12 @@ def _gated(asked: Asked, said: str, *, gated: bool) -> str:
     )
 
 
-def _not_found(asked: Asked) -> str:
+def _not_found(asked: Asked, said: str) -> str:
+    if said.startswith("Invalid credentials"):
+        return (
+            f"The Hub does not accept the token that was sent for {asked.model!r} ({said}). "
+            "Run `hf auth login` again, or set HF_TOKEN to a valid token."
+        )
     if asked.has_token:
         return (
             f"The Hub has no model {asked.model!r} that this token may see. "

@@ -8,7 +8,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from yaie_async.core.errors import HubUnavailableError
+from yaie_async.core.errors import ClosedHubError, HubUnavailableError
 from yaie_async.fetch.answers import Asked, failure, transport_failure
 from yaie_async.fetch.session import Session
 from yaie_async.fetch.settings import origin
@@ -80,6 +80,8 @@ async def _send(
     timeout: float,
     headers: Mapping[str, str] | None,
 ) -> httpx.Response:
+    if client.is_closed:
+        raise ClosedHubError("The httpx client that was passed to Hub(client=...) is closed. Close it after the Hub.")
     sent = {"user-agent": session.settings.user_agent, "accept-encoding": "identity", **(headers or {})}
     if session.settings.token and session.settings.is_hub(url):
         sent["authorization"] = f"Bearer {session.settings.token}"

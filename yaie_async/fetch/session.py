@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,7 +23,6 @@ class Session:
 
     Attributes:
         settings: the environment at the time of opening.
-        client: the HTTP client for metadata.
         policy: when a failed request is tried again.
         downloader: hands out the ranges of all files.
         verify: whether digests are checked before a blob is linked.
@@ -46,9 +46,28 @@ class Session:
         self.downloader = Downloader(max_connections, verify=verify, max_bytes_per_second=max_bytes_per_second)
         self.flights: defaultdict[Path, SharedCall[bool]] = defaultdict(SharedCall)
         self._owned = client is None
-        self.client = client or _stock_client(max_connections)
-        self._drain = _drain_client(max_connections) if client is None else None
+        self._client = client
+        self._drain: httpx.AsyncClient | None = None
+        self._broken: HubUnavailableError | None = None
         self._proxies = getproxies()
+        if client is None:
+            try:
+                self._client = _stock_client(max_connections)
+                self._drain = _drain_client(max_connections)
+            except HubUnavailableError as error:
+                self._broken = error  # of no concern to a directory, nor to what is cached
+
+    @property
+    def client(self) -> httpx.AsyncClient:
+        """The HTTP client for metadata.
+
+        Raises:
+            HubUnavailableError: when it could not be set up.
+        """
+        if self._broken is not None:
+            raise copy.copy(self._broken) from self._broken.__cause__
+        assert self._client is not None
+        return self._client
 
     def body_client(self, url: str) -> httpx.AsyncClient:
         """The client for file bodies: over our own transport, but for a user's client and for proxies."""
@@ -60,8 +79,8 @@ class Session:
 
     async def aclose(self) -> None:
         """Close the clients, unless they are the user's."""
-        if self._owned:
-            await self.client.aclose()
+        if self._owned and self._client is not None:
+            await self._client.aclose()
         if self._drain is not None:
             await self._drain.aclose()
 

@@ -89,7 +89,14 @@ async def resolve(session: Session, cache: RepoCache, revision: str, need: Need)
             raise
         logger.warning("%s: using the cached snapshot %s: %s", cache.repo_id, commit[:12], error)
         return Resolution(commit, None, error)
+    # The fetch writes the ref itself, but there is none where the snapshot is whole already.
+    await run_owned(partial(_remember, cache, revision, listing.commit), name="ref")
     return Resolution(listing.commit, listing)
+
+
+def _remember(cache: RepoCache, revision: str, commit: str) -> None:
+    if cache.snapshot(commit).is_dir():
+        cache.write_ref(revision, commit)
 
 
 def _cached(cache: RepoCache, revision: str, need: Need) -> tuple[str | None, Holding]:

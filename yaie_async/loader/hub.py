@@ -117,8 +117,9 @@ class Hub:
         session = self._opening.result
         if self._users == 0 and session is not None:
             self._opening.forget()
-            with anyio.CancelScope(shield=True):
-                await session.aclose()
+            # In a task of its own: a native cancel (asyncio.timeout, Ctrl-C) would go through the shield here.
+            async with task_group() as group:
+                group.start_soon(_close, session)
 
     async def _open(self) -> Session:
         def work() -> Session:
@@ -199,3 +200,8 @@ class Hub:
                     snapshots=snapshots,
                 )
             return {model: snapshots[model] for model in models}
+
+
+async def _close(session: Session) -> None:
+    with anyio.CancelScope(shield=True):
+        await session.aclose()

@@ -43,7 +43,9 @@ def holding(cache: RepoCache, commit: str, *, weights: bool, code: bool, rules: 
         return Holding.MISSING
     if any(file.path not in present for file in wanted.files):
         return Holding.MISSING
-    proved = tree is not None or (not code and _linked_in_order(cache, commit, wanted.small))
+    # Not the index: it proves itself, and comes late where a tokenizer was fetched first.
+    small = tuple(file for file in wanted.small if file.path != wanted.index)
+    proved = tree is not None or (not code and _linked_in_order(cache, commit, small))
     return Holding.WHOLE if proved else Holding.USABLE
 
 

@@ -1,0 +1,122 @@
+"""What a person sees without an `on_progress`: log lines here, where there is no terminal. The bar is tested on a
+pseudo-terminal in test_environment.py."""
+
+import io
+import logging
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.loader.conftest import Put
+from tests.support.faults import Drip
+from tests.support.hub import HubServer
+from yaie_async import Hub, ModelLoader, Progress
+from yaie_async.loader import display
+from yaie_async.loader.display import LogLines, describe, size
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (1_500_000, "1.5 MB"),
+        (2_200_000_000, "2.2 GB"),
+        (10**13, "10000.0 GB"),
+    ],
+)
+def test_sizes_are_decimal(count: int, text: str) -> None:
+    """Bytes are told as disks and networks tell them."""
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (Progress("m", "resolving"), "m: resolving"),
+        (Progress("m", "downloading"), "m: downloading"),
+        (Progress("m", "downloading", 500, 2000), "m: downloading 500 B of 2.0 kB"),
+        (
+            Progress("m", "downloading", 500, 2000, bytes_per_second=300.0, seconds_left=5.4),
+            "m: downloading 500 B of 2.0 kB, 300 B/s, 5 s left",
+        ),
+        (Progress("m", "building", 2000, 2000), "m: building"),
+        (Progress("m", "ready", 2000, 2000), "m: ready"),
+    ],
+)
+def test_a_line_tells_what_is_known(event: Progress, text: str) -> None:
+    """A line has the model and the stage, and while something arrives how much, how fast and how long still."""
+    assert describe(event) == text
+
+
+def test_a_line_a_stage_and_one_every_few_seconds(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stage has its line at once, and a long one another every five seconds."""
+    now = 100.0
+    monkeypatch.setattr(display.time, "monotonic", lambda: now)
+    lines = LogLines()
+    with caplog.at_level(logging.INFO, "yaie_async"):
+        lines(Progress("m", "resolving"))
+        for step in range(121):
+            now = 100.0 + step / 10
+            lines(Progress("m", "downloading", step, 120))
+        lines(Progress("m", "ready"))
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "m: resolving",
+        *(f"m: downloading {done} B of 120 B" for done in (0, 50, 100)),
+        "m: ready",
+    ]
+
+
+def fetch(hub: HubServer, cache: Path) -> None:
+    anyio.run(ModelLoader("org/big", endpoint=hub.url, cache_dir=cache).prefetch)
+
+
+def test_without_a_terminal_a_load_is_logged(
+    hub: HubServer, put_fake: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """First and last stage and the size are in the log, and nothing is written to the streams."""
+    put_fake("org/big", 1 << 20)
+    hub.faults.add(Drip(4 << 20), path="^/cdn/")
+    with caplog.at_level(logging.INFO, "yaie_async"):
+        fetch(hub, tmp_path)
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == "org/big: resolving"
+    assert told[1].startswith("org/big: downloading")
+    assert " of 1.0 MB" in told[1]
+    assert told[-1] == "org/big: ready"
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("stream", [None, "closed"])
+def test_without_a_stream_for_errors(
+    stream: str | None, hub: HubServer, put_fake: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that has closed its streams, or has none, loads all the same."""
+    put_fake("org/big", 1000)
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed if stream else None)
+    fetch(hub, tmp_path)
+
+
+def test_the_hub_s_own_callback(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """Hub.prefetch tells its `on_progress` of each model, first and last event included."""
+    put_fake("org/big", 1000)
+    put_fake("org/two", 1000)
+    events: list[Progress] = []
+
+    async def main() -> None:
+        async with Hub(endpoint=hub.url, cache_dir=tmp_path, on_progress=events.append) as one:
+            await one.prefetch("org/big", "org/two", "org/big")
+
+    anyio.run(main)
+    for model in ("org/big", "org/two"):
+        stages = [event.stage for event in events if event.model == model]
+        assert (stages[0], stages[-1]) == ("resolving", "ready")
+        assert stages.count("ready") == 1

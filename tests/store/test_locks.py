@@ -1,0 +1,143 @@
+"""The official lock file of a blob, from both sides."""
+
+import fcntl
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from huggingface_hub.utils import WeakFileLock
+
+from tests.support.waiting import until
+from yaie_async.core.errors import CacheAccessError
+from yaie_async.store.locks import blob_lock
+
+pytestmark = pytest.mark.anyio
+
+
+def is_free(path: Path) -> bool:
+    with path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / ".locks" / "models--org--name" / "etag.lock"
+
+
+async def test_it_is_the_lock_that_the_official_client_takes(anyio_backend: Any, path: Path) -> None:
+    """Held, it keeps the official client's lock out; afterwards the file stays, free, with mode 0664."""
+    before = os.umask(0o077)
+    try:
+        async with blob_lock(path):
+            assert not is_free(path)
+            with pytest.raises(TimeoutError), WeakFileLock(path, timeout=0.1):
+                pass
+    finally:
+        os.umask(before)
+    assert is_free(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+
+
+@pytest.fixture
+def other(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock, by the official client's own class, until it is killed."""
+    path.parent.mkdir(parents=True)
+    script = (
+        "import sys; from huggingface_hub.utils import WeakFileLock\n"
+        "with WeakFileLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+async def test_it_waits_for_another_process(anyio_backend: Any, path: Path, other: subprocess.Popen[str]) -> None:
+    """While another process has it the loop runs on; it is ours soon after the other has died."""
+    turns, held = 0, anyio.Event()
+
+    async def take() -> None:
+        async with blob_lock(path):
+            held.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(take)
+        with anyio.move_on_after(0.2):
+            while True:
+                turns += 1
+                await anyio.sleep(0.002)
+        assert turns > 20
+        assert not held.is_set()
+        other.kill()
+        with anyio.fail_after(5):
+            await held.wait()
+
+
+async def test_two_tasks_never_have_it_together(anyio_backend: Any, path: Path) -> None:
+    """Tasks of one process exclude each other too, and all get their turn."""
+    inside = most = turns = 0
+
+    async def take() -> None:
+        nonlocal inside, most, turns
+        async with blob_lock(path):
+            inside += 1
+            most = max(most, inside)
+            await anyio.sleep(0.005)
+            inside -= 1
+            turns += 1
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(take)
+    assert (most, turns) == (1, 4)
+
+
+async def test_a_cancel_gives_it_back(anyio_backend: Any, path: Path) -> None:
+    """Cancelled while waiting or while holding, nothing stays locked and no thread stays."""
+    holding = anyio.Event()
+
+    async def hold() -> None:
+        async with blob_lock(path):
+            holding.set()
+            await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(hold)
+        await holding.wait()
+        with anyio.move_on_after(0.05) as scope:
+            async with blob_lock(path):
+                raise AssertionError
+        assert scope.cancelled_caught
+        assert not is_free(path)
+        group.cancel_scope.cancel()
+    assert is_free(path)
+    await until(lambda: not [t for t in threading.enumerate() if t.name.startswith("yaie_async")])
+
+
+async def test_an_error_inside_gives_it_back(anyio_backend: Any, path: Path) -> None:
+    """What is raised in the block comes out as it is, and the lock is free."""
+    with pytest.raises(KeyError):
+        async with blob_lock(path):
+            raise KeyError
+    assert is_free(path)
+
+
+async def test_where_no_lock_can_be_made(anyio_backend: Any, tmp_path: Path) -> None:
+    """A lock file that can't be made is a CacheAccessError with its path, at once."""
+    (tmp_path / ".locks").write_text("a file where the folder should be")
+    with pytest.raises(CacheAccessError, match=r"\.locks"):
+        async with blob_lock(tmp_path / ".locks" / "models--a" / "etag.lock"):
+            pass
