@@ -38,7 +38,7 @@ def estimate_memory(total_bytes: int, dtype: Any, stored: str | Mapping[str, int
 def available_memory(device: str) -> int | None:
     """Bytes that are free on a device now, or None where it can't be told."""
     if device == "cpu":
-        import psutil  # type: ignore[import-untyped]  # accelerate depends on it
+        import psutil  # type: ignore[import-untyped]
 
         return int(psutil.virtual_memory().available)
     torch = sys.modules.get("torch")
