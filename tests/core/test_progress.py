@@ -230,3 +230,23 @@ async def test_a_cancelled_block_tells_where_it_ended(anyio_backend: Any) -> Non
             scope.cancel()
             await anyio.sleep_forever()
     assert [event.stage for event in events] == ["resolving", "downloading"]
+
+
+def test_what_is_left_when_all_bytes_are_there_is_verifying() -> None:
+    """Once every byte is on disk a load tells that its digests are what is waited for, and no time left."""
+    clock = Clock()
+    meter = Meter("m", clock)
+    meter.stage("downloading")
+    assert meter.snapshot().stage == "downloading"
+    meter.expect(total=1000, files=2)
+    meter.add(999)
+    clock.now += 1
+    assert meter.snapshot().stage == "downloading"
+    meter.add(1)
+    event = meter.snapshot()
+    assert (event.stage, event.bytes_done, event.seconds_left) == ("verifying", 1000, None)
+    meter.held(-1000)  # the digest was wrong: all of it comes again
+    assert meter.snapshot().stage == "downloading"
+    meter.add(1000)
+    meter.stage("ready")
+    assert meter.snapshot().stage == "ready"

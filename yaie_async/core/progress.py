@@ -108,13 +108,15 @@ class Meter:
             if self._stage == "downloading" and self._fetched:
                 rate = sum(size for _, size in self._fetched) / max(now - self._fetched[0][0], INTERVAL)
         left = max(0, self._total - self._done)
+        # The digests follow the bytes: once all of those are there, what is waited for is the rest of the digests.
+        verifying = self._stage == "downloading" and 0 < self._total <= self._done
         return Progress(
             model=self.model,
-            stage=self._stage,
+            stage="verifying" if verifying else self._stage,
             bytes_done=min(self._done, self._total),
             bytes_total=self._total,
             bytes_per_second=rate,
-            seconds_left=left / rate if rate and self._stage == "downloading" else None,
+            seconds_left=left / rate if rate and not verifying else None,
             files_done=self._files_done,
             files_total=self._files_total,
         )
