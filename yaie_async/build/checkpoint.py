@@ -40,8 +40,9 @@ def snapshot_directory(request: BuildRequest) -> Path:
     if request.cache_dir is None:
         msg = "a request with a commit needs the cache_dir that holds its snapshot"
         raise ValueError(msg)
-    folder = "models--" + request.source.replace("/", "--")
-    return Path(request.cache_dir, folder, "snapshots", request.commit)
+    from yaie_async.store.cache import RepoCache
+
+    return RepoCache(Path(request.cache_dir), request.source).snapshot(request.commit)
 
 
 def read_config(directory: Path, request: BuildRequest) -> Mapping[str, Any]:

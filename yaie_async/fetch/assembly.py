@@ -121,15 +121,14 @@ class Assembly:
                 await with_retries(
                     self._policy, partial(self._attempt, of, running.sink), progress=lambda: running.sink.position
                 )
-        except GaveUpError as error:
-            self._downloader.leave(self._key)
-            raise gave_up(error, self._location.asked) from error.__cause__
-        except BaseException:
+        except BaseException as error:
             # Before the range is given back: or this file, which is ending, would be handed it again.
             self._downloader.leave(self._key)
+            if isinstance(error, GaveUpError):
+                raise gave_up(error, self._location.asked) from error.__cause__
             raise
         finally:
-            self._downloader.ended(of, running)
+            self._downloader.ended(of)
 
     def _count(self, size: int) -> None:
         self.counted += size  # off by a read where two threads meet: it only ever corrects a display
@@ -219,10 +218,8 @@ class Assembly:
             await anyio.sleep(_TOUCH_SECONDS)
             ownership = await run_owned(self._partial.touch, name="touch")
             if ownership is Ownership.LOST:
-                self._downloader.leave(self._key)
                 raise LostError
             if ownership is Ownership.PRUNED:
-                self._downloader.leave(self._key)
                 raise PrunedError
 
 

@@ -97,7 +97,8 @@ class _Fetch:
                 await self._own(self._claim)
                 fresh = await self._fill()
             finally:
-                await run_owned(self._keep, name="keep")
+                if self._partial is not None:
+                    await run_owned(self._keep, name="keep")
             if fresh:
                 self._meter.file_done()
             return fresh

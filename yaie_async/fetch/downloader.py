@@ -33,6 +33,14 @@ class Running:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
 
+@dataclass(frozen=True, slots=True)
+class _Entered:
+    """What a file wants to be told."""
+
+    start: Callable[[Range], None]
+    moved: Callable[[], None]
+
+
 class Downloader:
     """All file bodies of one Hub. Everything here is one synchronous step on the loop's thread.
 
@@ -44,39 +52,35 @@ class Downloader:
         self._bucket = TokenBucket(max_bytes_per_second) if max_bytes_per_second else None
         self.largest_read = self._bucket.largest_read(connections) if self._bucket else BLOCK
         self._scheduler = Scheduler(connections, verify=verify)
-        self._start: dict[Hashable, Callable[[Range], None]] = {}
-        self._moved: dict[Hashable, Callable[[], None]] = {}
+        self._entered: dict[Hashable, _Entered] = {}
         self._running: dict[Range, Running] = {}
         self._ticked = self._looked = -math.inf
 
     def enter(self, file: FetchFile, *, start: Callable[[Range], None], moved: Callable[[], None]) -> None:
         """Queue a file. `start` is called for each of its ranges, `moved` whenever its front may have moved."""
         self._scheduler.add(file)
-        self._start[file.key] = start
-        self._moved[file.key] = moved
+        self._entered[file.key] = _Entered(start, moved)
         self.pump()
 
     def leave(self, key: Hashable) -> None:
         """Forget a file, finished or not. Its running ranges end by themselves: `started` until `ended`."""
-        if self._start.pop(key, None) is not None:
-            del self._moved[key]
+        if self._entered.pop(key, None) is not None:
             self._scheduler.remove(key)
             self.pump()
 
     def pump(self) -> None:
         """Start as many ranges as may run."""
         while (one := self._scheduler.next(time.monotonic())) is not None:
-            self._start[one.file.key](one)
+            self._entered[one.file.key].start(one)
 
     def started(self, of: Range, running: Running) -> None:
         self._running[of] = running
 
-    def ended(self, of: Range, running: Running | None) -> None:
+    def ended(self, of: Range) -> None:
         """A range has ended, wherever it stands: what is missing of it is queued again."""
-        self._running.pop(of, None)
-        if running is not None:
-            self._scheduler.progress(of, running.sink.position, time.monotonic())
-        self._scheduler.give_back(of, time.monotonic())
+        now = time.monotonic()
+        self._scheduler.progress(of, self._running.pop(of).sink.position, now)
+        self._scheduler.give_back(of, now)
         self._tell(of.file.key)
         self.pump()
 
@@ -94,11 +98,11 @@ class Downloader:
 
     def front(self, key: Hashable) -> int:
         """Up to where a file is written without a gap; 0 for one that has left."""
-        return self._scheduler.front(key) if key in self._start else 0
+        return self._scheduler.front(key) if key in self._entered else 0
 
     def verified(self, key: Hashable, offset: int) -> None:
         """A file's digest has read it up to `offset`."""
-        if key in self._start:
+        if key in self._entered:
             self._scheduler.verified(key, offset)
             self.pump()
 
@@ -124,6 +128,6 @@ class Downloader:
         self.pump()
 
     def _tell(self, key: Hashable) -> None:
-        moved = self._moved.get(key)
-        if moved is not None:
-            moved()
+        entered = self._entered.get(key)
+        if entered is not None:
+            entered.moved()

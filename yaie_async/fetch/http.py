@@ -45,8 +45,8 @@ async def answer(
         response = await _send(session, client, method, url, asked=asked, timeout=timeout, headers=headers)
         try:
             target = _redirect(response, url, asked)
-            hub = target is not None and (session.settings.is_hub(target) or origin(target) == origin(url))
-            if target is None or not (leave_hub or hub):
+            stays = target is not None and (session.settings.is_hub(target) or origin(target) == origin(url))
+            if target is None or not (leave_hub or stays):
                 response.history = history
                 if response.status_code >= 400:
                     hub = session.settings.is_hub(url)

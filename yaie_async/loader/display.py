@@ -49,7 +49,7 @@ def _bars_wanted() -> bool:
 
 
 class LogLines:
-    """Writes the first and the last event of a load to the log, and one every few seconds between."""
+    """Writes a line to the log when the stage changes, and every few seconds within one."""
 
     def __init__(self) -> None:
         self._stage = ""

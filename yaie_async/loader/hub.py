@@ -55,13 +55,9 @@ class Hub:
         on_progress: OnProgress | None = None,
     ) -> None:
         if max_connections < 1:
-            from yaie_async.core.errors import InvalidArgumentError
-
-            raise InvalidArgumentError(f"max_connections must be 1 or more, not {max_connections}.")
+            raise invalid_argument(f"max_connections must be 1 or more, not {max_connections}.")
         if max_bytes_per_second is not None and not max_bytes_per_second > 0:
-            from yaie_async.core.errors import InvalidArgumentError
-
-            raise InvalidArgumentError(f"max_bytes_per_second must be above 0, not {max_bytes_per_second}.")
+            raise invalid_argument(f"max_bytes_per_second must be above 0, not {max_bytes_per_second}.")
         self.on_progress = on_progress
         self._cache_dir = cache_dir
         self._token = token
@@ -188,9 +184,8 @@ class Hub:
             async with task_group() as group:
                 for model in dict.fromkeys(models):
                     group.start_soon(one, model)
-            if len(snapshots) + len(failures) == 1:
-                for error in failures.values():
-                    raise error
+            if failures and len(snapshots) + len(failures) == 1:
+                raise failures.popitem()[1]
             if failures:
                 failures = {model: failures[model] for model in models if model in failures}
                 told = "; ".join(f"{model}: {error}" for model, error in failures.items())
@@ -200,6 +195,13 @@ class Hub:
                     snapshots=snapshots,
                 )
             return {model: snapshots[model] for model in models}
+
+
+def invalid_argument(message: str) -> Exception:
+    """An InvalidArgumentError, whose module is imported only now that there is one."""
+    from yaie_async.core.errors import InvalidArgumentError
+
+    return InvalidArgumentError(message)
 
 
 async def _close(session: Session) -> None:

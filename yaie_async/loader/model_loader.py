@@ -17,7 +17,7 @@ from yaie_async.build.arguments import check_model_kwargs
 from yaie_async.core.progress import Meter, OnProgress
 from yaie_async.core.tasks import SharedCall, task_group
 from yaie_async.core.threads import run_detached
-from yaie_async.loader.hub import Hub
+from yaie_async.loader.hub import Hub, invalid_argument
 
 if TYPE_CHECKING:
     import torch
@@ -76,11 +76,11 @@ class ModelLoader:
     ) -> None:
         alias = model_kwargs.pop("torch_dtype", dtype)
         if dtype not in ("float16", alias):
-            raise _invalid("dtype and torch_dtype are two names of one argument: pass dtype.")
+            raise invalid_argument("dtype and torch_dtype are two names of one argument: pass dtype.")
         own = {"cache_dir": cache_dir, "token": token, "endpoint": endpoint, "local_files_only": local_files_only}
         given = [name for name, value in own.items() if value is not None]
         if hub is not None and given:
-            raise _invalid(f"{', '.join(given)} belong to the Hub: pass them to Hub(...) instead of with hub=.")
+            raise invalid_argument(f"{', '.join(given)} belong to the Hub: pass them to Hub(...) instead of with hub=.")
         check_model_kwargs(model_kwargs)
         self.model = os.fspath(model)
         self._model_argument = model
@@ -279,9 +279,3 @@ class ModelLoader:
                 rules=WeightRules(variant=self._model_kwargs.get("variant"), pickle=self._allow_pickle),
             )
         )
-
-
-def _invalid(message: str) -> Exception:
-    from yaie_async.core.errors import InvalidArgumentError
-
-    return InvalidArgumentError(message)
