@@ -1,11 +1,5 @@
 """Whatever a server does to a body: the right bytes on disk in the end, or the right error, and nothing left over."""
 
-import dataclasses
-import fcntl
-import json
-import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fetch.fetching import SIZE, bodies, fetch, locks_are_free, opened, put
 from tests.support.faults import (
     Chunked,
     Corrupt,
@@ -33,14 +28,10 @@ from tests.support.faults import (
     WrongRange,
 )
 from tests.support.hub import HubServer
-from yaie_async import Hub, HubUnavailableError, IntegrityError, LoaderError
-from yaie_async.fetch.retry import RetryPolicy
+from yaie_async import HubUnavailableError, IntegrityError, LoaderError
 from yaie_async.store.blockmap import BLOCK
 
 pytestmark = pytest.mark.anyio
-
-SIZE = 4 * BLOCK + 12345
-QUICK = RetryPolicy(attempts=4, first_wait=0.01, longest_wait=0.05)
 
 
 @pytest.fixture
@@ -51,44 +42,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def weights(hub_root: Path) -> bytes:
-    return put(hub_root, SIZE)
-
-
-def put(root: Path, size: int, name: str = "org/big") -> bytes:
-    directory = root / name
-    directory.mkdir(parents=True, exist_ok=True)
-    content = os.urandom(size)
-    (directory / "model.safetensors").write_bytes(content)
-    (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    (directory / "tokenizer_config.json").write_text("{}")
-    return content
-
-
-@asynccontextmanager
-async def opened(hub: HubServer, cache: Path, *, stall: float = 10.0, **options: Any) -> AsyncIterator[Hub]:
-    """A Hub that tries again at once, and gives a silent body up after `stall` seconds."""
-    async with Hub(endpoint=hub.url, cache_dir=cache, **options) as one:
-        one.session.policy = QUICK
-        one.session.settings = dataclasses.replace(one.session.settings, stall_timeout=stall)
-        yield one
-
-
-async def fetch(hub: HubServer, cache: Path, **options: Any) -> bytes:
-    async with opened(hub, cache, **options) as one:
-        snapshot = (await one.prefetch("org/big"))["org/big"]
-    check(cache)
-    assert not list(cache.rglob("*.incomplete"))
-    return (snapshot / "model.safetensors").read_bytes()
-
-
-def check(cache: Path) -> None:
-    for lock in cache.glob(".locks/*/*"):
-        with lock.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def bodies(hub: HubServer) -> list[Any]:
-    return [request for request in hub.requests if request.path.startswith("/cdn/")]
+    return put(hub_root)
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -129,7 +83,7 @@ async def test_redirects_for_ever(hub: HubServer, weights: bytes, tmp_path: Path
     hub.faults.add(Redirect(), path="^/cdn/", times=None)
     with pytest.raises(HubUnavailableError, match="redirects"):
         await fetch(hub, tmp_path)
-    check(tmp_path)
+    locks_are_free(tmp_path)
     hub.faults.clear()
     assert await fetch(hub, tmp_path) == weights
 
@@ -156,7 +110,7 @@ async def test_a_wrong_digest_is_fetched_again_into_a_new_file(hub: HubServer, w
     assert await fetch(hub, tmp_path / "not", verify=False) != weights
     with pytest.raises(IntegrityError):
         await fetch(hub, tmp_path / "always")
-    check(tmp_path / "always")
+    locks_are_free(tmp_path / "always")
     assert not list((tmp_path / "always").rglob("model.safetensors"))
 
 
@@ -250,7 +204,7 @@ async def test_a_cancelled_fetch_goes_on_where_it_stood(hub: HubServer, weights:
                 await hub.until(lambda: sum(request.sent for request in bodies(hub)) >= 3 * BLOCK)
                 await anyio.sleep(0.05)
                 scope.cancel()
-    check(tmp_path)
+    locks_are_free(tmp_path)
     first = sum(request.sent for request in bodies(hub))
     hub.clear()
     assert await fetch(hub, tmp_path) == weights
@@ -268,7 +222,7 @@ async def test_pruning_in_mid_download_costs_nothing(hub: HubServer, weights: by
         for path in tmp_path.rglob("*.incomplete"):
             path.unlink()
         stall.gate.open()
-    check(tmp_path)
+    locks_are_free(tmp_path)
     (found,) = tmp_path.glob("models--*/snapshots/*/model.safetensors")
     assert found.read_bytes() == weights
     assert sum(request.sent for request in bodies(hub)) == len(weights)
@@ -298,7 +252,7 @@ def test_any_sequence_of_faults(
             found = await fetch(hub, cache, verify=verify)
             assert found == content or lies
         except LoaderError:
-            check(cache)
+            locks_are_free(cache)
         hub.clear()
         found = await fetch(hub, cache, verify=verify)
         assert found == content or lies

@@ -6,10 +6,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support import models
+from tests.support.hub import HubServer
+from yaie_async import ModelLoader
 from yaie_async.fetch import metadata, retry
 
 Put = Callable[..., Path]
@@ -63,3 +66,8 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = retry.RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.02)
     monkeypatch.setattr(metadata, "IMPATIENT", replace(policy, attempts=2))
     monkeypatch.setattr(retry, "RetryPolicy", lambda: policy)
+
+
+async def prefetch(hub: HubServer, cache: Path, model: str = "org/big", **options: Any) -> Path:
+    """Fetch a model from the hub into a cache; return its snapshot."""
+    return await ModelLoader(model, endpoint=hub.url, cache_dir=cache, **options).prefetch()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.loader.conftest import Put
+from tests.loader.conftest import Put, prefetch
 from tests.support.faults import (
     Corrupt,
     Cut,
@@ -48,10 +48,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_retries")]
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-async def prefetch(hub: HubServer, cache: Path, model: str = "org/big", **options: Any) -> Path:
-    return await ModelLoader(model, endpoint=hub.url, cache_dir=cache, **options).prefetch()
 
 
 def check_cache(cache: Path) -> None:

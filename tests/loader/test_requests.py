@@ -2,12 +2,11 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
 
-from tests.loader.conftest import Put
+from tests.loader.conftest import Put, prefetch
 from tests.support.faults import Redirect, Stall, Status, without_blobs
 from tests.support.hub import HubServer
 from yaie_async import (
@@ -26,10 +25,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_retries")]
 def anyio_backend() -> str:
     """Requests are the same on every loop, which other tests show."""
     return "asyncio"
-
-
-async def prefetch(hub: HubServer, cache: Path, model: str = "org/big", **options: Any) -> Path:
-    return await ModelLoader(model, endpoint=hub.url, cache_dir=cache, **options).prefetch()
 
 
 async def test_a_cold_model_costs_one_request_and_its_bodies(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
