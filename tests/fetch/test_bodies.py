@@ -1,5 +1,7 @@
 """Whatever a server does to a body: the right bytes on disk in the end, or the right error, and nothing left over."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ from tests.support.faults import (
 )
 from tests.support.hub import HubServer
 from yaie_async import HubUnavailableError, IntegrityError, LoaderError
-from yaie_async.store.blockmap import BLOCK
+from yaie_async.fetch import assembly
+from yaie_async.store.blockmap import BLOCK, SYNCED, WRITTEN, decode, map_name
 
 pytestmark = pytest.mark.anyio
 
@@ -143,11 +146,16 @@ async def test_one_redirect_serves_all_ranges(hub: HubServer, weights: bytes, tm
 async def test_a_range_that_drips_is_dropped(hub_root: Path, hub: HubServer, tmp_path: Path) -> None:
     """Beside faster ones a slow connection is given up after five seconds, and the rest asked for anew."""
     content = put(hub_root, 14 * BLOCK)
-    hub.faults.add(Drip(50_000), path="^/cdn/", when=lambda r: r.range == f"bytes={BLOCK}-{2 * BLOCK - 1}")
+    rate = 50_000
+    hub.faults.add(Drip(rate), path="^/cdn/", when=lambda r: (r.range or "").startswith(f"bytes={BLOCK}-"))
     with anyio.fail_after(40):
         async with opened(hub, tmp_path, max_connections=4, max_bytes_per_second=6e6) as one:
             snapshot = (await one.prefetch("org/big"))["org/big"]
     assert (snapshot / "model.safetensors").read_bytes() == content
+    (slow,) = [request for request in hub.requests if request.fault]
+    # By itself it would have taken over a minute.
+    assert slow.sent < BLOCK
+    assert not slow.range.endswith(f"-{BLOCK - 1}")
 
 
 async def test_no_more_bodies_at_once_than_connections(hub_root: Path, hub: HubServer, tmp_path: Path) -> None:
@@ -226,6 +234,84 @@ async def test_pruning_in_mid_download_costs_nothing(hub: HubServer, weights: by
     (found,) = tmp_path.glob("models--*/snapshots/*/model.safetensors")
     assert found.read_bytes() == weights
     assert sum(request.sent for request in bodies(hub)) == len(weights)
+
+
+def maps(cache: Path, *, least: int = WRITTEN, blocks: int = 1) -> list[Path]:
+    """The maps of the weights that have so many blocks, at least in that state."""
+    found = []
+    for path in cache.rglob("*.map.incomplete"):
+        with suppress(FileNotFoundError):  # a small file, published this moment
+            read = decode(path.read_bytes(), path.name.split(".yaie-")[0])
+            if read is not None and read[0].blocks > 1 and sum(state >= least for state in read[1]) >= blocks:
+                found.append(path)
+    return found
+
+
+async def test_a_pruned_partial_is_rescued_at_its_next_touch(
+    hub: HubServer, weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only in the end: what is there is copied into a new partial, so that a kill right after loses nothing."""
+    monkeypatch.setattr(assembly, "_TOUCH_SECONDS", 0.05)
+    last = Stall(0)
+    hub.faults.add(last, path="^/cdn/", when=lambda r: (r.range or "").endswith(f"-{len(weights) - 1}"), times=None)
+    async with opened(hub, tmp_path) as one, anyio.create_task_group() as group:
+        group.start_soon(one.prefetch, "org/big")
+        # All but the last range: what is in the middle of a block when the files go is asked for again.
+        await hub.until(lambda: maps(tmp_path, blocks=4))
+        (before,) = maps(tmp_path)
+        for path in tmp_path.rglob("*.incomplete"):
+            path.unlink()
+        await hub.until(lambda: any(path != before for path in maps(tmp_path)))
+        hub.faults.clear()
+        last.gate.open()
+    (found,) = tmp_path.glob("models--*/snapshots/*/model.safetensors")
+    assert found.read_bytes() == weights
+    assert sum(request.sent for request in bodies(hub)) == len(weights)
+
+
+async def test_a_partial_that_another_has_claimed_is_left_to_it(
+    hub: HubServer, weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its old owner stops, waits for the new one, and takes the blob that that one publishes."""
+    monkeypatch.setattr(assembly, "_TOUCH_SECONDS", 0.05)
+    last = Stall(0)
+    hub.faults.add(last, path="^/cdn/", when=lambda r: (r.range or "").endswith(f"-{len(weights) - 1}"), times=None)
+    async with opened(hub, tmp_path) as one, anyio.create_task_group() as group:
+        group.start_soon(one.prefetch, "org/big")
+        await hub.until(lambda: maps(tmp_path) and any(request.fault for request in hub.requests))
+        (ours,) = maps(tmp_path)
+        etag = ours.name.split(".yaie-")[0]
+        theirs = ours.with_name(map_name(etag, "0123abcd"))
+        ours.rename(theirs)  # the one atomic step of a claim
+        await hub.until(lambda: not any(str(tmp_path) in name for name in _open_files() if "yaie-" in name))
+        before = len(hub.requests)
+        (ours.parent / etag).write_bytes(weights)
+        theirs.unlink()
+    (found,) = tmp_path.glob("models--*/snapshots/*/model.safetensors")
+    assert found.read_bytes() == weights
+    assert len(hub.requests) == before
+
+
+def _open_files() -> list[str]:
+    names = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            names.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return names
+
+
+async def test_bytes_are_put_on_the_disk_as_they_come(
+    hub: HubServer, weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks are synced, and recorded so, while the rest of the file is still on its way."""
+    monkeypatch.setattr(assembly, "_SYNC_STEP", BLOCK)
+    last = Stall(0)
+    hub.faults.add(last, path="^/cdn/", when=lambda r: (r.range or "").endswith(f"-{len(weights) - 1}"))
+    async with opened(hub, tmp_path) as one, anyio.create_task_group() as group:
+        group.start_soon(one.prefetch, "org/big")
+        await hub.until(lambda: maps(tmp_path, least=SYNCED))
+        assert not list(tmp_path.glob("models--*/blobs/" + "?" * 64))
+        last.gate.open()
 
 
 FAULTS = st.sampled_from(

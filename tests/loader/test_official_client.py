@@ -325,6 +325,24 @@ def test_a_kill_between_any_two_links_leaves_nothing_that_looks_whole(
     assert probed >= links
 
 
+def test_config_json_is_the_last_link(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """Small files come first, tokenizer_config.json after the others, then the weights, then config.json."""
+    directory = put_fake("org/big", 1 << 20)
+    (directory / "vocab.json").write_text("{ }")
+    code = (
+        "import os, sys, anyio\n"
+        "from yaie_async import ModelLoader\n"
+        "def hook(event, arguments):\n"
+        "    if event == 'os.symlink': print(os.path.basename(arguments[1]))\n"
+        "sys.addaudithook(hook)\n"
+        f"anyio.run(ModelLoader('org/big', endpoint={hub.url!r}, cache_dir={str(tmp_path / 'cache')!r}).prefetch)\n"
+    )
+    # Twice the official client tries whether symlinks work here.
+    linked = [name for name in child(code).split() if not name.startswith("dummy")]
+    assert sorted(linked[:2]) == ["tokenizer.json", "vocab.json"]
+    assert linked[2:] == ["tokenizer_config.json", "model.safetensors", "config.json"]
+
+
 def test_no_foreign_names(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
     """Even in mid-download the cache has no name that a scan of the official client warns of."""
     put_fake("org/big")

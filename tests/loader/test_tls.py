@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.loader.conftest import Put
+from tests.support.faults import Redirect
 from tests.support.hub import HubServer
 from tests.support.programs import require_program
 from tests.support.servers import Authority
@@ -95,6 +96,15 @@ def test_whom_to_trust(authority: Authority, hub_root: Path, put_fake: Put, tmp_
         with tls_in_front(port, authority.server("DNS:localhost")) as url:
             assert told(url, SSL_CERT_FILE=str(certificate)) == "fetched\n"
             assert told(url, SSL_CERT_DIR=str(tmp_path / "folder")) == "fetched\n"
+            hub.clear()
+            hub.faults.add(
+                Redirect(f"{hub.url}/api/models/org/big/revision/main?blobs=true"), path="^/api/", times=None
+            )
+            downgraded = told(url, SSL_CERT_FILE=str(certificate))
+            assert downgraded.startswith("HubUnavailableError")
+            assert "from https to http" in downgraded
+            assert len(hub.requests) == 1
+            hub.faults.clear()
             hub.clear()
             refused = told(url)
             assert refused.startswith("HubUnavailableError")

@@ -208,10 +208,12 @@ class Assembly:
     async def _sync_behind(self) -> None:
         synced = self.counted
         while True:
-            await self._moved.wait()
+            moved = self._moved  # before the look: bytes may come while the disk is at work
             if self.counted - synced >= _SYNC_STEP:
                 synced = self.counted
                 await run_owned(self._partial.sync, name="sync")
+            else:
+                await moved.wait()
 
     async def _keep_alive(self) -> None:
         while True:
