@@ -227,7 +227,7 @@ async def test_pruning_in_mid_download_costs_nothing(hub: HubServer, weights: by
         group.start_soon(one.prefetch, "org/big")
         await hub.until(lambda: sum(request.sent for request in bodies(hub)) >= 3 * BLOCK)
         await anyio.sleep(0.05)
-        for path in tmp_path.rglob("*.incomplete"):
+        for path in tmp_path.glob("models--*/blobs/*.incomplete"):
             path.unlink()
         stall.gate.open()
     locks_are_free(tmp_path)
@@ -239,7 +239,7 @@ async def test_pruning_in_mid_download_costs_nothing(hub: HubServer, weights: by
 def maps(cache: Path, *, least: int = WRITTEN, blocks: int = 1) -> list[Path]:
     """The maps of the weights that have so many blocks, at least in that state."""
     found = []
-    for path in cache.rglob("*.map.incomplete"):
+    for path in cache.glob("models--*/blobs/*.map.incomplete"):
         with suppress(FileNotFoundError):  # a small file, published this moment
             read = decode(path.read_bytes(), path.name.split(".yaie-")[0])
             if read is not None and read[0].blocks > 1 and sum(state >= least for state in read[1]) >= blocks:
@@ -259,7 +259,7 @@ async def test_a_pruned_partial_is_rescued_at_its_next_touch(
         # All but the last range: what is in the middle of a block when the files go is asked for again.
         await hub.until(lambda: maps(tmp_path, blocks=4))
         (before,) = maps(tmp_path)
-        for path in tmp_path.rglob("*.incomplete"):
+        for path in tmp_path.glob("models--*/blobs/*.incomplete"):
             path.unlink()
         await hub.until(lambda: any(path != before for path in maps(tmp_path)))
         hub.faults.clear()

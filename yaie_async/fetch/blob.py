@@ -205,11 +205,14 @@ class _Fetch:
     async def _wait_for_new_owner(self) -> bool:
         """Wait while another process has the blob; whether it finished it. Only where locks don't work."""
         await run_owned(self._keep, name="keep")
-        while not await self._is_there():
-            if not await run_owned(partial(others_alive, self._cache.blobs, self._etag), name="look"):
+        while True:
+            # Asked first: who publishes between the two looks has left both a blob and no partial.
+            alive = await run_owned(partial(others_alive, self._cache.blobs, self._etag), name="look")
+            if await self._is_there():
+                return True
+            if not alive:
                 return False
             await anyio.sleep(_LOOK)
-        return True
 
     def _integrity_error(self, error: OtherBytesError) -> IntegrityError:
         return IntegrityError(
