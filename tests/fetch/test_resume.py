@@ -136,7 +136,7 @@ def wait_for_a_block(cache: Path) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         maps = []
-        for path in cache.rglob("*.map.incomplete"):
+        for path in cache.glob("models--*/blobs/*.map.incomplete"):
             with suppress(FileNotFoundError):  # published meanwhile
                 maps.append(path.read_bytes()[HEADER_SIZE:])
         if any(len(blocks) > 1 and any(blocks) for blocks in maps):  # of the weights
@@ -292,7 +292,7 @@ def test_pruned_in_mid_download(hub: HubServer, start: Start, weights: bytes, tm
     child = start(cache, rate=8e6)
     for least in (BLOCK, 3 * BLOCK, 5 * BLOCK):
         wait_for_bytes(hub, least)
-        for path in cache.rglob("*.incomplete"):
+        for path in cache.glob("models--*/blobs/*.incomplete"):
             path.unlink(missing_ok=True)
     finish(child)
     check(cache, weights)
