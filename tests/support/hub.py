@@ -108,8 +108,9 @@ def _counting(request: Request, send: Send) -> Send:
     async def counted(message: Message) -> None:
         if message["type"] == "http.response.start":
             request.status = message["status"]
-        await send(message)
+        # Counted first: whoever has read the bytes may look at the count before this task runs again.
         request.sent += len(message.get("body", b""))
+        await send(message)
 
     return counted
 
@@ -229,8 +230,8 @@ class _Delivery:
         if not self.breaks:
             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
             return
-        self._transport.write(piece)
         self._request.sent += len(piece)
+        self._transport.write(piece)
         await self._drain()
 
     async def _wait(self) -> None:
