@@ -27,7 +27,8 @@ def weights(hub_root: Path) -> bytes:
 
 
 def data_file(cache: Path) -> Path | None:
-    found = [path for path in cache.rglob("*.incomplete") if ".map." not in path.name and path.stat().st_size == SIZE]
+    partials = [path for path in cache.glob("models--*/blobs/*.incomplete") if ".map." not in path.name]
+    found = [path for path in partials if path.stat().st_size == SIZE]
     return found[0] if found else None
 
 

@@ -83,6 +83,22 @@ async def test_a_branch_that_moved_to_a_commit_already_cached(
     assert await offline(tmp_path) == new
 
 
+async def test_an_old_loader_leaves_a_newer_ref(
+    anyio_backend: Any, hub: HubServer, model: Path, tmp_path: Path
+) -> None:
+    """A loader mends the commit that it resolved, but what another has learned of the branch since then stays."""
+    async with opened(hub, tmp_path) as one:
+        loader = ModelLoader("org/big", hub=one)
+        old = await loader.prefetch()
+        (model / "tokenizer.json").write_text('{"model": {"new": 1}}')
+        new = await fetch(hub, tmp_path)
+        (old / "tokenizer.json").unlink()
+        assert await loader.prefetch() == old
+        assert (old / "tokenizer.json").exists()
+        assert ref(tmp_path).read_text() == new.name
+    assert await offline(tmp_path) == new
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"main"])
 async def test_a_damaged_ref_is_repaired(
     content: bytes, anyio_backend: Any, hub: HubServer, model: Path, tmp_path: Path

@@ -60,11 +60,13 @@ class Resolution:
         commit: 40 hex digits.
         listing: its files, where the Hub has been asked for them.
         unconfirmed: why the Hub could not confirm the commit, which is then the cache's; None otherwise.
+        replaces: the commit that the cache had for the revision before the Hub was asked.
     """
 
     commit: str
     listing: Listing | None = None
     unconfirmed: LoaderError | None = None
+    replaces: str | None = None
 
 
 async def resolve(session: Session, cache: RepoCache, revision: str, need: Need) -> Resolution:
@@ -91,7 +93,7 @@ async def resolve(session: Session, cache: RepoCache, revision: str, need: Need)
         return Resolution(commit, None, error)
     # The fetch writes the ref itself, but there is none where the snapshot is whole already.
     await run_owned(partial(_remember, cache, revision, listing.commit), name="ref")
-    return Resolution(listing.commit, listing)
+    return Resolution(listing.commit, listing, replaces=commit)
 
 
 def _remember(cache: RepoCache, revision: str, commit: str) -> None:
@@ -140,7 +142,7 @@ async def ensure(
         raise _offline(cache.repo_id, f"commit {commit[:12]}")
     listing = resolution.listing or await listing_of(session, cache.repo_id, commit)
     job = _Job(session, cache, listing, need, meter)
-    await job.run(revision, on_small)
+    await job.run(revision, resolution.replaces, on_small)
     return cache.snapshot(commit)
 
 
@@ -161,11 +163,11 @@ class _Job:
         # Each has a lock and two descriptors; as many wait ready as are under way, so that no connection idles.
         self._open_files = anyio.CapacityLimiter(2 * session.max_connections)
 
-    async def run(self, revision: str, on_small: Callable[[], None]) -> None:
+    async def run(self, revision: str, replaces: str | None, on_small: Callable[[], None]) -> None:
         self._meter.stage("downloading")
         guess = await self._plan()
         await self._check_disk(guess.files)
-        await run_owned(partial(self._prepare, revision), name="prepare")
+        await run_owned(partial(self._prepare, revision, replaces), name="prepare")
         async with task_group() as group:
             group.start_soon(self._session.downloader.clock)
             async with task_group() as weights:
@@ -199,9 +201,11 @@ class _Job:
         if files:
             await run_owned(partial(check_disk, self._cache, self._commit, files), name="disk")
 
-    def _prepare(self, revision: str) -> None:
+    def _prepare(self, revision: str, replaces: str | None) -> None:
         self._cache.prepare(self._commit)
-        self._cache.write_ref(revision, self._commit)
+        # Whoever has asked the Hub since then knows better, and a loader may live for days.
+        if self._cache.commit_of(revision) == replaces:
+            self._cache.write_ref(revision, self._commit)
 
     async def _weight(self, file: RepoFile) -> None:
         with anyio.CancelScope() as scope:
