@@ -1,5 +1,6 @@
 """`prefetch`: what arrives, what is told, and what a failure and a Ctrl-C leave."""
 
+import time
 from pathlib import Path
 
 from filelock import FileLock
@@ -71,3 +72,54 @@ def test_offline_and_not_cached(command: Command) -> None:
     assert done.code == 1
     assert done.json["error"]["type"] == "OfflineError"
     assert done.json["error"]["model"] == "org/one"
+
+
+def test_a_file_of_models(hub: HubServer, command: Command) -> None:
+    """Comments and blank lines are passed over, @revision is kept in the name, and a name said twice counts once."""
+    (command.home / "models.txt").write_text("# ours\n\norg/one@main  # pinned\n\torg/two \norg/two\n")
+    done = command.run("prefetch", "org/two", "--from-file", "models.txt", "--json")
+    assert done.code == 0, done.err
+    assert list(done.json["models"]) == ["org/two", "org/one@main"]
+    assert "org/one@main: ready" in done.err
+    assert "2 models: " in done.err
+    assert len([line for line in hub.lines if line.startswith("GET /cdn/")]) == 2
+
+
+def test_what_names_no_model(command: Command, hub: HubServer) -> None:
+    """A bad line is told with its number before anything is asked for; an empty list and no list are errors."""
+    (command.home / "bad.txt").write_text("org/one\n\norg/t wo\n")
+    done = command.run("prefetch", "--from-file", "bad.txt", "--json")
+    assert (done.code, done.json["error"]["type"]) == (1, "InvalidArgumentError")
+    assert "bad.txt, line 3: 'org/t wo'" in done.json["error"]["message"]
+    (command.home / "empty.txt").write_text("# nothing\n")
+    assert "empty.txt names no model" in command.run("prefetch", "--from-file", "empty.txt").err
+    assert "no.txt can't be read" in command.run("prefetch", "--from-file", "no.txt").err
+    assert not hub.requests
+    for arguments in ([], ["org/one", "--limit-rate", "fast"]):
+        assert command.run("prefetch", *arguments).code == 2
+
+
+def test_a_gated_model_among_others(command: Command, hub_root: Path) -> None:
+    """Without a token it says what to do; the others are fetched."""
+    with HubServer(hub_root, gated=["org/two"]) as gated:
+        command.endpoint = gated.url
+        done = command.run("prefetch", "org/one", "org/two")
+    assert done.code == 1
+    line = next(line for line in done.out.splitlines() if "org/two" in line)
+    assert "GatedModelError" in line
+    assert "hf auth login" in line
+    assert str(command.cache) in next(line for line in done.out.splitlines() if "org/one" in line)
+
+
+def test_chosen_files_at_a_limited_rate(command: Command, hub: HubServer) -> None:
+    """--include and --exclude fetch what `hf download` would, --limit-rate holds it back."""
+    (hub.root / "org/one/README.md").write_text("x")
+    start = time.monotonic()
+    done = command.run(
+        *("prefetch", "org/one", "--json", "--limit-rate", "300k"),
+        *("--include", "*.md", "--include", "model*", "--include", "*.json", "--exclude", "tok*"),
+    )
+    assert time.monotonic() - start > 0.5  # 300 kB, of which a burst comes at once
+    assert done.code == 0, done.err
+    snapshot = Path(done.json["models"]["org/one"]["snapshot"])
+    assert {path.name for path in snapshot.iterdir()} == {"README.md", "model.safetensors", "config.json"}

@@ -120,3 +120,40 @@ def test_the_hub_s_own_callback(hub: HubServer, put_fake: Put, tmp_path: Path) -
         stages = [event.stage for event in events if event.model == model]
         assert (stages[0], stages[-1]) == ("resolving", "ready")
         assert stages.count("ready") == 1
+
+
+def render(rows: dict[object, Progress], *, height: int = 24) -> list[str]:
+    from rich.console import Console
+
+    table = display._Table()
+    table._rows.update(rows)
+    console = Console(file=io.StringIO(), width=100, height=height, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().splitlines()
+
+
+def test_the_table_has_a_row_a_model_and_a_total() -> None:
+    """Stage, bytes, rate and time left of each, as its events tell them, and their sum."""
+    rows: dict[object, Progress] = {
+        1: Progress("org/a", "downloading", 500_000, 2_000_000, 300_000.0, 5.0),
+        2: Progress("org/b", "downloading", 0, 4_000_000, 200_000.0, 20.0),
+        3: Progress("org/c", "resolving"),
+    }
+    shown = [" ".join(line.replace("━", "").replace("╸", "").split()) for line in render(rows)]
+    assert shown == [
+        "org/a downloading 500.0 kB of 2.0 MB 300.0 kB/s 5 s left",
+        "org/b downloading 0 B of 4.0 MB 200.0 kB/s 20 s left",
+        "org/c resolving",
+        "3 models 500.0 kB of 6.0 MB 500.0 kB/s 11 s left",
+    ]
+    assert len(render({1: rows[1]})) == 1
+
+
+def test_a_table_that_is_higher_than_the_terminal() -> None:
+    """The models that are ready give way, and the total stays."""
+    rows: dict[object, Progress] = {
+        number: Progress(f"m{number}", "ready" if number < 30 else "downloading", 1, 1) for number in range(40)
+    }
+    shown = [line.split()[0] for line in render(rows, height=12)]
+    assert shown == [*(f"m{number}" for number in range(30, 40)), "40"]

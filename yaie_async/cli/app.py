@@ -61,23 +61,39 @@ def load(
 
 @app.command(epilog=EXIT_CODES)
 def prefetch(
-    models: options.Models,
+    models: options.ModelsOrNone = None,
     *,
+    from_file: options.FromFile = None,
     revision: options.Revision = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
     cache_dir: options.CacheDir = None,
     token: options.Token = None,
     endpoint: options.Endpoint = None,
     offline: options.Offline = False,
     max_connections: options.MaxConnections = 8,
+    limit_rate: options.LimitRate = None,
     trust_remote_code: options.TrustRemoteCode = False,
     no_pickle: options.NoPickle = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Fetch models into the cache. All are tried; the exit code is 1 if one failed. Without torch."""
+    """Fetch models into the cache, all at once. All are tried; the exit code is 1 if one failed. Without torch.
+
+    Nothing is fetched before there is room on the disk for all. What is fetched loads without the network, unless
+    --include or --exclude chose the files: then it is exactly those.
+    """
+    if not models and from_file is None:
+        raise typer.BadParameter("Name a model, or a file of them: --from-file models.txt.", param_hint="MODEL")
     from yaie_async.cli.prefetch import prefetch as run
 
-    wishes = Wishes(cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle, max_connections)
-    conclude(lambda: run(models, wishes), as_json=as_json, when_interrupted=_FETCHING)
+    wishes = Wishes(
+        cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle, max_connections, limit_rate
+    )
+    conclude(
+        lambda: run(models or [], from_file, wishes, include=include or [], exclude=exclude or []),
+        as_json=as_json,
+        when_interrupted=_FETCHING,
+    )
 
 
 @app.command(epilog=EXIT_CODES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +16,28 @@ if TYPE_CHECKING:
 _HUB = "Where from"
 _SAFETY = "What is allowed"
 
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
+
+
+def parse_rate(text: str) -> float:
+    """Bytes per second out of "500k", "10M" or "1.5G".
+
+    Raises:
+        typer.BadParameter: for anything else, and for nothing a second.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([kmg]?)b?", text.strip().lower())
+    rate = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if rate <= 0:
+        raise typer.BadParameter(f"{text!r} is no rate: give bytes a second, as 500k, 10M or 1.5G.")
+    return rate
+
+
 Model = Annotated[str, typer.Argument(help="A Hub id (org/name) or a directory (./x, ~/x, /x).", metavar="MODEL")]
 Models = Annotated[list[str], typer.Argument(help="Hub ids or directories.", metavar="MODEL...")]
+ModelsOrNone = Annotated[
+    list[str] | None,
+    typer.Argument(help="Hub ids, each with @revision where one is meant, or directories.", metavar="[MODEL...]"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors too.")]
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit, of all models named; the default branch if left out.")
@@ -41,6 +62,33 @@ Endpoint = Annotated[
     str | None, typer.Option(help="Base URL of the Hub; HF_ENDPOINT says it otherwise.", rich_help_panel=_HUB)
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Make no request: only what is cached.", rich_help_panel=_HUB)]
+LimitRate = Annotated[
+    float | None,
+    typer.Option(
+        help="Bytes a second, over all bodies together: 500k, 10M, 1.5G (decimal).",
+        parser=parse_rate,
+        metavar="RATE",
+        rich_help_panel=_HUB,
+    ),
+]
+FromFile = Annotated[
+    Path | None,
+    typer.Option(help="A file of models, one a line, with @revision where one is meant; # begins a comment."),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Fetch the files that match, as `hf download` does, instead of what a load needs. May be repeated.",
+        metavar="PATTERN",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Leave these out, of all files of the repository or of those included. May be repeated.",
+        metavar="PATTERN",
+    ),
+]
 MaxConnections = Annotated[int, typer.Option(help="File bodies under way at once.", min=1, rich_help_panel=_HUB)]
 TrustRemoteCode = Annotated[
     bool,
@@ -66,6 +114,7 @@ class Wishes:
     trust_remote_code: bool
     no_pickle: bool
     max_connections: int = 8
+    limit_rate: float | None = None
 
     def hub(self) -> Hub:
         """The one Hub of the command."""
@@ -77,6 +126,7 @@ class Wishes:
             endpoint=self.endpoint,
             local_files_only=True if self.offline else None,
             max_connections=self.max_connections,
+            max_bytes_per_second=self.limit_rate,
         )
 
     def loader(self, model: str, hub: Hub, **options: Any) -> ModelLoader:

@@ -5,36 +5,61 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import anyio
+
+from yaie_async.cli.models_file import read_models
 from yaie_async.cli.options import Wishes
 from yaie_async.cli.outcome import Outcome, describe_error
-from yaie_async.cli.several import describe_failures, for_each
+from yaie_async.cli.several import describe_failures
 from yaie_async.cli.tables import columns
-from yaie_async.core.threads import run_owned
+from yaie_async.core.errors import InvalidArgumentError, LoaderError, PrefetchError
 from yaie_async.loader.display import size
-from yaie_async.loader.model_loader import ModelLoader
 
 
-def prefetch(models: list[str], wishes: Wishes) -> Outcome:
-    """Fetch all of them, and say where they are."""
-    done, failures = for_each(models, wishes, _fetch)
+def prefetch(
+    models: list[str], from_file: Path | None, wishes: Wishes, *, include: list[str], exclude: list[str]
+) -> Outcome:
+    """Fetch all of them, and say where they are.
+
+    Raises:
+        LoaderError: a bad line in the file, or of a single model its failure.
+    """
+    names = list(dict.fromkeys([*models, *(read_models(from_file) if from_file else [])]))
+    if not names:
+        raise InvalidArgumentError(f"{from_file} names no model. One a line: org/name or org/name@revision.")
+    snapshots, failures = anyio.run(_fetch, names, wishes, include, exclude)
+    done = {name: _measure(snapshot) for name, snapshot in snapshots.items()}
     rows = [
-        (model, str(found["files"]), size(found["bytes"]), found["snapshot"])
-        if (found := done.get(model))
-        else (model, "", "", f"{type(failures[model]).__name__}: {failures[model]}")
-        for model in dict.fromkeys(models)
+        (name, str(found["files"]), size(found["bytes"]), found["snapshot"])
+        if (found := done.get(name))
+        else (name, "", "", f"{type(failures[name]).__name__}: {failures[name]}")
+        for name in names
     ]
     document: dict[str, Any] = {
-        "models": done | {model: {"error": describe_error(error)} for model, error in failures.items()},  # type: ignore[arg-type]
+        "models": done | {name: {"error": describe_error(error)} for name, error in failures.items()},
         **describe_failures(failures, "fetched"),
     }
     return Outcome(document, [columns("model", "files", "size", "snapshot", rows=rows)], failed=bool(failures))
 
 
-async def _fetch(loader: ModelLoader) -> dict[str, Any]:
-    snapshot = await loader.prefetch()
+async def _fetch(
+    names: list[str], wishes: Wishes, include: list[str], exclude: list[str]
+) -> tuple[dict[str, Path], dict[str, LoaderError]]:
+    async with wishes.hub() as hub:
+        try:
+            snapshots = await hub.prefetch(
+                *names,
+                revision=wishes.revision,
+                include=include,
+                exclude=exclude,
+                trust_remote_code=wishes.trust_remote_code,
+                allow_pickle=not wishes.no_pickle,
+            )
+        except PrefetchError as error:
+            return error.snapshots, error.failures
+        return snapshots, {}
 
-    def measure() -> dict[str, Any]:
-        sizes = [path.stat().st_size for path in Path(snapshot).rglob("*") if path.is_file()]
-        return {"snapshot": str(snapshot), "commit": loader.commit, "files": len(sizes), "bytes": sum(sizes)}
 
-    return await run_owned(measure, name="measure")
+def _measure(snapshot: Path) -> dict[str, Any]:
+    sizes = [path.stat().st_size for path in snapshot.rglob("*") if path.is_file()]
+    return {"snapshot": str(snapshot), "commit": snapshot.name, "files": len(sizes), "bytes": sum(sizes)}

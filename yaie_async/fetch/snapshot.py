@@ -78,7 +78,7 @@ async def resolve(session: Session, cache: RepoCache, revision: str, need: Need)
     commit, held = await run_owned(partial(_cached, cache, revision, need), name="cache")
     if session.settings.offline:
         if commit is None:
-            raise _offline(cache.repo_id, f"revision {revision!r}")
+            raise offline_error(cache.repo_id, f"revision {revision!r}")
         return Resolution(commit)
     if commit is not None and held is Holding.WHOLE and is_commit(revision):
         return Resolution(commit)
@@ -139,7 +139,7 @@ async def ensure(
     if resolution.unconfirmed is not None:
         raise copy.copy(resolution.unconfirmed) from resolution.unconfirmed.__cause__
     if session.settings.offline:
-        raise _offline(cache.repo_id, f"commit {commit[:12]}")
+        raise offline_error(cache.repo_id, f"commit {commit[:12]}")
     listing = resolution.listing or await listing_of(session, cache.repo_id, commit)
     job = _Job(session, cache, listing, need, meter)
     await job.run(revision, resolution.replaces, on_small)
@@ -249,7 +249,7 @@ async def listing_for(session: Session, cache: RepoCache, resolution: Resolution
     """
     listing = resolution.listing
     if listing is None:
-        files = await run_owned(partial(_known_files, cache, resolution.commit), name="cache")
+        files = await run_owned(partial(known_files, cache, resolution.commit), name="cache")
         listing = Listing(resolution.commit, files, {})
         held = await run_owned(partial(_held, cache, resolution.commit, need), name="cache")
         if held is not Holding.WHOLE and resolution.unconfirmed is None and not session.settings.offline:
@@ -257,7 +257,8 @@ async def listing_for(session: Session, cache: RepoCache, resolution: Resolution
     return await _wanted(session, cache, listing, need)
 
 
-def _known_files(cache: RepoCache, commit: str) -> Mapping[str, RepoFile]:
+def known_files(cache: RepoCache, commit: str) -> Mapping[str, RepoFile]:
+    """What the disk tells of a commit's files: all, where the official client left its listing, else what is there."""
     return cache.tree(commit) or cache.files(commit)
 
 
@@ -266,11 +267,14 @@ async def _wanted(session: Session, cache: RepoCache, listing: Listing, need: Ne
     wanted = await run_owned(choose, name="plan")
     if all(file.size is not None for file in wanted.files):
         return listing, wanted
-    return await _wanted(session, cache, await _completed(session, cache.repo_id, listing, wanted.files), need)
+    return await _wanted(session, cache, await completed(session, cache.repo_id, listing, wanted.files), need)
 
 
-async def _completed(session: Session, repo_id: str, listing: Listing, files: tuple[RepoFile, ...]) -> Listing:
-    """The listing with size and etag of `files`, for mirrors that leave them out: one HEAD for each that lacks."""
+async def completed(session: Session, repo_id: str, listing: Listing, files: tuple[RepoFile, ...]) -> Listing:
+    """The listing with size and etag of `files`, for mirrors that leave them out: one HEAD for each that lacks.
+
+    **Raises:** as `yaie_async.fetch.metadata.complete`.
+    """
     known = dict(listing.files)
     limiter = anyio.CapacityLimiter(session.max_connections)
 
@@ -285,14 +289,14 @@ async def _completed(session: Session, repo_id: str, listing: Listing, files: tu
     return Listing(listing.commit, known, listing.parameters)
 
 
-def bytes_missing(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) -> int:
-    """Bytes of `files` that the cache has neither linked, nor as a blob, nor in a resumable partial."""
+def bytes_missing(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) -> dict[Path, int]:
+    """By blob, the bytes of `files` that the cache has neither linked, nor as a blob, nor in a resumable partial."""
     wanted = {file.etag: file for file in files if not cache.has(commit, file.path)}
-    return sum(
-        (file.size or 0) - held_bytes(cache.blobs, etag)
+    return {
+        cache.blob(etag): (file.size or 0) - held_bytes(cache.blobs, etag)
         for etag, file in wanted.items()
         if etag is not None and not cache.blob(etag).exists()
-    )
+    }
 
 
 def check_disk(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) -> None:
@@ -301,7 +305,7 @@ def check_disk(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) -> No
     Raises:
         DiskFullError: with the bytes needed and free.
     """
-    needed, free = bytes_missing(cache, commit, files), free_bytes(cache.root)
+    needed, free = sum(bytes_missing(cache, commit, files).values()), free_bytes(cache.root)
     if needed > free:
         raise DiskFullError(
             f"{cache.repo_id} needs {needed:,} more bytes at {cache.root} and {free:,} are free. Nothing was "
@@ -313,7 +317,8 @@ def check_disk(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) -> No
         )
 
 
-def _offline(repo_id: str, what: str) -> OfflineError:
+def offline_error(repo_id: str, what: str) -> OfflineError:
+    """The error for what is not cached where no request may be made."""
     return OfflineError(
         f"{repo_id} ({what}) is not whole in the cache, and no request may be made (HF_HUB_OFFLINE or "
         "local_files_only). Fetch it once while online: `yaie-async prefetch " + repo_id + "`.",

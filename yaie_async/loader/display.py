@@ -6,16 +6,17 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from yaie_async.core.progress import Meter, OnProgress, Progress, reporting
 from yaie_async.core.threads import run_detached
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+    from rich.console import Console, ConsoleOptions
+    from rich.live import Live
+    from rich.table import Table
 
 logger = logging.getLogger("yaie_async")
 
@@ -32,8 +33,8 @@ async def watching(meter: Meter, on_progress: OnProgress | None) -> AsyncIterato
         async with reporting(meter, LogLines()):
             yield
     else:
-        with _bars.joined(meter.model) as sink:
-            async with reporting(meter, sink):
+        with _table.row(meter.model) as row:
+            async with reporting(meter, row):
                 yield
 
 
@@ -43,7 +44,9 @@ def _bars_wanted() -> bool:
     terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
     if not terminal or are_progress_bars_disabled():
         return False
-    import rich.progress  # noqa: F401 - here, off the loop
+    import rich.live  # here, off the loop
+    import rich.progress_bar
+    import rich.table  # noqa: F401
 
     return True
 
@@ -67,11 +70,7 @@ def describe(event: Progress) -> str:
     """One line of text for an event."""
     text = f"{event.model}: {event.stage}"
     if event.bytes_total and event.stage in ("downloading", "verifying"):
-        text += f" {size(event.bytes_done)} of {size(event.bytes_total)}"
-        if event.bytes_per_second:
-            text += f", {size(event.bytes_per_second)}/s"
-        if event.seconds_left is not None:
-            text += f", {event.seconds_left:.0f} s left"
+        text += " " + ", ".join(filter(None, amounts(event)))
     return text
 
 
@@ -84,73 +83,91 @@ def size(count: float) -> str:
     raise AssertionError
 
 
-class _Bars:
-    """One set of bars for all loads of the process: the terminal has only one bottom."""
+class _Table:
+    """One table for all loads of the process: the terminal has only one bottom. A row a load, and their total."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._shown: RichProgress | None = None
+        self._live: Live | None = None
         self._users = 0
+        self._rows: dict[object, Progress] = {}
 
-    def joined(self, model: str) -> _Bar:
+    @contextmanager
+    def row(self, model: str) -> Iterator[OnProgress]:
+        """Show a load during the block. Its row stays until the last one has left."""
+        key = object()
+
+        def show(event: Progress) -> None:
+            self._rows[key] = event
+
+        show(Progress(model, "resolving"))
         with self._lock:
-            if self._shown is None:
-                self._shown = self._make()
-                self._shown.start()
             self._users += 1
-            return _Bar(self, self._shown, self._shown.add_task(model, total=None, stage="resolving"))
+            if self._live is None:
+                self._live = _live(self)
+                self._live.start()
+        try:
+            yield show
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._live.stop()
+                    self._live = None
+                    self._rows.clear()
 
-    def left(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0 and self._shown is not None:
-                self._shown.stop()
-                self._shown = None
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        """The rows as they stand; called in the thread that refreshes the terminal."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
 
-    @staticmethod
-    def _make() -> RichProgress:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        return Progress(
-            TextColumn("{task.description}"),
-            TextColumn("[cyan]{task.fields[stage]}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-
-
-class _Bar:
-    """One load's bar."""
-
-    def __init__(self, bars: _Bars, shown: RichProgress, task: TaskID) -> None:
-        self._bars = bars
-        self._shown = shown
-        self._task = task
-
-    def __enter__(self) -> OnProgress:
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.left()
-
-    def _show(self, event: Progress) -> None:
-        self._shown.update(
-            self._task,
-            total=event.bytes_total or None,
-            completed=event.bytes_done,
-            stage=event.stage,
-        )
+        events = list(self._rows.values())
+        room = (options.max_height or console.height) - 2
+        if len(events) > room:
+            # What moves is worth its line; what is told by the total alone is not.
+            events = sorted(events, key=lambda event: event.stage == "ready")[:room]
+        rows: list[tuple[str, str, Progress]] = [(event.model, event.stage, event) for event in events]
+        if len(self._rows) > 1:
+            rows.append((f"{len(self._rows)} models", "", total(list(self._rows.values()))))
+        table = Table.grid(padding=(0, 1))
+        for text in ("left", "left", "left", "right", "right", "right"):
+            table.add_column(justify=text, no_wrap=True)
+        for name, stage, event in rows:
+            bar = ProgressBar(event.bytes_total or None, event.bytes_done, width=24, pulse=not event.bytes_total)
+            table.add_row(name, stage, bar, *amounts(event))
+        yield table
 
 
-_bars = _Bars()
+def total(events: Sequence[Progress]) -> Progress:
+    """All loads as one: the sum of their bytes, files and rates."""
+    rate = sum(event.bytes_per_second for event in events)
+    left = sum(event.bytes_total - event.bytes_done for event in events)
+    return Progress(
+        "",
+        "ready" if all(event.stage == "ready" for event in events) else "downloading",
+        sum(event.bytes_done for event in events),
+        sum(event.bytes_total for event in events),
+        rate,
+        left / rate if rate else None,
+        sum(event.files_done for event in events),
+        sum(event.files_total for event in events),
+    )
+
+
+def amounts(event: Progress) -> tuple[str, str, str]:
+    """Bytes, rate and time left, each empty where it is not known."""
+    return (
+        f"{size(event.bytes_done)} of {size(event.bytes_total)}" if event.bytes_total else "",
+        f"{size(event.bytes_per_second)}/s" if event.bytes_per_second else "",
+        "" if event.seconds_left is None else f"{event.seconds_left:.0f} s left",
+    )
+
+
+def _live(shown: _Table) -> Live:
+    from rich.console import Console
+    from rich.live import Live
+
+    return Live(shown, console=Console(stderr=True), refresh_per_second=8)
+
+
+_table = _Table()

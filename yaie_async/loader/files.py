@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from yaie_async.build.request import BuildRequest
 from yaie_async.core.plan import Plan, PlannedFile, RepoFile, Wanted, WeightRules, choose
 from yaie_async.core.progress import Meter
 from yaie_async.core.threads import run_owned
+from yaie_async.fetch.selection import Patterns, choose_files, fetch_chosen
 from yaie_async.fetch.session import Session
-from yaie_async.fetch.snapshot import Need, Resolution, ensure, listing_for, resolve
+from yaie_async.fetch.snapshot import Need, Resolution, bytes_missing, ensure, listing_for, resolve
 from yaie_async.loader.source import Directory, find_source
 from yaie_async.store.access import free_bytes
 from yaie_async.store.cache import RepoCache, files_below
@@ -64,6 +65,32 @@ class HubFiles:
             meter=meter,
             on_small=on_small,
         )
+
+    async def missing(self, session: Session, patterns: Patterns | None) -> tuple[HubFiles, Mapping[Path, int]]:
+        """What a prefetch would fetch, bytes by blob, and this with its listing: so that it is asked for once.
+
+        **Raises:** as `prefetch`.
+        """
+        files: tuple[RepoFile, ...]
+        if patterns is None:
+            need = Need(weights=True, code=self.code, rules=self.rules)
+            listing, wanted = await listing_for(session, self.cache, self.resolution, need)
+            files = wanted.files
+        else:
+            listing, files = await choose_files(session, self.cache, self.resolution, patterns)
+        missing = await run_owned(partial(bytes_missing, self.cache, self.commit, files), name="disk")
+        return replace(self, resolution=replace(self.resolution, listing=listing)), missing
+
+    async def prefetch(self, session: Session, meter: Meter, patterns: Patterns | None) -> Path:
+        """What a load needs, or what the patterns choose.
+
+        **Raises:** as `ensure`; InvalidArgumentError when no file matches.
+        """
+        if patterns is None:
+            return await self.ensure(session, meter, weights=True)
+        _, files = await choose_files(session, self.cache, self.resolution, patterns)
+        await fetch_chosen(session, self.cache, self.commit, files, revision=self.revision, meter=meter)
+        return self.cache.snapshot(self.commit)
 
     def config(self) -> dict[str, Any] | None:
         """The parsed config.json, once it is in the cache."""
@@ -128,6 +155,14 @@ class DirectoryFiles:
             meter.cached(size)
         on_small()
         return self.path
+
+    async def missing(self, _session: Session, _patterns: Patterns | None) -> tuple[DirectoryFiles, Mapping[Path, int]]:
+        """Nothing is ever fetched."""
+        return self, {}
+
+    async def prefetch(self, session: Session, meter: Meter, _patterns: Patterns | None) -> Path:
+        """The directory itself, as `ensure`: patterns choose among what is fetched, and nothing is."""
+        return await self.ensure(session, meter, weights=True)
 
     def config(self) -> dict[str, Any] | None:
         config = self._json("config.json")

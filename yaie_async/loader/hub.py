@@ -6,6 +6,7 @@ This module and `model_loader` import nothing heavy: the layers below are import
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -122,7 +123,8 @@ class Hub:
             # In a thread: imports huggingface_hub, reads the token, loads certificates. What loaders import
             # on the loop's thread later is there by then.
             import yaie_async.loader.display
-            import yaie_async.loader.files  # noqa: F401
+            import yaie_async.loader.files
+            import yaie_async.loader.prefetch  # noqa: F401
             from yaie_async.fetch.retry import RetryPolicy
             from yaie_async.fetch.session import Session
             from yaie_async.fetch.settings import read_settings
@@ -158,43 +160,47 @@ class Hub:
             raise ClosedHubError("This Hub is not open. Use it inside `async with Hub() as hub:`.")
         return session
 
-    async def prefetch(self, *models: str) -> dict[str, Path]:
+    async def prefetch(
+        self,
+        *models: str,
+        revision: str | None = None,
+        include: str | Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
+        trust_remote_code: bool = False,
+        allow_pickle: bool = True,
+    ) -> dict[str, Path]:
         """Fetch the snapshots of all `models` at once, within one budget; return model -> snapshot folder.
 
-        A model that is named twice is fetched once. One that fails does not stop the others.
+        No body is asked for before all are planned and the disk has room for all. A model that is named twice is
+        fetched once. One that fails does not stop the others.
+
+        Args:
+            models: Hub ids or directories; `org/name@revision` names a revision of its own.
+            revision: of the models that name none.
+            include, exclude: patterns as `hf download` has them (fnmatch, over all files of the repository). With
+                one of them exactly the files that match are fetched: whether that is enough for a load is not asked.
+                Without, a snapshot is whole: it loads without the network.
+            trust_remote_code, allow_pickle: as for `ModelLoader`: whether `.py` files are fetched, and pickles.
 
         **Cancellation:** finished files stay and are not fetched again.
 
         **Raises:** PrefetchError at the end, with the failures and with what succeeded; of a single model, its
-        own error.
+        own error. Where there is no room for all: DiskFullError for each, and nothing is fetched.
         """
         async with self:
-            from yaie_async.core.errors import LoaderError, PrefetchError
-            from yaie_async.loader.model_loader import ModelLoader
+            from yaie_async.fetch.selection import Patterns
+            from yaie_async.loader.prefetch import Prefetch
 
-            snapshots: dict[str, Path] = {}
-            failures: dict[str, LoaderError] = {}
-
-            async def one(model: str) -> None:
-                try:
-                    snapshots[model] = await ModelLoader(model, hub=self).prefetch()
-                except LoaderError as error:
-                    failures[model] = error
-
-            async with task_group() as group:
-                for model in dict.fromkeys(models):
-                    group.start_soon(one, model)
-            if failures and len(snapshots) + len(failures) == 1:
-                raise failures.popitem()[1]
-            if failures:
-                failures = {model: failures[model] for model in models if model in failures}
-                told = "; ".join(f"{model}: {error}" for model, error in failures.items())
-                raise PrefetchError(
-                    f"{len(failures)} of {len(failures) + len(snapshots)} models could not be fetched. {told}",
-                    failures=failures,
-                    snapshots=snapshots,
-                )
-            return {model: snapshots[model] for model in models}
+            patterns = Patterns(*(((p,) if isinstance(p, str) else tuple(p)) for p in (include, exclude)))
+            prefetch = Prefetch(
+                self,
+                models,
+                revision=revision,
+                patterns=patterns if include or exclude else None,
+                trust_remote_code=trust_remote_code,
+                allow_pickle=allow_pickle,
+            )
+            return await prefetch.run()
 
 
 def invalid_argument(message: str) -> Exception:

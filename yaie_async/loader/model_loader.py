@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from yaie_async.build.request import BuildRequest
     from yaie_async.core.plan import Plan
+    from yaie_async.fetch.selection import Patterns
     from yaie_async.fetch.session import Session
     from yaie_async.loader.files import ModelFiles
 
@@ -154,6 +155,22 @@ class ModelLoader:
             meter.stage("ready")
             return folder
 
+    async def prefetch_as(
+        self, name: str, patterns: Patterns | None, planned: Callable[[Mapping[Path, int]], Awaitable[None]]
+    ) -> Path:
+        """`prefetch` for `Hub.prefetch`: under the name that was asked for, and no body before `planned` returns.
+
+        `planned` is told how many bytes are missing, by blob. With `patterns` they choose the files.
+
+        **Cancellation and errors:** as `prefetch`, and what `planned` raises.
+        """
+        async with self._working(name=name) as (session, found, meter):
+            files, missing = await found.missing(session, patterns)
+            await planned(missing)
+            folder = await files.prefetch(session, meter, patterns)
+            meter.stage("ready")
+            return folder
+
     async def plan(self) -> Plan:
         """What `load` would fetch and need, told without fetching a file.
 
@@ -235,12 +252,14 @@ class ModelLoader:
         }
 
     @asynccontextmanager
-    async def _working(self, *, quiet: bool = False) -> AsyncIterator[tuple[Session, ModelFiles, Meter]]:
+    async def _working(
+        self, *, quiet: bool = False, name: str | None = None
+    ) -> AsyncIterator[tuple[Session, ModelFiles, Meter]]:
         """An open Hub's session, the files of this loader, and a meter that is reported to whoever watches."""
         from yaie_async.build.responsive import quick_switching
         from yaie_async.loader.display import watching
 
-        meter = Meter(self.model)
+        meter = Meter(name or self.model)
         switching = quick_switching() if self._responsive else nullcontext()
         async with self._hub() as hub:
             watched = nullcontext() if quiet else watching(meter, self._on_progress or hub.on_progress)

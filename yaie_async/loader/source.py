@@ -49,6 +49,38 @@ def find_source(model: str | os.PathLike[str], revision: str | None) -> Director
             "for a model on the Hub give its id (org/name).",
             model=name,
         )
+    return _hub_model(name, revision)
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """A model and its revision out of "org/name@revision"; None where it names none. A path is never split.
+
+    Raises:
+        InvalidArgumentError: for a revision that is empty.
+    """
+    model, at, revision = name.partition("@")
+    if not at or name.startswith((".", "~", os.sep)):
+        return name, None
+    if not revision:
+        raise InvalidArgumentError(
+            f"{name!r} names no revision after its @. Give a branch, a tag or a commit hash, or leave the @ out.",
+            model=model,
+        )
+    return model, revision
+
+
+def check_model_name(name: str) -> None:
+    """Refuse what can be neither a directory nor "org/name@revision". Looks at nothing but the name.
+
+    Raises:
+        InvalidArgumentError.
+    """
+    model, revision = split_revision(name)
+    if not name.startswith((".", "~", os.sep)):
+        _hub_model(model, revision)
+
+
+def _hub_model(name: str, revision: str | None) -> HubModel:
     try:
         validate_repo_id(name)
     except HFValidationError as error:

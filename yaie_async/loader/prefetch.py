@@ -1,0 +1,127 @@
+"""Several models within one Hub: all of them planned first, then fetched together."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from yaie_async.core.errors import DiskFullError, LoaderError, PrefetchError
+from yaie_async.core.tasks import task_group
+from yaie_async.core.threads import run_owned
+from yaie_async.loader.display import size
+from yaie_async.loader.model_loader import ModelLoader
+from yaie_async.loader.source import split_revision
+from yaie_async.store.access import free_bytes
+
+if TYPE_CHECKING:
+    from yaie_async.fetch.selection import Patterns
+    from yaie_async.loader.hub import Hub
+
+logger = logging.getLogger("yaie_async")
+
+
+class Prefetch:
+    """One call of `Hub.prefetch`.
+
+    Args:
+        hub: an open Hub.
+        names: the models, as they were asked for.
+        revision: of those that name none of their own.
+        patterns: which files; None for what a load needs.
+        options: more arguments of each `ModelLoader`.
+    """
+
+    def __init__(
+        self, hub: Hub, names: Sequence[str], *, revision: str | None, patterns: Patterns | None, **options: Any
+    ) -> None:
+        self._hub = hub
+        self._names = tuple(dict.fromkeys(names))
+        self._patterns = patterns
+        self._options = options
+        self._snapshots: dict[str, Path] = {}
+        self._failures: dict[str, LoaderError] = {}
+        # By what they stand for: "gpt2" and "gpt2@main" are one model, whose bytes count once.
+        self._models: dict[tuple[str, str], list[str]] = {}
+        for name in self._names:
+            try:
+                model, own = split_revision(name)
+            except LoaderError as error:
+                self._failures[name] = error
+            else:
+                self._models.setdefault((model, own or revision or "main"), []).append(name)
+        self._unplanned = set(self._models)
+        self._all_planned = anyio.Event()
+        self._go = anyio.Event()
+        self._missing: dict[Path, int] = {}  # bytes to fetch, by blob
+        self._full: DiskFullError | None = None
+
+    async def run(self) -> dict[str, Path]:
+        """Fetch them; return name -> snapshot folder.
+
+        **Cancellation:** finished files stay and are not fetched again.
+
+        **Raises:** PrefetchError at the end, if one failed; of a single model, its own error.
+        """
+        async with task_group() as group:
+            for model, revision in self._models:
+                group.start_soon(self._one, model, revision)
+            if self._models:
+                await self._all_planned.wait()
+                await self._check_room()
+            self._go.set()
+        snapshots = {name: self._snapshots[name] for name in self._names if name in self._snapshots}
+        failures = {name: self._failures[name] for name in self._names if name in self._failures}
+        if not failures:
+            return snapshots
+        if len(self._models) <= 1 and len(set(failures.values())) == 1:
+            raise failures[self._names[0]]
+        told = "; ".join(f"{name}: {error}" for name, error in failures.items())
+        raise PrefetchError(
+            f"{len(failures)} of {len(self._names)} models could not be fetched. {told}",
+            failures=failures,
+            snapshots=snapshots,
+        )
+
+    async def _one(self, model: str, revision: str) -> None:
+        names = self._models[model, revision]
+        try:
+            loader = ModelLoader(model, revision=revision, hub=self._hub, **self._options)
+            snapshot = await loader.prefetch_as(names[0], self._patterns, partial(self._planned, (model, revision)))
+            self._snapshots |= dict.fromkeys(names, snapshot)
+        except LoaderError as error:
+            self._failures |= dict.fromkeys(names, error)
+        finally:
+            self._count((model, revision))  # one that failed before it was planned is not waited for
+
+    def _count(self, planned: tuple[str, str]) -> None:
+        self._unplanned.discard(planned)
+        if not self._unplanned:
+            self._all_planned.set()
+
+    async def _planned(self, which: tuple[str, str], missing: Mapping[Path, int]) -> None:
+        """Add what a model lacks, and hold its first body back until there is room for all."""
+        self._missing.update(missing)
+        self._count(which)
+        await self._go.wait()
+        if self._full is not None:
+            raise copy.copy(self._full)
+
+    async def _check_room(self) -> None:
+        root = self._hub.session.settings.cache_dir
+        needed, free = sum(self._missing.values()), await run_owned(partial(free_bytes, root), name="disk")
+        if needed > free:
+            self._full = DiskFullError(
+                f"Together the models need {needed:,} more bytes at {root} and {free:,} are free. Nothing was fetched. "
+                "Free some space, leave a model out, or set HF_HUB_CACHE (or cache_dir) to another disk.",
+                needed=needed,
+                free=free,
+                path=str(root),
+            )
+        elif len(self._models) > 1:
+            logger.info("%d models: %s to fetch, %s free", len(self._models), size(needed), size(free))
