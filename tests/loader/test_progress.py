@@ -7,8 +7,9 @@ import anyio
 import pytest
 
 from tests.loader.conftest import Put
-from tests.support.faults import Corrupt, Cut, IgnoreRange, Status
+from tests.support.faults import Corrupt, Cut, IgnoreRange, Stall, Status
 from tests.support.hub import HubServer
+from tests.support.waiting import until
 from yaie_async import HubUnavailableError, ModelLoader, Progress
 from yaie_async.core.progress import INTERVAL
 
@@ -73,3 +74,22 @@ async def test_a_callback_that_fails_does_not_stop_the_load(
     loader = ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path, on_progress=fail)
     assert (await loader.prefetch()).exists()
     assert caplog.text.count("ValueError: mine") == 1
+
+
+async def test_progress_can_be_looked_at(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """Without a callback: nothing before the first load, then the state of the moment, which is that of the events."""
+    put_fake("org/big")
+    stall = Stall(1 << 20)
+    hub.faults.add(stall, path="^/cdn/")
+    events: list[Progress] = []
+    loader = ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path, on_progress=events.append)
+    assert loader.progress is None
+    async with anyio.create_task_group() as group:
+        group.start_soon(loader.prefetch)
+        await until(lambda: loader.progress is not None and loader.progress.bytes_done >= 1 << 20)
+        assert loader.progress is not None
+        assert loader.progress.stage == "downloading"
+        assert loader.progress.bytes_done < loader.progress.bytes_total
+        stall.gate.open()
+    assert loader.progress == events[-1]
+    assert loader.progress.fraction == 1.0

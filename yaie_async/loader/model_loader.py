@@ -14,7 +14,7 @@ import anyio
 import anyio.lowlevel
 
 from yaie_async.build.arguments import check_model_kwargs
-from yaie_async.core.progress import Meter, OnProgress
+from yaie_async.core.progress import Meter, OnProgress, Progress
 from yaie_async.core.tasks import SharedCall, task_group
 from yaie_async.core.threads import run_detached
 from yaie_async.loader.hub import Hub, invalid_argument
@@ -95,6 +95,7 @@ class ModelLoader:
         self._responsive = responsive
         self._on_progress = on_progress
         self._model_kwargs = model_kwargs
+        self._meter: Meter | None = None
         self._files: SharedCall[ModelFiles] = SharedCall()
         self._built_model: SharedCall[PreTrainedModel] = SharedCall()
         self._built_tokenizer: SharedCall[PreTrainedTokenizerBase] = SharedCall()
@@ -108,6 +109,14 @@ class ModelLoader:
         """The 40-hex commit that all files come from; None before it is resolved, and for a directory."""
         files = self._files.result
         return files.commit if files else None
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the load is at this moment, or where the last one ended; None before the first.
+
+        For whoever looks now and then: it needs no `on_progress`, and takes none from its owner.
+        """
+        return self._meter.snapshot() if self._meter else None
 
     async def load_model(self) -> PreTrainedModel:
         """The model, in evaluation mode, of the dtype asked for, on the devices of its device map.
@@ -260,6 +269,8 @@ class ModelLoader:
         from yaie_async.loader.display import watching
 
         meter = Meter(name or self.model)
+        if not quiet:
+            self._meter = meter
         switching = quick_switching() if self._responsive else nullcontext()
         async with self._hub() as hub:
             watched = nullcontext() if quiet else watching(meter, self._on_progress or hub.on_progress)
