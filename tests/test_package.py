@@ -39,6 +39,19 @@ print(json.dumps([name for name in {_HEAVY!r} if name in sys.modules]))
     assert in_a_new_process(code) == []
 
 
+def test_warming_up_needs_no_framework() -> None:
+    """`yaie_async.asgi` imports none, nor a server; in this process they are as if not installed."""
+    code = f"""
+for name in ("starlette", "fastapi", "uvicorn"):
+    sys.modules[name] = None
+from yaie_async import ModelLoader
+from yaie_async.asgi import Warmup
+Warmup(chat=ModelLoader("org/name"))
+print(json.dumps([name for name in {_HEAVY!r} if name in sys.modules]))
+"""
+    assert in_a_new_process(code) == []
+
+
 def test_what_the_import_costs() -> None:
     """Beside `import anyio, httpx`, which an async app has anyway. Printed; only an import of torch would fail it."""
     code = """

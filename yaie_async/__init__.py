@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         TokenizerError,
         TokenMissingError,
         UnsafeFileError,
+        WarmupError,
     )
     from yaie_async.core.plan import Plan, PlannedFile
     from yaie_async.core.progress import Progress
@@ -74,6 +75,7 @@ __all__ = [
     "TokenMissingError",
     "TokenizerError",
     "UnsafeFileError",
+    "WarmupError",
 ]
 
 

@@ -39,6 +39,7 @@ EXAMPLES: list[errors.LoaderError] = [
     errors.TokenizerError("x", model="org/name"),
     errors.UnsafeFileError("x", model="org/name", file="../f"),
     errors.ClosedHubError("x"),
+    errors.WarmupError("x", model="org/name"),
     errors.PrefetchError("x", failures={"a": errors.OfflineError("y", model="a")}, snapshots={"b": Path("/b")}),
 ]
 
@@ -60,6 +61,7 @@ BASES: dict[type[errors.LoaderError], tuple[type[BaseException], ...]] = {
     errors.TokenizerError: (ValueError,),
     errors.UnsafeFileError: (ValueError,),
     errors.ClosedHubError: (RuntimeError,),
+    errors.WarmupError: (errors.LoaderError,),
     errors.PrefetchError: (ExceptionGroup,),
 }
 

@@ -18,6 +18,7 @@ LoaderError
 ├── TokenizerError            the tokenizer can't be built; also ValueError
 ├── UnsafeFileError           path traversal, pickle or code that was not consented to; also ValueError
 ├── ClosedHubError            a Hub used outside its block, loop or process; also RuntimeError
+├── WarmupError               a model of a warm-up was not ready: its deadline, or the server's end
 └── PrefetchError             several models failed: an ExceptionGroup with what succeeded
 
 Where huggingface_hub has a class for it, ours inherits from that too, so that handlers which people
@@ -275,6 +276,10 @@ class UnsafeFileError(LoaderError, ValueError):
 
 class ClosedHubError(LoaderError, RuntimeError):
     """Raised when a Hub is used outside its block, from another event loop, or after a fork."""
+
+
+class WarmupError(LoaderError):
+    """Raised when a model of a warm-up is not there: the deadline passed, or the server was told to stop."""
 
 
 class PrefetchError(LoaderError, ExceptionGroup[LoaderError]):

@@ -1,0 +1,66 @@
+"""A warm-up of tiny models on a hub of this machine, asked as a server asks it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support import models
+from tests.support.hub import HubServer
+from yaie_async import ModelLoader
+from yaie_async.asgi import Warmup
+
+MakeLoader = Callable[..., ModelLoader]
+Put = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with its tokenizer."""
+    directory = tmp_path_factory.mktemp("tiny")
+    models.llama(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in 34 MB: long enough to be watched while it arrives."""
+    directory = tmp_path_factory.mktemp("large")
+    models.llama(directory, hidden=1024)
+    return directory
+
+
+@pytest.fixture
+def put(hub_root: Path, tiny: Path) -> Put:
+    """Puts the tiny model on the hub: `put("org/name")`."""
+    return lambda name: Path(shutil.copytree(tiny, hub_root / name))
+
+
+@pytest.fixture
+def put_large(hub_root: Path, large: Path) -> Put:
+    return lambda name: Path(shutil.copytree(large, hub_root / name))
+
+
+@pytest.fixture
+def loader(hub: HubServer, tmp_path: Path) -> MakeLoader:
+    """A loader for a model of the hub, with a cache of the test's own."""
+
+    def make(name: str = "org/name", **options: Any) -> ModelLoader:
+        return ModelLoader(name, endpoint=hub.url, cache_dir=tmp_path / "cache", **options)
+
+    return make
+
+
+@asynccontextmanager
+async def asked(warmup: Warmup) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the warm-up's app, without a server between."""
+    # The tests' own httpx drives the app on this very loop.
+    transport = httpx.ASGITransport(warmup.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        yield client

@@ -1,0 +1,225 @@
+"""What is served under the mount, asked by ASGI's own rules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.asgi.conftest import MakeLoader, Put, asked
+from tests.support.faults import Stall
+from tests.support.hub import HubServer
+from yaie_async.asgi import Warmup, events
+from yaie_async.asgi.page import PAGE, POLICY
+
+pytestmark = pytest.mark.anyio
+
+Message = MutableMapping[str, Any]
+
+
+@pytest.fixture
+def warmup(loader: MakeLoader, hub: HubServer) -> Warmup:
+    """Of a model that never arrives."""
+    hub.faults.add(Stall(-1), times=None)
+    return Warmup(chat=loader())
+
+
+def scope(path: str, root: str = "", method: str = "GET") -> Message:
+    return {"type": "http", "method": method, "path": path, "root_path": root, "headers": []}
+
+
+async def never() -> Message:
+    await anyio.sleep_forever()
+    raise AssertionError
+
+
+async def answers(warmup: Warmup, scope: Message, receive: Callable[[], Awaitable[Message]] = never) -> list[Message]:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await warmup.app(scope, receive, send)
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "status"),
+    [
+        ("/livez", "", 200),
+        ("/warmup/livez", "/warmup", 200),
+        ("/api/warmup/livez", "/api/warmup", 200),
+        ("/livez", "/stripped", 200),  # by a proxy, or a framework of old
+        ("/warmup/", "/warmup", 200),
+        ("/warmup", "/warmup", 307),
+        ("/", "", 200),
+        ("/warmuplivez", "/warmup", 404),
+        ("/livez/", "", 404),
+        ("/../livez", "", 404),
+    ],
+)
+async def test_paths_are_below_the_mount(warmup: Warmup, path: str, root: str, status: int) -> None:
+    """Wherever it is mounted; the bare mount leads to the page."""
+    start, _ = await answers(warmup, scope(path, root))
+    assert start["status"] == status
+    if status == 307:
+        assert dict(start["headers"])[b"location"] == b"/warmup/"
+
+
+async def test_only_reading(warmup: Warmup) -> None:
+    """POST is refused; HEAD is GET without the body, and of /events too, which has no end."""
+    start, _ = await answers(warmup, scope("/readyz", method="POST"))
+    assert (start["status"], dict(start["headers"])[b"allow"]) == (405, b"GET, HEAD")
+    async with warmup:
+        for path, code in (("/livez", 200), ("/readyz", 503), ("/status", 200), ("/", 200), ("/events", 200)):
+            start, body = await answers(warmup, scope(path, method="HEAD"))
+            assert (start["status"], body["body"]) == (code, b"")
+
+
+async def test_a_websocket_is_refused(warmup: Warmup) -> None:
+    async def connect() -> Message:
+        return {"type": "websocket.connect"}
+
+    assert await answers(warmup, {"type": "websocket", "path": "/events"}, connect) == [{"type": "websocket.close"}]
+
+
+async def test_it_has_a_lifespan_of_its_own(warmup: Warmup, hub: HubServer) -> None:
+    """A server that runs it by itself, or an app that hands its lifespan on, warms up without a request."""
+
+    async def events_of_a_server() -> Message:
+        if not started:
+            started.append(True)
+            return {"type": "lifespan.startup"}
+        await hub.until(lambda: hub.requests)
+        return {"type": "lifespan.shutdown"}
+
+    started: list[bool] = []
+    with anyio.fail_after(10):
+        told = await answers(warmup, {"type": "lifespan"}, events_of_a_server)
+    assert told == [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}]
+    hub.clear()
+
+
+async def test_the_page_needs_nothing_from_outside(warmup: Warmup) -> None:
+    """Its policy lets its own script and style run, and its own origin be asked, and nothing else."""
+    async with asked(warmup) as client:
+        answer = await client.get("/")
+    assert answer.content == PAGE
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = answer.headers["content-security-policy"]
+    assert policy == POLICY
+    assert policy.count("sha256-") == 2
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http://www.w3.org/2000/svg" in answer.text
+    assert answer.text.count("://") == 1
+
+
+class Reader:
+    """A client of /events that takes what it is sent only when told to."""
+
+    def __init__(self, warmup: Warmup) -> None:
+        self.warmup = warmup
+        self.sent: list[Message] = []
+        self.open = anyio.Event()
+        self.open.set()
+        self.left = anyio.Event()
+        self.ended = False
+
+    async def run(self) -> None:
+        await self.warmup.app(scope("/events"), self._receive, self._send)
+        self.ended = True
+
+    async def _receive(self) -> Message:
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        await self.open.wait()
+        self.sent.append(message)
+
+    @property
+    def text(self) -> str:
+        return b"".join(message.get("body", b"") for message in self.sent).decode()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line[6:]) for line in self.text.split("\n") if line.startswith("data: ")]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        with anyio.fail_after(10):
+            while not condition():
+                await anyio.sleep(0.002)
+
+
+async def test_events_come_at_once_and_on_change(loader: MakeLoader, hub: HubServer, put: Put) -> None:
+    """The first is the state of the moment, the last is ready; none is sent twice, and a client that leaves ends it."""
+    put("org/name")
+    stall = Stall(1000)
+    hub.faults.add(stall, path="^/cdn/")
+    warmup = Warmup(chat=loader())
+    async with warmup, anyio.create_task_group() as group:
+        reader = Reader(warmup)
+        start = anyio.current_time()
+        group.start_soon(reader.run)
+        await reader.until(lambda: reader.events)
+        assert anyio.current_time() - start < events.INTERVAL
+        assert dict(reader.sent[0]["headers"])[b"content-type"].startswith(b"text/event-stream")
+        assert reader.text.startswith("retry: 1000\n\ndata: ")
+        await reader.until(lambda: reader.events[-1]["stage"] == "downloading")
+        stall.gate.open()
+        await reader.until(lambda: reader.events[-1]["state"] == "ready")
+        told = [json.dumps(event) for event in reader.events]
+        assert all(one != other for one, other in zip(told, told[1:], strict=False))
+        fractions = [event["fraction"] for event in reader.events]
+        assert fractions == sorted(fractions)
+        reader.left.set()
+        await reader.until(lambda: reader.ended)
+        assert reader.sent[-1].get("more_body")
+
+
+async def test_a_quiet_stream_has_a_heartbeat(warmup: Warmup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comment, which no reader takes for an event."""
+    monkeypatch.setattr(events, "HEARTBEAT", 0.01)
+    async with warmup, anyio.create_task_group() as group:
+        reader = Reader(warmup)
+        group.start_soon(reader.run)
+        await reader.until(lambda: reader.text.endswith(":\n\n"))
+        reader.left.set()
+
+
+async def test_a_slow_reader_gets_the_newest_state(loader: MakeLoader, hub: HubServer, put: Put) -> None:
+    """While it does not read, nothing is kept for it: its next event is the state of then."""
+    put("org/name")
+    stall = Stall(0)
+    hub.faults.add(stall, path="^/cdn/")
+    warmup = Warmup(chat=loader())
+    async with warmup, anyio.create_task_group() as group:
+        reader = Reader(warmup)
+        group.start_soon(reader.run)
+        await reader.until(lambda: reader.events and reader.events[-1]["stage"] == "downloading")
+        reader.open = anyio.Event()
+        stall.gate.open()
+        await warmup["chat"]
+        await anyio.sleep(2 * events.INTERVAL)
+        count = len(reader.events)
+        reader.open.set()
+        await reader.until(lambda: reader.events[-1]["state"] == "ready")
+        # The one that was being sent when it stopped reading, and the newest.
+        assert len(reader.events) <= count + 2
+        reader.left.set()
+
+
+async def test_the_end_of_the_server_ends_the_stream(warmup: Warmup) -> None:
+    """A server that stops waits for its answers: this one ends by itself."""
+    async with anyio.create_task_group() as group:
+        reader = Reader(warmup)
+        async with warmup:
+            group.start_soon(reader.run)
+            await reader.until(lambda: reader.events)
+        with anyio.fail_after(1):
+            await reader.until(lambda: reader.ended)
+    assert reader.sent[-1] == {"type": "http.response.body", "body": b""}

@@ -1,0 +1,44 @@
+"""What is worth waiting for."""
+
+import pytest
+
+from yaie_async import (
+    DiskFullError,
+    GatedModelError,
+    HubUnavailableError,
+    ModelNotFoundError,
+    OfflineError,
+    StalledError,
+)
+from yaie_async.asgi.outage import wait_before_retry
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        HubUnavailableError("gave up", attempts=6),
+        HubUnavailableError("gave up", attempts=6, status=503),
+        HubUnavailableError("it asked for an hour", attempts=1, status=429),
+        StalledError("silence", attempts=2),
+    ],
+)
+def test_an_outage_is_waited_for(error: Exception) -> None:
+    """Longer each time, and a minute at most; a bit of chance keeps a fleet apart."""
+    assert [wait_before_retry(error, failures, 1.0) for failures in (1, 2, 3, 9)] == [2.0, 4.0, 8.0, 60.0]
+    assert wait_before_retry(error, 1, 0.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModelNotFoundError("no such model"),
+        GatedModelError("gated", status=403),
+        OfflineError("offline"),
+        DiskFullError("full", needed=2, free=1, path="/"),
+        HubUnavailableError("a certificate", attempts=1),
+        HubUnavailableError("HTTP 418", attempts=1, status=418),
+        ValueError("ours"),
+    ],
+)
+def test_what_waiting_does_not_cure_is_not(error: Exception) -> None:
+    assert wait_before_retry(error, 1, 1.0) is None

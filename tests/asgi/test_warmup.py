@@ -1,0 +1,310 @@
+"""Warmup from inside an app, on all event loops."""
+
+import logging
+import os
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.asgi.conftest import MakeLoader, Put, asked
+from tests.support.faults import Drip, Stall, Status
+from tests.support.hub import HubServer
+from tests.support.waiting import until
+from yaie_async import (
+    GatedModelError,
+    HubUnavailableError,
+    InvalidArgumentError,
+    LoaderError,
+    ModelLoader,
+    ModelNotFoundError,
+    WarmupError,
+)
+from yaie_async.asgi import Warmup, outage
+from yaie_async.fetch import metadata, retry
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures are tried again soon: configuration of policies that are tested by themselves."""
+    policy = retry.RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.02)
+    monkeypatch.setattr(metadata, "IMPATIENT", policy)
+    monkeypatch.setattr(retry, "RetryPolicy", lambda: policy)
+    monkeypatch.setattr(outage, "_POLICY", replace(outage._POLICY, first_wait=0.05, longest_wait=0.05))
+
+
+async def test_the_model_is_awaited(loader: MakeLoader, put: Put) -> None:
+    """In a block of one's own the models load in the background; each is awaited by its name, its tokenizer is there too."""
+    put("org/name")
+    put("org/other")
+    warmup = Warmup(chat=loader(), code=loader("org/other"))
+    async with warmup:
+        model = await warmup["chat"]
+        other, tokenizer = await warmup.loader("code").load()
+        assert type(model).__name__ == type(other).__name__ == "LlamaForCausalLM"
+        assert model is await warmup["chat"] is await warmup.loader("chat").load_model()
+        assert other is await warmup["code"]
+        assert tokenizer.pad_token is not None
+
+
+async def test_probes_tell_how_far_it_is(loader: MakeLoader, put: Put, hub: HubServer) -> None:
+    """Ready is 503 with stage, fraction and Retry-After while it loads, then 200; live is always 200."""
+    put("org/name")
+    stall = Stall(1000)
+    hub.faults.add(stall, path="^/cdn/")
+    warmup = Warmup(chat=loader())
+    async with warmup, asked(warmup) as client:
+        assert (await client.get("/livez")).text == "ok\n"
+        await until(lambda: (told := warmup.loader("chat").progress) and told.bytes_done >= 1000)
+        answer = await client.get("/readyz")
+        told = answer.json()
+        assert answer.status_code == 503
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert (told["state"], told["stage"]) == ("loading", "downloading")
+        assert 0 < told["fraction"] < 1
+        assert told["models"]["chat"]["bytes_total"] > told["models"]["chat"]["bytes_done"] >= 1000
+        assert (await client.get("/status")).status_code == 200
+        stall.gate.open()
+        await warmup["chat"]
+        answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["state"], answer.json()["fraction"]) == (200, "ready", 1.0)
+        assert "retry-after" not in answer.headers
+        status = (await client.get("/status")).json()["models"]["chat"]
+        assert status["bytes_done"] == status["bytes_total"] > 0
+        assert (status["stage"], status["error"], status["seconds_left"]) == ("ready", None, None)
+
+
+@pytest.mark.parametrize("use", ["/readyz", "/status", "await"])
+async def test_without_a_lifespan_the_first_use_begins(use: str, loader: MakeLoader, put: Put, hub: HubServer) -> None:
+    """Before it nothing is asked of the hub, and to be alive is no use."""
+    put("org/name")
+    warmup = Warmup(chat=loader())
+    async with asked(warmup) as client:
+        assert (await client.get("/livez")).status_code == 200
+        await anyio.sleep(0.05)
+        assert not hub.requests
+        if use == "await":
+            await warmup["chat"]
+        else:
+            await client.get(use)
+        await hub.until(lambda: hub.requests)
+        await warmup["chat"]
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_leaving_ends_the_loads_and_the_next_start_goes_on(
+    loader: MakeLoader, put_large: Put, hub: HubServer, tmp_path: Path
+) -> None:
+    """In mid-download it ends within a second, tells those who wait, and no byte that is there is fetched again."""
+    put_large("org/name")
+    hub.faults.add(Drip(12 << 20), path="^/cdn/", times=None)
+
+    def sent() -> int:
+        return sum(request.sent for request in hub.requests if request.path.startswith("/cdn/"))
+
+    warmup = Warmup(chat=loader())
+    failures: list[LoaderError] = []
+
+    async def wait() -> None:
+        try:
+            await warmup["chat"]
+        except LoaderError as error:
+            failures.append(error)
+
+    async with anyio.create_task_group() as group:
+        async with warmup:
+            group.start_soon(wait)
+            await hub.until(lambda: sent() > 12 << 20)
+            start = anyio.current_time()
+        assert anyio.current_time() - start < 1
+    assert isinstance(failures[0], WarmupError)
+    assert "org/name" in str(failures[0])
+    hub.faults.clear()
+    again = Warmup(chat=loader())
+    async with again:
+        await again["chat"]
+    size = sum(file.stat().st_size for file in (hub.root / "org/name").iterdir())
+    assert sent() < size + 8 * (4 << 20)
+
+
+async def test_a_failure_is_told_and_the_server_serves_on(loader: MakeLoader, put: Put) -> None:
+    """500 with the error, and every waiter has an instance of its own; the other models are not disturbed."""
+    put("org/name")
+    warmup = Warmup(chat=loader(), typo=loader("org/no-such-model"))
+    async with warmup, asked(warmup) as client:
+        errors = []
+        for _ in range(2):
+            with pytest.raises(ModelNotFoundError) as caught:
+                await warmup["typo"]
+            errors.append(caught.value)
+        assert errors[0] is not errors[1]
+        await warmup["chat"]
+        answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["state"], answer.json()["stage"]) == (500, "failed", "failed")
+        told = answer.json()["models"]
+        assert told["typo"]["error"] == str(errors[0])
+        assert (told["chat"]["state"], told["chat"]["error"]) == ("ready", None)
+        assert (await client.get("/livez")).status_code == 200
+
+
+async def test_a_gated_model_without_a_token(hub_root: Path, put: Put, tmp_path: Path) -> None:
+    """Not tried again: /readyz says what to do about it."""
+    put("org/gated")
+    with HubServer(hub_root, gated=("org/gated",)) as hub:
+        warmup = Warmup(chat=ModelLoader("org/gated", endpoint=hub.url, cache_dir=tmp_path / "cache"))
+        async with warmup, asked(warmup) as client:
+            with pytest.raises(GatedModelError):
+                await warmup["chat"]
+            assert "HF_TOKEN" in (await client.get("/readyz")).json()["models"]["chat"]["error"]
+
+
+@pytest.mark.usefixtures("quick_retries")
+async def test_an_outage_is_waited_for(loader: MakeLoader, put: Put, hub: HubServer) -> None:
+    """While the Hub is away the probe says so, with the error; when it is back the model loads."""
+    put("org/name")
+    hub.faults.add(Status(503), times=None)
+    warmup = Warmup(chat=loader())
+    async with warmup, asked(warmup) as client:
+        await until(lambda: warmup._run.get().status().stage == "retrying")  # type: ignore[union-attr]
+        answer = await client.get("/readyz")
+        assert answer.status_code == 503
+        assert "503" in answer.json()["models"]["chat"]["error"]
+        assert answer.json()["models"]["chat"]["retry_in"] is not None
+        hub.faults.clear()
+        await warmup["chat"]
+        assert (await client.get("/readyz")).json()["models"]["chat"]["error"] is None
+
+
+@pytest.mark.parametrize("why", ["slow", "away"])
+@pytest.mark.usefixtures("quick_retries")
+async def test_a_deadline(why: str, loader: MakeLoader, put: Put, hub: HubServer) -> None:
+    """A model that is not ready in time has failed, with what it was waiting for."""
+    put("org/name")
+    hub.faults.add(Stall(-1) if why == "slow" else Status(503), times=None)
+    warmup = Warmup({"chat": loader()}, deadline=0.5)
+    async with warmup, asked(warmup) as client:
+        with pytest.raises(WarmupError, match="within 0.5 s") as caught:
+            await warmup["chat"]
+        assert isinstance(caught.value.__cause__, HubUnavailableError) == (why == "away")
+        assert (await client.get("/readyz")).status_code == 500
+        hub.clear()
+
+
+async def test_a_dependency_waits_or_says_when_to_come_back(loader: MakeLoader, put: Put, hub: HubServer) -> None:
+    """503 with Retry-After while the model is not there; the model once it is, even to who does not want to wait."""
+    from starlette.exceptions import HTTPException
+
+    put("org/name")
+    stall = Stall(0)
+    hub.faults.add(stall, path="^/cdn/")
+    warmup = Warmup(chat=loader(), typo=loader("org/no-such-model"))
+    async with warmup:
+        for name in ("chat", "typo"):
+            with pytest.raises(HTTPException) as caught:
+                await warmup.dependency(name, wait=0.01)()
+            assert caught.value.status_code == 503
+            assert caught.value.headers is not None
+            assert int(caught.value.headers["Retry-After"]) >= 1
+            assert repr(name) in caught.value.detail
+        stall.gate.open()
+        model = await warmup.dependency("chat", wait=30)()
+        assert model is await warmup["chat"] is await warmup.dependency("chat", wait=0)()
+
+
+async def test_it_is_entered_twice(loader: MakeLoader, put: Put, hub: HubServer) -> None:
+    """By an app's lifespan and by a part of it: the outer one ends it."""
+    put("org/name")
+    warmup = Warmup(chat=loader())
+    async with warmup:
+        async with warmup.lifespan(object()):
+            pass
+        await warmup["chat"]
+    async with warmup:  # and once more after its end, as a test client does
+        await warmup["chat"]
+    assert len([request for request in hub.requests if request.path.startswith("/api/")]) == 1
+
+
+async def test_two_warmups_share_a_loader(loader: MakeLoader, put: Put, hub: HubServer) -> None:
+    """Two with one name are two warm-ups, and one loader in both loads once."""
+    put("org/name")
+    shared = loader()
+    one, two = Warmup(chat=shared), Warmup(chat=shared)
+    async with one, two:
+        assert await one["chat"] is await two["chat"]
+    assert sum(request.path.startswith("/cdn/") for request in hub.requests) == 1
+
+
+async def test_a_model_without_a_tokenizer(loader: MakeLoader, put: Put, caplog: pytest.LogCaptureFixture) -> None:
+    """It is loaded without one: an app may bring its own."""
+    for file in put("org/name").glob("*token*"):
+        file.unlink()
+    warmup = Warmup(chat=loader())
+    async with warmup:
+        assert await warmup["chat"] is not None
+    assert "no usable tokenizer" in caplog.text
+
+
+async def test_what_is_wrong_with_a_warmup(loader: MakeLoader) -> None:
+    """Told when it is made, or when a name is asked for that is none."""
+    one = loader()
+    with pytest.raises(InvalidArgumentError, match="two models are named 'chat'"):
+        Warmup({"chat": one}, chat=one)
+    with pytest.raises(InvalidArgumentError, match="at least one"):
+        Warmup()
+    with pytest.raises(InvalidArgumentError, match=re.escape("pass ModelLoader('gpt2')")):
+        Warmup(chat="gpt2")  # type: ignore[arg-type]
+    for deadline in (0, -1, float("nan")):
+        with pytest.raises(InvalidArgumentError, match="deadline"):
+            Warmup(chat=one, deadline=deadline)
+    with pytest.raises(InvalidArgumentError, match="on_failure"):
+        Warmup(chat=one, on_failure="panic")  # type: ignore[arg-type]
+    for ask in (lambda w: w["caht"], lambda w: w.loader("caht"), lambda w: w.dependency("caht")):
+        with pytest.raises(KeyError, match="there are: chat"):
+            ask(Warmup(chat=one))
+
+
+@pytest.fixture
+def handled() -> Iterator[list[int]]:
+    """SIGTERM as a server handles it: noted, and the loop goes on."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: seen.append(number))
+    yield seen
+    signal.signal(signal.SIGTERM, before)
+
+
+async def test_a_signal_to_stop_ends_it_before_the_server_does(
+    loader: MakeLoader, put: Put, hub: HubServer, handled: list[int]
+) -> None:
+    """A server waits for answers under way, so those that wait for a model end first; its handler has the signal too."""
+    put("org/name")
+    hub.faults.add(Stall(-1), path="^/cdn/", times=None)
+    handler = signal.getsignal(signal.SIGTERM)
+    warmup = Warmup(chat=loader())
+    async with warmup:
+        await hub.until(lambda: any(request.path.startswith("/cdn/") for request in hub.requests))
+        os.kill(os.getpid(), signal.SIGTERM)
+        with anyio.fail_after(1), pytest.raises(WarmupError):
+            await warmup["chat"]
+        assert handled == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is handler
+    hub.clear()
+
+
+async def test_a_failure_can_end_the_process(
+    loader: MakeLoader, handled: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a deploy would, by SIGTERM to itself, once, with a line in the log that says why."""
+    warmup = Warmup({"typo": loader("org/no-such-model"), "other": loader("org/neither")}, on_failure="exit")
+    async with warmup:
+        await until(lambda: handled)
+        await until(lambda: warmup._run.get().stopping)  # type: ignore[union-attr]
+    assert handled == [signal.SIGTERM]
+    (line,) = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert "on_failure is 'exit'" in line.getMessage()
+    assert "The Hub has no public model" in caplog.text

@@ -1,0 +1,9 @@
+"""ASGI's own types, as any framework has them: https://asgi.readthedocs.io/en/latest/specs/main.html."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
