@@ -250,3 +250,22 @@ def test_what_is_left_when_all_bytes_are_there_is_verifying() -> None:
     meter.add(1000)
     meter.stage("ready")
     assert meter.snapshot().stage == "ready"
+
+
+def test_waiting_is_the_stage_where_nothing_else_is_done() -> None:
+    """As long as one blob is at work the load is downloading; with others' blobs alone it waits, at no rate."""
+    clock = Clock()
+    meter = Meter("m", clock)
+    meter.stage("downloading")
+    meter.expect(total=1000, files=2)
+    with meter.waiting():
+        with meter.working():
+            meter.add(400)
+            assert meter.snapshot().stage == "downloading"
+        clock.now += 1
+        event = meter.snapshot()
+        assert (event.stage, event.bytes_per_second, event.seconds_left) == ("waiting", 0.0, None)
+        meter.stage("building")
+        assert meter.snapshot().stage == "building"
+        meter.stage("downloading")
+    assert meter.snapshot().stage == "downloading"

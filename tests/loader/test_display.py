@@ -43,6 +43,7 @@ def test_sizes_are_decimal(count: int, text: str) -> None:
             Progress("m", "downloading", 500, 2000, bytes_per_second=300.0, seconds_left=5.4),
             "m: downloading 500 B of 2.0 kB, 300 B/s, 5 s left",
         ),
+        (Progress("m", "waiting", 500, 2000), "m: waiting for another process"),
         (Progress("m", "building", 2000, 2000), "m: building"),
         (Progress("m", "ready", 2000, 2000), "m: ready"),
     ],

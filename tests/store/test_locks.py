@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,16 @@ def other(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 async def test_it_waits_for_another_process(anyio_backend: Any, path: Path, other: subprocess.Popen[str]) -> None:
     """While another process has it the loop runs on; it is ours soon after the other has died."""
-    turns, held = 0, anyio.Event()
+    turns, held, told = 0, anyio.Event(), []
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        told.append("waits")
+        yield
+        told.append("has it")
 
     async def take() -> None:
-        async with blob_lock(path):
+        async with blob_lock(path, waiting):
             held.set()
 
     async with anyio.create_task_group() as group:
@@ -81,9 +88,13 @@ async def test_it_waits_for_another_process(anyio_backend: Any, path: Path, othe
                 await anyio.sleep(0.002)
         assert turns > 20
         assert not held.is_set()
+        assert told == ["waits"]
         other.kill()
         with anyio.fail_after(5):
             await held.wait()
+        assert told == ["waits", "has it"]
+    async with blob_lock(path, waiting):
+        assert told == ["waits", "has it"]
 
 
 async def test_two_tasks_never_have_it_together(anyio_backend: Any, path: Path) -> None:

@@ -6,8 +6,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ import anyio
 
 from yaie_async.core.tasks import task_group
 
-Stage = Literal["resolving", "downloading", "verifying", "building", "ready"]
+Stage = Literal["resolving", "downloading", "waiting", "verifying", "building", "ready"]
 OnProgress = Callable[["Progress"], object]
 
 # Ten events a second are as many as a person or a log can use; the rate is an average over a few seconds
@@ -32,7 +32,8 @@ class Progress:
 
     Attributes:
         model: the repo id or directory, as it was asked for.
-        stage: "resolving", "downloading", "verifying", "building" or "ready".
+        stage: "resolving", "downloading", "waiting" (all that is missing is being fetched by another process),
+            "verifying", "building" or "ready".
         bytes_done: bytes of this load's files that are on disk, cached ones included.
         bytes_total: bytes of this load's files; 0 until the listing is known.
         bytes_per_second: average over the last five seconds of download, 0.0 where nothing arrives.
@@ -71,6 +72,7 @@ class Meter:
         self._files_done = 0
         self._files_total = 0
         self._fetched: deque[tuple[float, int]] = deque()
+        self._at_work = self._waiting = 0  # blobs
 
     def stage(self, stage: Stage) -> None:
         self._stage = stage
@@ -98,21 +100,42 @@ class Meter:
     def file_done(self) -> None:
         self._files_done += 1
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A blob is being fetched, or looked at, during the block."""
+        self._at_work += 1
+        try:
+            yield
+        finally:
+            self._at_work -= 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A blob is another process's during the block. Where nothing else is done that is the stage."""
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
     def snapshot(self) -> Progress:
         """The event of this moment."""
         now = self._clock()
+        stage = self._stage
+        if stage == "downloading" and self._waiting and not self._at_work:
+            stage = "waiting"
         rate = 0.0
         with self._lock:
             while self._fetched and now - self._fetched[0][0] > RATE_WINDOW:
                 self._fetched.popleft()
-            if self._stage == "downloading" and self._fetched:
+            if stage == "downloading" and self._fetched:
                 rate = sum(size for _, size in self._fetched) / max(now - self._fetched[0][0], INTERVAL)
         left = max(0, self._total - self._done)
         # The digests follow the bytes: once all of those are there, what is waited for is the rest of the digests.
-        verifying = self._stage == "downloading" and 0 < self._total <= self._done
+        verifying = stage == "downloading" and 0 < self._total <= self._done
         return Progress(
             model=self.model,
-            stage="verifying" if verifying else self._stage,
+            stage="verifying" if verifying else stage,
             bytes_done=min(self._done, self._total),
             bytes_total=self._total,
             bytes_per_second=rate,

@@ -87,21 +87,25 @@ class _Fetch:
         self._partial: Partial | None = None
 
     async def run(self) -> bool:
-        async with blob_lock(self._cache.lock(self._etag)):
-            if await self._is_there():
-                # A kill after the blob had its name may have left its map.
-                await run_owned(self._clean, name="clean")
-                self._meter.cached(self._size)
-                return False
-            try:
-                await self._own(self._claim)
-                fresh = await self._fill()
-            finally:
-                if self._partial is not None:
-                    await run_owned(self._keep, name="keep")
-            if fresh:
-                self._meter.file_done()
-            return fresh
+        async with blob_lock(self._cache.lock(self._etag), self._meter.waiting):
+            with self._meter.working():
+                return await self._under_lock()
+
+    async def _under_lock(self) -> bool:
+        if await self._is_there():
+            # A kill after the blob had its name may have left its map.
+            await run_owned(self._clean, name="clean")
+            self._meter.cached(self._size)
+            return False
+        try:
+            await self._own(self._claim)
+            fresh = await self._fill()
+        finally:
+            if self._partial is not None:
+                await run_owned(self._keep, name="keep")
+        if fresh:
+            self._meter.file_done()
+        return fresh
 
     async def _is_there(self) -> bool:
         """Whether the blob is linked, or lies there whole: what others wrote is verified before it is linked."""

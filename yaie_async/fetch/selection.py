@@ -21,7 +21,7 @@ from yaie_async.core.threads import run_owned
 from yaie_async.fetch.blob import fetch_blob
 from yaie_async.fetch.metadata import listing_of
 from yaie_async.fetch.session import Session
-from yaie_async.fetch.snapshot import Resolution, check_disk, completed, known_files, offline_error
+from yaie_async.fetch.snapshot import Resolution, check_disk, completed, known_files, offline_error, prepare
 from yaie_async.store.cache import RepoCache
 
 _PROOF = "tokenizer_config.json"
@@ -85,7 +85,13 @@ async def choose_files(
 
 
 async def fetch_chosen(
-    session: Session, cache: RepoCache, commit: str, files: tuple[RepoFile, ...], *, revision: str, meter: Meter
+    session: Session,
+    cache: RepoCache,
+    resolution: Resolution,
+    files: tuple[RepoFile, ...],
+    *,
+    revision: str,
+    meter: Meter,
 ) -> None:
     """Make the snapshot hold `files`, sizes known, each linked as soon as it is there.
 
@@ -93,6 +99,7 @@ async def fetch_chosen(
 
     **Raises:** every error of the fetch and store layers.
     """
+    commit = resolution.commit
     meter.expect(total=sum(file.size or 0 for file in files), files=len(files))
     missing = await run_owned(lambda: [f for f in files if not cache.has(commit, f.path)], name="cache")
     for file in files:
@@ -102,7 +109,7 @@ async def fetch_chosen(
         return
     meter.stage("downloading")
     await run_owned(partial(check_disk, cache, commit, files), name="disk")
-    await run_owned(partial(_prepare, cache, commit, revision), name="prepare")
+    await run_owned(partial(prepare, cache, commit, revision, resolution.replaces), name="prepare")
     open_files = anyio.CapacityLimiter(2 * session.max_connections)
     late: list[Callable[[], None]] = []
 
@@ -130,11 +137,6 @@ async def fetch_chosen(
         group.cancel_scope.cancel()
     new_config = any(file.path == "config.json" for file in missing)
     await run_owned(partial(_link_late, cache, commit, late, disprove=new_config), name="link")
-
-
-def _prepare(cache: RepoCache, commit: str, revision: str) -> None:
-    cache.prepare(commit)
-    cache.write_ref(revision, commit)
 
 
 def _has_all(cache: RepoCache, commit: str, files: Iterable[RepoFile]) -> bool:

@@ -167,7 +167,7 @@ class _Job:
         self._meter.stage("downloading")
         guess = await self._plan()
         await self._check_disk(guess.files)
-        await run_owned(partial(self._prepare, revision, replaces), name="prepare")
+        await run_owned(partial(prepare, self._cache, self._commit, revision, replaces), name="prepare")
         async with task_group() as group:
             group.start_soon(self._session.downloader.clock)
             async with task_group() as weights:
@@ -201,12 +201,6 @@ class _Job:
         if files:
             await run_owned(partial(check_disk, self._cache, self._commit, files), name="disk")
 
-    def _prepare(self, revision: str, replaces: str | None) -> None:
-        self._cache.prepare(self._commit)
-        # Whoever has asked the Hub since then knows better, and a loader may live for days.
-        if self._cache.commit_of(revision) == replaces:
-            self._cache.write_ref(revision, self._commit)
-
     async def _weight(self, file: RepoFile) -> None:
         with anyio.CancelScope() as scope:
             self._weights[file.path] = scope
@@ -238,6 +232,18 @@ class _Job:
             other.etag == file.etag and other.path != file.path and not self._cache.has(self._commit, other.path)
             for other in self._wanted.files
         )
+
+
+def prepare(cache: RepoCache, commit: str, revision: str, replaces: str | None) -> None:
+    """Make the folders of a fetch, and the ref, unless that has moved on from the commit that it `replaces`.
+
+    Raises:
+        CacheAccessError, DiskFullError: when they can't be made.
+    """
+    cache.prepare(commit)
+    # Whoever has asked the Hub since then knows better, and a loader may live for days.
+    if cache.commit_of(revision) == replaces:
+        cache.write_ref(revision, commit)
 
 
 async def listing_for(session: Session, cache: RepoCache, resolution: Resolution, need: Need) -> tuple[Listing, Wanted]:

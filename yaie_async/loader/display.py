@@ -68,10 +68,15 @@ class LogLines:
 
 def describe(event: Progress) -> str:
     """One line of text for an event."""
-    text = f"{event.model}: {event.stage}"
+    text = f"{event.model}: {stage_text(event)}"
     if event.bytes_total and event.stage in ("downloading", "verifying"):
         text += " " + ", ".join(filter(None, amounts(event)))
     return text
+
+
+def stage_text(event: Progress) -> str:
+    """The stage for a person."""
+    return "waiting for another process" if event.stage == "waiting" else event.stage
 
 
 def size(count: float) -> str:
@@ -126,7 +131,7 @@ class _Table:
         if len(events) > room:
             # What moves is worth its line; what is told by the total alone is not.
             events = sorted(events, key=lambda event: event.stage == "ready")[:room]
-        rows: list[tuple[str, str, Progress]] = [(event.model, event.stage, event) for event in events]
+        rows: list[tuple[str, str, Progress]] = [(event.model, stage_text(event), event) for event in events]
         if len(self._rows) > 1:
             rows.append((f"{len(self._rows)} models", "", total(list(self._rows.values()))))
         table = Table.grid(padding=(0, 1))

@@ -89,7 +89,7 @@ class HubFiles:
         if patterns is None:
             return await self.ensure(session, meter, weights=True)
         _, files = await choose_files(session, self.cache, self.resolution, patterns)
-        await fetch_chosen(session, self.cache, self.commit, files, revision=self.revision, meter=meter)
+        await fetch_chosen(session, self.cache, self.resolution, files, revision=self.revision, meter=meter)
         return self.cache.snapshot(self.commit)
 
     def config(self) -> dict[str, Any] | None:

@@ -6,8 +6,8 @@ Correctness never depends on it (some network file systems ignore it): it saves 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 import anyio
@@ -18,8 +18,12 @@ from yaie_async.store.access import cache_errors
 
 
 @asynccontextmanager
-async def blob_lock(path: Path) -> AsyncIterator[None]:
+async def blob_lock(
+    path: Path, waiting: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> AsyncIterator[None]:
     """Hold `.locks/<repo folder>/<etag>.lock` during the block. The file stays, as everyone expects.
+
+    While another process holds it, `waiting()` is entered.
 
     **Cancellation:** while waiting or holding: the lock is given back before control returns.
 
@@ -50,8 +54,10 @@ async def blob_lock(path: Path) -> AsyncIterator[None]:
                 path.unlink(missing_ok=True)  # as WeakFileLock does
 
     try:
-        while not await run_owned(attempt, name="lock"):  # noqa: ASYNC110 - flock tells nobody
-            await anyio.sleep(random.uniform(0.05, 0.25))  # noqa: S311 - spreads waiters, hides nothing
+        if not await run_owned(attempt, name="lock"):
+            with waiting():
+                while not await run_owned(attempt, name="lock"):  # noqa: ASYNC110 - flock tells nobody
+                    await anyio.sleep(random.uniform(0.05, 0.25))  # noqa: S311 - spreads waiters, hides nothing
         yield
     finally:
         await run_owned(release, name="unlock")
