@@ -76,8 +76,16 @@ class ModelState:
     def __init__(self) -> None:
         self.files = 0
         self.left = 0  # bytes neither there nor handed out
+        self.queued = 0  # bytes that its files lacked when they were added
+        self.small = 0  # of its files: those that are no weights
+        self.requests = 0  # ranges handed out and not given back
         self.handed = 0  # ranges so far, and those it was too late for
         self.waiting: list[FileState] = []  # with a gap, sorted by rank
+
+    def queue(self, missing: int) -> None:
+        """A file that lacks so many bytes comes; with a minus it goes."""
+        self.left += missing
+        self.queued += missing
 
 
 class FileState:
@@ -99,6 +107,11 @@ class FileState:
         return (1 if self._header_is_missing else 2), self.order
 
     @property
+    def missing(self) -> int:
+        """Bytes neither there nor handed out."""
+        return sum(stop - start for start, stop in self.gaps)
+
+    @property
     def _header_is_missing(self) -> bool:
         return bool(self.gaps) and self.gaps[0][0] < BLOCK
 
@@ -108,11 +121,12 @@ class FileState:
         starts = [start for start, _ in self.gaps[:1]] + running
         return min(starts, default=self.file.size)
 
-    def ranges_ahead(self) -> int:
-        """Ranges, running or finished, that end beyond the verified front."""
+    def finished_ahead(self) -> int:
+        """Finished ranges between the verified front and the next gap."""
         while self.finished and self.finished[0] <= self.verified:
             heapq.heappop(self.finished)
-        return len(self.finished) + len(self.running)
+        gap = self.gaps[0][0]
+        return sum(stop <= gap for stop in self.finished)
 
     def cut(self, nbytes: int) -> tuple[int, int]:
         """Take the next range out of the gaps: whole blocks, or the header alone."""

@@ -22,6 +22,7 @@ from yaie_async.fetch.ranges import FetchFile, FileState, ModelState, Range
 from yaie_async.store.blockmap import BLOCK
 
 LARGEST = 64 << 20  # of a request: what is thrown away when a signed URL or a peer goes bad is bounded by it
+_PER_REQUEST = 32 << 20  # bytes that a model's requests are for on average, at least
 GROWTH_SECONDS = 5.0
 SLOW_SECONDS = 5.0
 _SLOW_SHARE = 1 / 4
@@ -59,7 +60,8 @@ class Scheduler:
         state = FileState(file, model, self._added)
         self._files[file.key] = state
         model.files += 1
-        model.left += sum(stop - start for start, stop in state.gaps)
+        model.queue(state.missing)
+        model.small += not file.weights
         self._enqueue(state)
 
     def remove(self, key: Hashable) -> list[Range]:
@@ -69,7 +71,7 @@ class Scheduler:
         """
         state = self._files.pop(key)
         self._dequeue(state)
-        state.model.left -= sum(stop - start for start, stop in state.gaps)
+        state.model.queue(-state.missing)
         state.model.files -= 1
         if not state.model.files:
             del self._models[state.file.model]
@@ -90,6 +92,7 @@ class Scheduler:
         self._enqueue(state)
         state.model.left -= stop - start
         state.model.handed += 1
+        state.model.requests += 1
         handed_out = Range(state.file, start, stop, start, state, now)
         state.running.add(handed_out)
         self._running.add(handed_out)
@@ -132,6 +135,7 @@ class Scheduler:
             heapq.heappush(state.gaps, (of.position, of.stop))
             self._enqueue(state)
             state.model.left += of.stop - of.position
+            state.model.requests -= 1  # that it has to be asked for again is not by our choice
 
     def front(self, key: Hashable) -> int:
         """Up to where the file is written without a gap: its size, once it is complete."""
@@ -167,7 +171,9 @@ class Scheduler:
         for state in model.waiting:
             if not self._verify:
                 state.verified = state.front
-            if state.ranges_ahead() < self._max:
+            # Those that run are not counted: equal connections end their ranges at the same moment, and would
+            # then wait for the digest, all of them (8 connections idled a quarter of their time).
+            if state.finished_ahead() < self._max:
                 return state
         return None
 
@@ -175,7 +181,10 @@ class Scheduler:
         # What is left ÷ (2 × connections), where each connection is on average busy with another half of such
         # a range: those halves are in the 1.5, not in `left`. They come and go by chance, and with them two
         # equal models would be cut into different numbers of ranges.
-        return min(max(int(model.left / (1.5 * self._max)), BLOCK), LARGEST)
+        share = int(model.left / (1.5 * self._max))
+        # More where the requests would else be more than one for 32 MiB and one for each connection.
+        requests = -(-model.queued // _PER_REQUEST) + self._max + model.small - model.requests
+        return min(max(share, -(-model.left // max(1, requests)), BLOCK), LARGEST)
 
     def _enqueue(self, state: FileState) -> None:
         if not state.gaps:
