@@ -128,7 +128,7 @@ async def test_two_versions_are_not_spliced(hub: HubServer, weights: bytes, tmp_
 async def test_a_signed_url_that_runs_out_is_renewed(hub_root: Path, tmp_path: Path) -> None:
     """After a 403 from the CDN the Hub is asked for a new URL, and the file goes on."""
     content = put(hub_root, SIZE)
-    with HubServer(hub_root, url_lifetime=0.4) as hub:
+    with HubServer(hub_root, url_lifetime=0.2) as hub:
         async with opened(hub, tmp_path, max_bytes_per_second=14e6, max_connections=1) as one:
             snapshot = (await one.prefetch("org/big"))["org/big"]
         assert (snapshot / "model.safetensors").read_bytes() == content
