@@ -1,0 +1,183 @@
+"""The page in a browser: headless Chromium, with nothing between it and the warm-up but a server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.asgi.conftest import MakeLoader, Put
+from tests.support.faults import Drip, Stall, Status
+from tests.support.hub import HubServer
+from tests.support.programs import require_program
+from yaie_async.asgi import Warmup
+from yaie_async.localhub import running
+
+Open = Callable[..., Page]
+
+# What assistive technology is told of the bars, and what is read beside them, each time it changes.
+_RECORD = """() => {
+    window.seen = [];
+    window.read = [];
+    const note = () => {
+        for (const bar of document.querySelectorAll('[role=progressbar]')) {
+            const now = Number(bar.getAttribute('aria-valuenow'));
+            if (now !== window.seen.at(-1)) window.seen.push(now);
+        }
+        for (const line of document.querySelectorAll('.numbers')) window.read.push(line.textContent);
+    };
+    note();
+    new MutationObserver(note).observe(document.getElementById('models'), {subtree: true, childList: true, attributes: true});
+}"""
+
+
+@pytest.fixture(autouse=True)
+def no_blocking() -> None:
+    """Not watched here: playwright keeps a loop of its own "running" on this thread, which these tests may well block."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = require_program("chromium", "chromium")
+    with sync_playwright() as playwright:
+        # CI runs as root, and root has no sandbox.
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Open]:
+    """Opens a page; at the end nothing may be on its console, and it may have asked nobody but its own origin."""
+    said: list[str] = []
+    asked: list[str] = []
+    contexts = []
+    origin = ""
+
+    def visit(url: str, **options: Any) -> Page:
+        nonlocal origin
+        origin = url
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url + "/")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    # A connection that is lost is told by the browser itself.
+    assert [line for line in said if "ERR_" not in line] == []
+    assert [url for url in asked if not url.startswith((origin, "data:"))] == []
+
+
+def accessible(page: Page) -> None:
+    """axe-core finds nothing to complain about."""
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_it_follows_a_load_to_its_end(hub: HubServer, put_large: Put, loader: MakeLoader, visit: Open) -> None:
+    """The bar moves as the bytes arrive, with bytes, rate and time left beside it, and ends at 100."""
+    put_large("org/name")
+    stall = Stall(-1)
+    hub.faults.add(stall)
+    hub.faults.add(Drip(4 << 20), path="^/cdn/", times=None)
+    with running(Warmup(chat=loader()).app) as url:
+        page = visit(url)
+        bar = page.get_by_role("progressbar", name="chat")
+        expect(bar).to_have_attribute("aria-valuenow", "0")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Warming up")
+        expect(page.get_by_text("Looking it up", exact=True)).to_be_visible()
+        accessible(page)
+        page.evaluate(_RECORD)
+        stall.gate.open()
+        expect(page.get_by_text("Downloading", exact=True)).to_be_visible()
+        expect(page).to_have_title(re.compile(r"\d+ % · Warming up"))
+        accessible(page)
+        expect(bar).to_have_attribute("aria-valuenow", "100", timeout=30_000)
+        expect(bar).to_have_attribute("aria-valuetext", "100 percent, Ready")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Ready")
+        expect(page.get_by_text("1 of 1 model ready")).to_be_visible()
+        expect(page.get_by_role("status")).to_have_text("chat: Ready")
+        accessible(page)
+        seen, read = page.evaluate("[window.seen, window.read]")
+        assert seen == sorted(set(seen))
+        assert len(seen) > 3
+        assert any(re.fullmatch(r"[\d.]+ [kM]B of [\d.]+ MB · [\d.]+ [kM]B/s · \d+ s left", line) for line in read)
+
+
+def test_it_shows_an_error(hub: HubServer, put: Put, loader: MakeLoader, visit: Open) -> None:
+    """What failed and what to do about it, for the eye and for the ear; the other model is there all the same."""
+    put("org/name")
+    with running(Warmup(chat=loader(), typo=loader("org/no-such-model")).app) as url:
+        page = visit(url)
+        expect(page.get_by_role("progressbar", name="chat")).to_have_attribute("aria-valuenow", "100")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Failed")
+        expect(page.get_by_text("1 of 2 models ready, 1 failed")).to_be_visible()
+        card = page.get_by_role("listitem").filter(has_text="typo")
+        expect(card).to_contain_text("The Hub has no public model 'org/no-such-model'.")
+        expect(page.get_by_role("status")).to_contain_text("typo: Failed. The Hub has no public model")
+        accessible(page)
+
+
+def test_it_shows_an_outage(hub: HubServer, loader: MakeLoader, visit: Open) -> None:
+    """That the Hub is away, and when it is asked again."""
+    hub.faults.add(Status(429, {"Retry-After": "1000"}), times=None)
+    with running(Warmup(chat=loader()).app) as url:
+        page = visit(url)
+        expect(page.get_by_text("Hub unavailable", exact=True)).to_be_visible()
+        expect(page.get_by_text(re.compile(r"Next attempt in \d s"))).to_be_visible()
+        expect(page.get_by_role("listitem")).to_contain_text("The Hub limits your rate: wait")
+        accessible(page)
+
+
+def test_it_survives_a_lost_connection(hub: HubServer, put: Put, loader: MakeLoader, visit: Open) -> None:
+    """It says so, keeps what it knew, and goes on when the server is back: with what that one tells."""
+    put("org/name")
+    with running(Warmup(chat=loader(), old=loader()).app) as url:
+        page = visit(url)
+        expect(page.get_by_role("heading", level=1)).to_have_text("Ready")
+        expect(page.locator("#lost")).to_be_hidden()
+    expect(page.locator("#lost")).to_be_visible()
+    expect(page.get_by_role("status")).to_have_text("The connection is lost. Trying again…")
+    expect(page.get_by_role("progressbar", name="chat")).to_have_attribute("aria-valuenow", "100")
+    accessible(page)
+    with running(Warmup(chat=loader(), new=loader()).app, port=int(url.rsplit(":", 1)[1])):
+        expect(page.locator("#lost")).to_be_hidden()
+        expect(page.get_by_role("progressbar", name="new")).to_have_attribute("aria-valuenow", "100")
+        expect(page.get_by_role("progressbar")).to_have_count(2)
+        expect(page.get_by_role("status")).to_have_text("chat: Ready. new: Ready")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_the_dark(scheme: str, loader: MakeLoader, visit: Open) -> None:
+    """No scrolling sideways on the smallest of them, whatever a name is; colours that can be told apart."""
+    name = "a-name-" * 12
+    with running(Warmup({name: loader("org/no-such-model"), "<b>&": loader("org/" + "x" * 80)}).app) as url:
+        page = visit(url, viewport={"width": 320, "height": 640}, color_scheme=scheme, is_mobile=True, has_touch=True)
+        expect(page.get_by_text("0 of 2 models ready, 2 failed")).to_be_visible()
+        expect(page.get_by_role("heading", name="<b>&")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") == 320
+        accessible(page)
+
+
+def test_it_needs_no_mouse_and_no_motion(loader: MakeLoader, visit: Open) -> None:
+    """What can be followed is reached by Tab and shows that it is; nothing moves for who asked for that."""
+    with running(Warmup(chat=loader("org/no-such-model")).app) as url:
+        page = visit(url, reduced_motion="reduce")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Failed")
+        page.keyboard.press("Tab")
+        link = page.get_by_role("link", name="The same as JSON")
+        expect(link).to_be_focused()
+        assert link.evaluate("link => getComputedStyle(link).outlineStyle") == "solid"
+        assert page.locator(".fill").evaluate("fill => getComputedStyle(fill).transitionDuration") == "0s"
+        expect(link).to_have_attribute("href", "status")

@@ -1,0 +1,195 @@
+"""Warming up in real servers: their processes, their signals, their reloads."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.asgi.conftest import Put
+from tests.support.command import Command
+from tests.support.faults import Drip
+from tests.support.hub import HubServer
+from tests.support.web import GUNICORN, UVICORN, WebServer, web_server
+
+APP = """\
+import logging
+
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+
+from yaie_async import ModelLoader
+from yaie_async.asgi import Warmup
+
+logging.basicConfig(level=logging.INFO)
+warmup = Warmup(chat=ModelLoader("org/name"))
+wait_for_chat = warmup.dependency("chat", wait=60)
+
+
+async def chat(request):
+    model = await wait_for_chat()
+    return PlainTextResponse(type(model).__name__)
+
+
+app = Starlette(lifespan=warmup.lifespan, routes=[Route("/chat", chat), Mount("/warmup", warmup.app)])
+"""
+
+# What is fetched again after a stop in mid-download: at most a block for each connection.
+_AGAIN = 8 * (4 << 20)
+
+# Bytes a second for each of the eight connections: some seconds of download, of which a part is seen.
+_SLOW = Drip(1 << 20)
+
+
+def weights(hub: HubServer) -> int:
+    """Bytes of them that the hub has sent."""
+    return sum(request.sent for request in hub.requests if request.path.startswith("/cdn/"))
+
+
+class Background:
+    """A request in a thread: its answer, or how it failed."""
+
+    def __init__(self, url: str) -> None:
+        self.status = 0
+        self.body = ""
+        self._thread = threading.Thread(target=self._ask, args=(url,), daemon=True)
+        self._thread.start()
+
+    def _ask(self, url: str) -> None:
+        with httpx.stream("GET", url, timeout=60) as answer:
+            self.status = answer.status_code
+            for part in answer.iter_text():
+                self.body += part
+
+    def end(self) -> None:
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+def ready(server: WebServer) -> Callable[[], bool]:
+    return lambda: httpx.get(server.url + "/warmup/readyz").status_code == 200
+
+
+@pytest.fixture
+def command(hub: HubServer, tmp_path: Path, put_large: Put) -> Command:
+    """The environment and the folder of a server whose app warms up 34 MB."""
+    put_large("org/name")
+    (tmp_path / "app.py").write_text(APP)
+    return Command(tmp_path, hub.url)
+
+
+@pytest.mark.parametrize(
+    "server_command",
+    [UVICORN, (*UVICORN, "--lifespan", "off"), GUNICORN],
+    ids=["uvicorn", "uvicorn, lifespan off", "gunicorn"],
+)
+def test_a_stop_in_mid_download(server_command: tuple[str, ...], hub: HubServer, command: Command) -> None:
+    """It comes within a second, although a page is open and a request waits for the model; the next start goes on."""
+    hub.faults.add(_SLOW, path="^/cdn/", times=None)
+    with web_server(command.home, command.environment, *server_command) as server:
+        assert httpx.get(server.url + "/warmup/livez").status_code == 200
+        watcher, waiter = Background(server.url + "/warmup/events"), Background(server.url + "/chat")
+        server.until(lambda: "downloading" in watcher.body)
+        server.until(lambda: weights(hub) > 4 << 20)
+        assert httpx.get(server.url + "/warmup/readyz").status_code == 503
+        seconds = server.stop()
+        print(f"stopped in {seconds:.2f} s")
+        watcher.end()
+        waiter.end()
+        assert (watcher.status, waiter.status) == (200, 503)
+        assert "chat" in waiter.body
+        # A second on a quiet machine; the tests of others may run beside this one.
+        assert seconds < 3, server.text
+    sent = weights(hub)
+    size = (hub.root / "org/name/model.safetensors").stat().st_size
+    assert sent < size
+    hub.faults.clear()
+    if server_command == UVICORN:
+        with web_server(command.home, command.environment, *server_command) as server:
+            server.until(ready(server))
+            assert httpx.get(server.url + "/chat").text == "LlamaForCausalLM"
+            assert weights(hub) <= size + _AGAIN
+
+
+def test_a_reload_in_mid_download(hub: HubServer, command: Command) -> None:
+    """Under `--reload` a change of the code starts the server anew, and the download goes on where it stood."""
+    hub.faults.add(_SLOW, path="^/cdn/", times=None)
+    with web_server(command.home, command.environment, *UVICORN, "--reload") as server:
+        server.until(lambda: weights(hub) > 4 << 20)
+        (command.home / "app.py").write_text(APP + "# changed\n")
+        server.until(lambda: server.text.count("Started server process") == 2)
+        hub.faults.clear()
+        server.until(ready(server))
+    size = (hub.root / "org/name/model.safetensors").stat().st_size
+    assert weights(hub) <= size + _AGAIN
+
+
+@pytest.mark.parametrize("server_command", [UVICORN, GUNICORN], ids=["uvicorn", "gunicorn"])
+def test_a_failure_ends_the_process_that_should(
+    server_command: tuple[str, ...], hub: HubServer, tmp_path: Path
+) -> None:
+    """With on_failure="exit": by its own shutdown, with the reason in its log; gunicorn then starts another worker."""
+    app = APP.replace('loader("org/name")', "").replace(
+        'ModelLoader("org/name")', 'ModelLoader("no/such"), on_failure="exit"'
+    )
+    (tmp_path / "app.py").write_text(app)
+    command = Command(tmp_path, hub.url)
+    with web_server(tmp_path, command.environment, *server_command) as server:
+        if server_command == GUNICORN:
+            server.until(lambda: server.text.count("Booting worker") >= 2)
+            assert server.stop() < 10
+        else:
+            server.process.wait(60)
+            assert server.process.returncode == -signal.SIGTERM
+        server.stop()
+    assert "The Hub has no public model 'no/such'" in server.text
+    assert "on_failure is 'exit': this process ends" in server.text
+    assert "Application shutdown complete" in server.text
+
+
+class Reader:
+    """A client of /events that reads only at the end."""
+
+    def __init__(self, url: str) -> None:
+        address = urlsplit(url)
+        self.socket = socket.create_connection((address.hostname, address.port), timeout=30)
+        self.socket.sendall(b"GET /warmup/events HTTP/1.1\r\nHost: app\r\n\r\n")
+
+    def until(self, text: bytes) -> bytes:
+        with self.socket:
+            got = b""
+            while text not in got:
+                part = self.socket.recv(65536)
+                assert part, got
+                got += part
+            return got
+
+
+def test_a_probe_every_10_ms_and_500_readers(hub: HubServer, command: Command) -> None:
+    """From the first connection on there is an answer, 503 until it is 200, and every reader learns of it."""
+    with web_server(command.home, command.environment, *UVICORN) as server, httpx.Client(base_url=server.url) as client:
+        readers = [Reader(server.url) for _ in range(500)]
+        answers = []
+        while not answers or answers[-1].status_code != 200:
+            answers.append(client.get("/warmup/readyz"))
+            assert answers[-1].status_code in (200, 503), answers[-1].text
+            time.sleep(0.01)
+        fractions = [answer.json()["fraction"] for answer in answers]
+        assert fractions == sorted(fractions)
+        assert fractions[0] < fractions[-1] == 1
+        assert all(re.fullmatch(r"[1-9]\d?", answer.headers["retry-after"]) for answer in answers[:-1])
+        assert client.get("/chat").text == "LlamaForCausalLM"
+        for reader in readers:
+            assert reader.until(b'data: {"state": "ready"').startswith(b"HTTP/1.1 200")
+        longest = max(answer.elapsed.total_seconds() for answer in answers)
+        print(f"{len(answers)} probes, the longest {longest * 1000:.0f} ms")
+        assert longest < 2

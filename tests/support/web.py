@@ -1,0 +1,89 @@
+"""Web servers as they run in production: processes of uvicorn and gunicorn, stopped by signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+UVICORN = ("uvicorn", "app:app", "--port", "0")
+GUNICORN = ("gunicorn", "app:app", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:0")
+
+
+class WebServer:
+    """A process that serves `app` of app.py in its folder.
+
+    Attributes:
+        process: its own process, or the one that supervises its workers.
+        url: where it listens.
+        lines: what it has written so far.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        found = self.until(lambda: re.search(r"http://127\.0\.0\.1:\d+", self.text))
+        self.url = found[0]
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.lines)
+
+    def until(self, condition: Callable[[], T | None], *, seconds: float = 60) -> T:
+        """Wait until something is true, and return it.
+
+        Raises:
+            AssertionError: it did not become true, or the process ended first; with what it wrote.
+        """
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < deadline, self.text
+            assert self.process.poll() is None or condition(), self.text
+            time.sleep(0.005)
+        return found
+
+    def stop(self, number: int = signal.SIGTERM) -> float:
+        """Send it a signal and wait for its end; return the seconds that took."""
+        start = time.perf_counter()
+        self.process.send_signal(number)
+        self.process.wait(30)
+        seconds = time.perf_counter() - start
+        self._reader.join()
+        return seconds
+
+
+@contextlib.contextmanager
+def web_server(folder: Path, environment: Mapping[str, str], *command: str) -> Iterator[WebServer]:
+    """Run a server in `folder`; whatever is left of it and its workers at the end is killed."""
+    with subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield WebServer(process)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
