@@ -7,16 +7,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import yaml
 
 from tests.support import models
 from tests.support.command import Command
+from tests.support.faults import Stall
 from tests.support.hub import HubServer
+from tests.support.web import UVICORN, web_server
 from yaie_async.core import errors
 from yaie_async.loader import hub as hub_module
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+_PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+SNIPPETS = [snippet for snippet in _PYTHON if "async def main" in snippet]
+APPS = [snippet for snippet in _PYTHON if snippet not in SNIPPETS]
 NAMES = ("org/name", "microsoft/DialoGPT-medium", "gpt2", "gpt2-medium", "Salesforce/codegen-350M-mono")
 
 
@@ -64,8 +70,47 @@ def test_the_commands_for_scripts_run_as_they_stand(root: Path, tmp_path: Path) 
 
 
 def test_there_are_snippets() -> None:
-    """The five uses that README shows are found."""
-    assert len(SNIPPETS) == 5
+    """The uses that README shows are found."""
+    assert (len(SNIPPETS), len(APPS)) == (5, 3)
+
+
+@pytest.mark.parametrize("snippet", APPS, ids=["fastapi", "starlette", "asgi"])
+def test_an_app_warms_up_as_it_stands(snippet: str, root: Path, tmp_path: Path) -> None:
+    """Served by uvicorn it is not ready at first, then its probe says that it is, and it uses its model."""
+    (tmp_path / "app.py").write_text(snippet)
+    with HubServer(root) as hub:
+        stall = hub.faults.add(Stall(0), path="^/cdn/")
+        with web_server(tmp_path, Command(tmp_path, hub.url).environment, *UVICORN) as server:
+            server.until(lambda: stall.hits)
+            assert httpx.get(server.url + "/warmup/readyz").status_code == 503
+            assert httpx.get(server.url + "/warmup/").headers["content-type"].startswith("text/html")
+            stall.fault.gate.open()
+            server.until(lambda: httpx.get(server.url + "/warmup/readyz").status_code == 200)
+            if "/chat" in snippet:
+                assert "hi" in httpx.get(server.url + "/chat?text=hi").json()
+            elif "scope" in snippet:
+                assert httpx.get(server.url).text == "LlamaForCausalLM"
+            assert server.stop() < 3
+
+
+def test_the_probes_for_kubernetes_fit_the_routes() -> None:
+    """The YAML is what a container's spec takes, and its paths are of the app that README mounts."""
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    probes = yaml.safe_load(block)
+    assert set(probes) == {"livenessProbe", "readinessProbe"}
+    scope: dict[str, Any] = {}
+    exec(compile(APPS[0], "README.md", "exec"), scope)
+
+    async def ask(path: str) -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(scope["app"]), base_url="http://app") as client:
+            return (await client.get(path)).status_code
+
+    found = {}
+    for name, probe in probes.items():
+        assert set(probe) <= {"httpGet", "periodSeconds"}
+        assert probe["httpGet"]["port"] == 8000
+        found[name] = asyncio.run(ask(probe["httpGet"]["path"]))
+    assert found == {"livenessProbe": 200, "readinessProbe": 503}
 
 
 def test_ci_runs_the_commands_of_readme() -> None:

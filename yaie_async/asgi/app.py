@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from yaie_async.asgi.events import stream
@@ -24,7 +24,9 @@ class App:
         lifespan: what to be inside of while the server runs.
     """
 
-    def __init__(self, begun: Callable[[], Run], lifespan: Callable[[], AbstractAsyncContextManager[object]]) -> None:
+    def __init__(
+        self, begun: Callable[[], Awaitable[Run]], lifespan: Callable[[], AbstractAsyncContextManager[object]]
+    ) -> None:
         self._begun = begun
         self._lifespan = lifespan
 
@@ -58,14 +60,14 @@ class App:
         elif path == "/readyz":
             await self._readyz(scope, send)
         elif path == "/status":
-            await _send(send, scope, 200, self._begun().status().encoded(), _JSON)
+            await _send(send, scope, 200, (await self._begun()).status().encoded(), _JSON)
         elif path == "/events" and scope["method"] == "GET":
-            await stream(self._begun(), receive, send)
+            await stream(await self._begun(), receive, send)
         else:
             await _send(send, scope, 200, PAGE, "text/html; charset=utf-8", {"content-security-policy": POLICY})
 
     async def _readyz(self, scope: Scope, send: Send) -> None:
-        status = self._begun().status()
+        status = (await self._begun()).status()
         code = {"ready": 200, "loading": 503, "failed": 500}[status.state]
         headers = {"retry-after": str(status.retry_after)} if code == 503 else {}
         await _send(send, scope, code, status.encoded(), _JSON, headers)
