@@ -101,16 +101,17 @@ def test_the_probes_for_kubernetes_fit_the_routes() -> None:
     scope: dict[str, Any] = {}
     exec(compile(APPS[0], "README.md", "exec"), scope)
 
-    async def ask(path: str) -> int:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(scope["app"]), base_url="http://app") as client:
-            return (await client.get(path)).status_code
+    async def ask() -> dict[str, int]:
+        found = {}
+        transport = httpx.ASGITransport(scope["app"])
+        async with scope["warmup"], httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            for name, probe in probes.items():
+                assert set(probe) <= {"httpGet", "periodSeconds"}
+                assert probe["httpGet"]["port"] == 8000
+                found[name] = (await client.get(probe["httpGet"]["path"])).status_code
+        return found
 
-    found = {}
-    for name, probe in probes.items():
-        assert set(probe) <= {"httpGet", "periodSeconds"}
-        assert probe["httpGet"]["port"] == 8000
-        found[name] = asyncio.run(ask(probe["httpGet"]["path"]))
-    assert found == {"livenessProbe": 200, "readinessProbe": 503}
+    assert asyncio.run(ask()) == {"livenessProbe": 200, "readinessProbe": 503}
 
 
 def test_ci_runs_the_commands_of_readme() -> None:
