@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import anyio
+
+from yaie_async.store.landing import Landing
+
+
+def readers(landing: Landing) -> int:
+    """How many threads wait for bytes of it at this moment."""
+    code = Landing._wait_for.__code__
+    found = 0
+    for frame in sys._current_frames().values():
+        while frame is not None:
+            found += frame.f_code is code and frame.f_locals["self"] is landing
+            frame = frame.f_back
+    return found
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 10) -> None:

@@ -19,6 +19,7 @@ from yaie_async.fetch.verify import digest_of
 from yaie_async.store.access import cache_errors
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.claims import claim_or_create, discard_orphans, others_alive
+from yaie_async.store.landing import Landing
 from yaie_async.store.locks import blob_lock
 from yaie_async.store.partials import Partial
 
@@ -34,8 +35,11 @@ async def fetch_blob(
     meter: Meter,
     *,
     weights: bool,
+    landing: Landing | None = None,
 ) -> bool:
     """Make `blobs/<etag>` exist; return whether this call wrote it, or it was there (or linked) already.
+
+    `landing` is told of the bytes as they come, where this call is the one that fetches them.
 
     **Cancellation:** every thread has ended, the lock is given back, the partial is kept for whoever comes next.
     What else awaits the same blob takes over.
@@ -51,7 +55,7 @@ async def fetch_blob(
     async def lead() -> bool:
         nonlocal led
         led = True
-        return await _Fetch(session, cache, commit, file, meter, weights=weights).run()
+        return await _Fetch(session, cache, commit, file, meter, weights=weights, landing=landing).run()
 
     fresh = await flight(lead)
     if session.flights.get(key) is flight:
@@ -73,6 +77,7 @@ class _Fetch:
         meter: Meter,
         *,
         weights: bool,
+        landing: Landing | None,
     ) -> None:
         assert file.etag is not None and file.size is not None
         self._session = session
@@ -83,6 +88,7 @@ class _Fetch:
         self._size = file.size
         self._meter = meter
         self._weights = weights
+        self._landing = landing
         # Set in the thread that opened it, so that a cancelled call leaves no descriptor without an owner.
         self._partial: Partial | None = None
 
@@ -138,6 +144,8 @@ class _Fetch:
             except RangesIgnoredError:
                 self._meter.held(-assembly.counted)
                 whole = True
+                if self._landing is not None:
+                    self._landing.fail()  # all of it is written again, into the same inode
             except PrunedError:
                 self._meter.held(-assembly.counted)
                 await self._own(self._rescue)
@@ -174,6 +182,9 @@ class _Fetch:
     async def _own(self, make: Callable[[], Partial]) -> None:
         def work() -> None:
             self._partial = make()
+            if self._landing is not None:
+                self._partial.landing = self._landing
+                self._landing.begin(self._partial.path, self._partial.blocks)
 
         await run_owned(work, name="partial")
 
@@ -189,7 +200,9 @@ class _Fetch:
 
     def _publish(self) -> None:
         assert self._partial is not None
-        self._partial.publish()
+        blob = self._partial.publish()
+        if self._landing is not None:
+            self._landing.moved(blob)
         self._partial = None
         self._clean()
 

@@ -29,6 +29,7 @@ from yaie_async.fetch.session import Session
 from yaie_async.store.access import free_bytes
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.claims import held_bytes
+from yaie_async.store.landing import Landing
 from yaie_async.store.snapshots import Holding, holding, select
 
 logger = logging.getLogger("yaie_async")
@@ -120,11 +121,12 @@ async def ensure(
     revision: str,
     need: Need,
     meter: Meter,
-    on_small: Callable[[], None],
+    on_small: Callable[[tuple[Landing, ...]], None],
 ) -> Path:
     """Make the snapshot hold what is needed and return its folder.
 
-    `on_small` is called as soon as all files but the weights are in the cache (config.json still unlinked).
+    `on_small` is called as soon as all files but the weights are in the cache and linked, but for config.json, with
+    the weights that are still landing (none, where nothing had to be fetched).
 
     **Cancellation:** finished files stay; config.json is linked last, so what is not whole does not look it.
 
@@ -134,7 +136,7 @@ async def ensure(
     held = await run_owned(partial(_held, cache, commit, need), name="cache")
     confirmed = resolution.unconfirmed is None and not session.settings.offline
     if held is Holding.WHOLE or (held is Holding.USABLE and not confirmed):
-        on_small()
+        on_small(())
         return cache.snapshot(commit)
     if resolution.unconfirmed is not None:
         raise copy.copy(resolution.unconfirmed) from resolution.unconfirmed.__cause__
@@ -159,11 +161,12 @@ class _Job:
         self._wanted = Wanted((), (), None)
         self._fresh: set[str] = set()  # etags of the blobs that this job has written
         self._weights: dict[str, anyio.CancelScope] = {}
+        self._landings: dict[str, Landing] = {}
         self._small_linked = anyio.Event()
         # Each has a lock and two descriptors; as many wait ready as are under way, so that no connection idles.
         self._open_files = anyio.CapacityLimiter(2 * session.max_connections)
 
-    async def run(self, revision: str, replaces: str | None, on_small: Callable[[], None]) -> None:
+    async def run(self, revision: str, replaces: str | None, on_small: Callable[[tuple[Landing, ...]], None]) -> None:
         self._meter.stage("downloading")
         guess = await self._plan()
         await self._check_disk(guess.files)
@@ -186,7 +189,7 @@ class _Job:
                 for file in exact.weights:
                     if file not in guess.weights:
                         weights.start_soon(self._weight, file)
-                on_small()
+                on_small(tuple(self._landing(file) for file in exact.weights))
             group.cancel_scope.cancel()
         await run_owned(partial(self._link, [config]), name="link")
 
@@ -202,23 +205,39 @@ class _Job:
             await run_owned(partial(check_disk, self._cache, self._commit, files), name="disk")
 
     async def _weight(self, file: RepoFile) -> None:
+        landing = self._landing(file)
         with anyio.CancelScope() as scope:
             self._weights[file.path] = scope
-            await self._fetch(file, weights=True)
+            try:
+                await self._fetch(file, landing)
+            except BaseException:
+                landing.fail()
+                raise
             await self._small_linked.wait()
             await run_owned(partial(self._link, [file]), name="link")
+
+    def _landing(self, file: RepoFile) -> Landing:
+        return self._landings.setdefault(file.path, Landing(file.path, file.size or 0))
 
     def _drop(self, paths: set[str]) -> None:
         for path in paths:
             self._weights[path].cancel()
 
-    async def _fetch(self, file: RepoFile, *, weights: bool = False) -> None:
+    async def _fetch(self, file: RepoFile, landing: Landing | None = None) -> None:
         assert file.etag is not None
+        weights = landing is not None
         async with self._open_files:
             if await run_owned(partial(self._cache.has, self._commit, file.path), name="cache"):
                 self._meter.cached(file.size or 0)
-            elif await fetch_blob(self._session, self._cache, self._commit, file, self._meter, weights=weights):
-                self._fresh.add(file.etag)
+                source = self._cache.pointer(self._commit, file.path)
+            else:
+                source = self._cache.blob(file.etag)
+                if await fetch_blob(
+                    self._session, self._cache, self._commit, file, self._meter, weights=weights, landing=landing
+                ):
+                    self._fresh.add(file.etag)
+            if landing is not None:
+                landing.complete(source)
 
     def _link(self, files: list[RepoFile]) -> None:
         for file in files:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from yaie_async.fetch.snapshot import Need, Resolution, bytes_missing, ensure, l
 from yaie_async.loader.source import Directory, find_source
 from yaie_async.store.access import free_bytes
 from yaie_async.store.cache import RepoCache, files_below
+from yaie_async.store.landing import Landing
 from yaie_async.store.snapshots import read_json
 
-# Told once all files but the weights are there.
-OnSmall = Callable[[], None]
+# Told of the weights that are still landing once all other files are there.
+OnSmall = Callable[[tuple[Landing, ...]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,9 @@ class HubFiles:
         """Whether the Hub stands behind the commit, not only the cache."""
         return self.resolution.unconfirmed is None
 
-    async def ensure(self, session: Session, meter: Meter, *, weights: bool, on_small: OnSmall = lambda: None) -> Path:
+    async def ensure(
+        self, session: Session, meter: Meter, *, weights: bool, on_small: OnSmall = lambda _: None
+    ) -> Path:
         """As `yaie_async.fetch.snapshot.ensure`."""
         return await ensure(
             session,
@@ -65,6 +68,11 @@ class HubFiles:
             meter=meter,
             on_small=on_small,
         )
+
+    @property
+    def parameters(self) -> Mapping[str, int]:
+        """The Hub's count of parameters by safetensors dtype, empty where it has not said."""
+        return self.resolution.listing.parameters if self.resolution.listing else {}
 
     async def missing(self, session: Session, patterns: Patterns | None) -> tuple[HubFiles, Mapping[Path, int]]:
         """What a prefetch would fetch, bytes by blob, and this with its listing: so that it is asked for once.
@@ -139,8 +147,11 @@ class DirectoryFiles:
     rules: WeightRules
     commit: None = None
     confirmed: bool = True
+    parameters: Mapping[str, int] = field(default_factory=dict)
 
-    async def ensure(self, _session: Session, meter: Meter, *, weights: bool, on_small: OnSmall = lambda: None) -> Path:
+    async def ensure(
+        self, _session: Session, meter: Meter, *, weights: bool, on_small: OnSmall = lambda _: None
+    ) -> Path:
         """The directory itself, once it is known to have what is needed.
 
         **Raises:** IncompatibleModelError, UnsafeFileError, ModelFileNotFoundError when it is no whole model.
@@ -153,7 +164,7 @@ class DirectoryFiles:
         meter.expect(total=sum(found), files=len(found))
         for size in found:
             meter.cached(size)
-        on_small()
+        on_small(())
         return self.path
 
     async def missing(self, _session: Session, _patterns: Patterns | None) -> tuple[DirectoryFiles, Mapping[Path, int]]:

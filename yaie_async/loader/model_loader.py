@@ -205,7 +205,7 @@ class ModelLoader:
             small = anyio.Event()
             async with task_group() as group:
                 group.start_soon(self._prepare, files, small)
-                await files.ensure(session, meter, weights=True, on_small=small.set)
+                await files.ensure(session, meter, weights=True, on_small=lambda _: small.set())
             meter.stage("building")
             model = await self._build(files.request(**self._build_options()))
             meter.stage("ready")
