@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.build.architectures import ARCHITECTURES
+from tests.build.landings import Arrival
 from tests.support import models
+from yaie_async.store import landing as landing_module
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +41,42 @@ def own_copy(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[[str
         return Path(shutil.copytree(checkpoint(name), tmp_path / name))
 
     return copy
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a page, so that a tiny model has many; and pieces that end in the middle of tensors."""
+    monkeypatch.setattr(landing_module, "BLOCK", 4096)
+    monkeypatch.setattr(landing_module, "block_count", lambda size: -(-size // 4096))
+    monkeypatch.setattr("yaie_async.build.tensors._PIECE", 1000)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the directory of one of `ARCHITECTURES`; don't write into it."""
+    root = tmp_path_factory.mktemp("architectures")
+
+    def make(name: str) -> Path:
+        if not (root / name).exists():
+            with contextlib.redirect_stderr(io.StringIO()):
+                ARCHITECTURES[name](root / name)
+        return root / name
+
+    return make
+
+
+@pytest.fixture
+def arrival(saved: Callable[[str], Path], tmp_path: Path) -> Callable[..., Arrival]:
+    """Return a snapshot of an architecture (or of a directory) whose weights are landing."""
+
+    def make(kind: str | Path, **options: Any) -> Arrival:
+        directory = saved(kind) if isinstance(kind, str) else kind
+        return Arrival(directory, tmp_path / "cache", models.unique_repo_id(directory.name), **options)
+
+    return make
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as executor:
+        yield executor

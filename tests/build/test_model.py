@@ -53,7 +53,11 @@ def assert_same_tensors(built: dict[str, torch.Tensor], stock: dict[str, torch.T
     assert built.keys() == stock.keys()
     for name, tensor in built.items():
         assert (tensor.dtype, tensor.device) == (stock[name].dtype, stock[name].device), name
-        assert torch.equal(tensor.view(torch.uint8), stock[name].view(torch.uint8)), name
+        assert torch.equal(bits(tensor), bits(stock[name])), name
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def ties(model: PreTrainedModel) -> set[frozenset[str]]:
