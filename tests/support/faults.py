@@ -140,6 +140,17 @@ class Stall(Fault):
         answer.stall_after, answer.gate = self.after, self.gate
 
 
+class Both(Fault):
+    """Two faults in one answer, such as a wrong byte in a body that stalls."""
+
+    def __init__(self, first: Fault, second: Fault) -> None:
+        self._both = first, second
+
+    def tell(self, answer: Answer) -> None:
+        for fault in self._both:
+            fault.tell(answer)
+
+
 @dataclass(frozen=True)
 class Drip(Fault):
     """Send the body at so many bytes a second."""

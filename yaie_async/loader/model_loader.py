@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from yaie_async.fetch.selection import Patterns
     from yaie_async.fetch.session import Session
     from yaie_async.loader.files import ModelFiles
+    from yaie_async.loader.streamed import StreamedBuild
 
 # The Hubs that loaders without one of their own share, per event loop.
 _shared_hubs: anyio.lowlevel.RunVar[dict[object, Hub]] = anyio.lowlevel.RunVar("yaie_async_hubs")
@@ -202,29 +203,38 @@ class ModelLoader:
 
     async def _load_model(self) -> PreTrainedModel:
         async with self._working() as (session, files, meter):
-            small = anyio.Event()
+            from yaie_async.loader.streamed import StreamedBuild
+
+            request = files.request(**self._build_options())
+            streamed = StreamedBuild(request, meter)
             async with task_group() as group:
-                group.start_soon(self._prepare, files, small)
-                await files.ensure(session, meter, weights=True, on_small=lambda _: small.set())
+                group.start_soon(self._prepare, files, request, streamed)
+                await files.ensure(session, meter, weights=True, on_small=streamed.small_are_there)
+                streamed.all_are_there()
             meter.stage("building")
-            model = await self._build(files.request(**self._build_options()))
+            model = streamed.take_model()
+            if model is None:
+                model = await self._build(request)
             meter.stage("ready")
             return model
 
-    async def _prepare(self, files: ModelFiles, small: anyio.Event) -> None:
-        """While the weights arrive: import, then refuse what can't be loaded as soon as its config tells."""
+    async def _prepare(self, files: ModelFiles, request: BuildRequest, streamed: StreamedBuild) -> None:
+        """While the weights arrive: import, refuse what its config tells can't be loaded, and build the model."""
         from yaie_async.build.libraries import import_libraries
         from yaie_async.build.preflight import check_config
 
         await run_detached(partial(import_libraries, responsive=self._responsive), name="imports")
-        await small.wait()
+        await streamed.wait_for_small()
 
-        def check() -> None:
+        def check() -> dict[str, Any] | None:
             config = files.config()
             if config is not None:
-                check_config(config, files.request(**self._build_options()))
+                check_config(config, request)
+            return config
 
-        await run_detached(check, name="preflight")
+        config = await run_detached(check, name="preflight")
+        if config is not None:
+            await streamed.run(config, files.parameters)
 
     async def _build(self, request: BuildRequest) -> PreTrainedModel:
         from yaie_async.build.model import build_model

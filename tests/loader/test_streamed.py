@@ -1,0 +1,261 @@
+"""A model is built while its weights land, is stock's bit for bit, and nothing is lost where that can't be."""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from tests.build.test_model import assert_same_model, stock_model
+from tests.loader.conftest import Put
+from tests.support import models
+from tests.support.faults import Both, Corrupt, Cut, Fault, Gate, Stall, Status
+from tests.support.hub import HubServer
+from tests.support.waiting import readers, until
+from yaie_async import HubUnavailableError, ModelLoader
+from yaie_async.build.turn import build_turn
+from yaie_async.core.progress import Progress
+from yaie_async.loader.streamed import is_due
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def why_stock(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Why models were built from the finished snapshot, by the log."""
+    caplog.set_level(logging.INFO, logger="yaie_async")
+
+    def said() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "finished snapshot" in record.getMessage()]
+
+    return said
+
+
+@pytest.fixture
+def turn_is_given_back() -> Iterator[None]:
+    yield
+    deadline = time.monotonic() + 5
+    while not build_turn.is_free():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def hold(hub: HubServer, directory: Path, also: Fault | None = None) -> Gate:
+    """Hold the last bytes of the last weight file back: whatever is built meanwhile waits for them."""
+    last = max(directory.glob("*.safetensors"))
+    stall = Stall(last.stat().st_size - 100)
+    fault = Both(stall, also) if also else stall
+    hub.faults.add(fault, method="GET", path=rf"^/cdn/.*{directory.name}/.*/{last.name}")
+    return stall.gate
+
+
+async def load_held(hub: HubServer, gate: Gate, loader: ModelLoader) -> Any:
+    """Load a model whose last bytes are held back until its build waits for them."""
+    got: list[Any] = []
+
+    async def load() -> None:
+        got.append(await loader.load_model())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(load)
+        await until(readers, seconds=30)
+        await anyio.sleep(0.02)
+        assert not got
+        gate.open()
+    return got[0]
+
+
+@pytest.mark.usefixtures("turn_is_given_back")
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("llama", "float16"),
+        ("llama-sharded", "float16"),
+        ("llama-tied", "auto"),
+        ("llama-bf16", "float16"),
+        ("gpt2-hub-keys", "float32"),
+        ("mixtral", "float16"),
+        ("remote-code", "float16"),
+    ],
+)
+async def test_streamed_is_stock(
+    kind: str, dtype: str, hub: HubServer, hub_root: Path, tmp_path: Path, why_stock: Callable[[], list[str]]
+) -> None:
+    """A cold load is built while its bytes land; the model is stock's, and every file is verified and linked."""
+    directory = models.FACTORIES[kind](hub_root / models.unique_repo_id(kind))
+    name = str(directory.relative_to(hub_root))
+    loader = ModelLoader(name, endpoint=hub.url, cache_dir=tmp_path, dtype=dtype, trust_remote_code=True)
+    model = await load_held(hub, hold(hub, directory), loader)
+    assert why_stock() == []
+    snapshot = tmp_path / f"models--{name.replace('/', '--')}" / "snapshots" / str(loader.commit)
+    for path in directory.iterdir():
+        assert (snapshot / path.name).read_bytes() == path.read_bytes()
+    stock = stock_model(name, dtype, revision=loader.commit, cache_dir=str(tmp_path))
+    assert_same_model(model, stock)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    for path in snapshot.glob("*.safetensors"):
+        assert sha256(path.read_bytes()).hexdigest() == path.resolve().name
+
+
+@pytest.mark.usefixtures("turn_is_given_back")
+async def test_a_wrong_byte_is_never_in_the_model(
+    hub: HubServer, put: Put, tmp_path: Path, why_stock: Callable[[], list[str]]
+) -> None:
+    """The model that was built of it is dropped, the file is fetched into another one, and stock builds of that."""
+    directory = put("org/tiny")
+    size = (directory / "model.safetensors").stat().st_size
+    gate = hold(hub, directory, Corrupt(size - 5000))
+    loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
+    model = await load_held(hub, gate, loader)
+    assert len(why_stock()) == 1, why_stock()
+    assert "model.safetensors" in why_stock()[0] or "came again" in why_stock()[0]
+    assert_same_model(model, stock_model("org/tiny", "float16", revision=loader.commit, cache_dir=str(tmp_path)))
+
+
+@pytest.mark.usefixtures("turn_is_given_back")
+async def test_cancelling(hub: HubServer, put: Put, tmp_path: Path, why_stock: Callable[[], list[str]]) -> None:
+    """Control returns within a tenth of a second, the threads end by themselves, and the next load goes on."""
+    gate = hold(hub, put("org/tiny"))
+    loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
+    threads = set(threading.enumerate())
+    async with anyio.create_task_group() as group:
+        group.start_soon(loader.load_model)
+        await until(readers, seconds=30)
+        began = time.monotonic()
+        group.cancel_scope.cancel()
+    assert time.monotonic() - began < 0.1
+    await until(
+        lambda: not [t for t in set(threading.enumerate()) - threads if t.name == "yaie_async build"], seconds=1
+    )
+    assert build_turn.is_free()
+    gate.open()
+    assert (await loader.load_model()).dtype == torch.float16
+
+
+@pytest.mark.usefixtures("turn_is_given_back", "quick_retries")
+async def test_a_download_that_fails(hub: HubServer, put: Put, tmp_path: Path) -> None:
+    """Its error is the load's, and comes at once: the build that waits for its bytes ends with it."""
+    directory = put("org/tiny")
+    size = (directory / "model.safetensors").stat().st_size
+    gate = hold(hub, directory, Cut(size - 50))
+    hub.faults.add(Status(500), path="^/cdn/", times=None)
+    loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
+    failed: list[Exception] = []
+
+    async def load() -> None:
+        with pytest.raises(HubUnavailableError) as caught:
+            await loader.load_model()
+        failed.append(caught.value)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(load)
+        await until(readers, seconds=30)
+        gate.open()
+    assert failed[0].__cause__ is not None
+    await until(lambda: not readers(), seconds=0.1)
+    hub.faults.clear()
+    assert (await loader.load_model()).dtype == torch.float16
+
+
+async def test_the_log_says_why_it_was_stock(
+    hub: HubServer, put: Put, tmp_path: Path, why_stock: Callable[[], list[str]]
+) -> None:
+    """Where a model can't be streamed the log says so; of a cached one there is nothing to be said."""
+    put("org/bin", "dialogpt")
+    gate = Gate()
+    hub.faults.add(Stall(1000, gate), path="^/cdn/")
+    loader = ModelLoader("org/bin", endpoint=hub.url, cache_dir=tmp_path)
+    async with anyio.create_task_group() as group:
+        group.start_soon(loader.load_model)
+        await until(why_stock, seconds=30)
+        gate.open()
+    await ModelLoader("org/bin", endpoint=hub.url, cache_dir=tmp_path).load_model()
+    assert why_stock() == ["org/bin is built from the finished snapshot: its weights are no safetensors"]
+
+
+@pytest.mark.usefixtures("turn_is_given_back")
+async def test_many_at_once(hub: HubServer, put: Put, tmp_path: Path, why_stock: Callable[[], list[str]]) -> None:
+    """Ten tasks load five models, one over a slow link: each is right, one is built at a time, none waits for it."""
+    kinds = {"org/slow": "llama", "org/a": "qwen2", "org/b": "mixtral", "org/c": "gpt2", "org/d": "remote_code"}
+    directories = [put(name, kind) for name, kind in kinds.items()]
+    gate = hold(hub, directories[0])
+    options: dict[str, Any] = {"endpoint": hub.url, "cache_dir": tmp_path, "trust_remote_code": True}
+    for name in ("org/a", "org/b", "org/d"):
+        await ModelLoader(name, **options).prefetch()
+    loaders = {name: ModelLoader(name, **options) for name in kinds}
+    got: dict[str, list[Any]] = {name: [] for name in kinds}
+
+    async def load(name: str) -> None:
+        got[name].append(await loaders[name].load_model())
+
+    with most_builds() as seen:
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(load, "org/slow")
+            await until(readers, seconds=30)
+            began = time.monotonic()
+            for name in list(kinds)[1:] * 2:
+                group.start_soon(load, name)
+            await until(lambda: sum(map(len, got.values())) == 8, seconds=30)
+            print(f"four others were ready {time.monotonic() - began:.2f} s after the slow one began to wait")
+            assert not got["org/slow"]
+            gate.open()
+    assert max(seen) == 1
+    assert "org/slow is built from the finished snapshot: another build waits for its turn" in why_stock()
+    for name, (model, same) in got.items():
+        assert model is same
+        stock = stock_model(name, "float16", revision=loaders[name].commit, cache_dir=str(tmp_path))
+        assert_same_model(model, stock)
+
+
+@contextmanager
+def most_builds() -> Iterator[list[int]]:
+    """Look all the time at how many threads are inside of `from_pretrained`."""
+    code = PreTrainedModel.from_pretrained.__func__.__code__
+    seen: list[int] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            inside = 0
+            for frame in sys._current_frames().values():
+                while frame is not None and frame.f_code is not code:
+                    frame = frame.f_back
+                inside += frame is not None
+            seen.append(inside)
+            time.sleep(0.0005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        watcher.join()
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [
+        ({"stage": "downloading", "seconds_left": None}, False),
+        ({"stage": "downloading", "seconds_left": 3.1}, False),
+        ({"stage": "downloading", "seconds_left": 3.0}, True),
+        ({"stage": "verifying", "seconds_left": None}, True),
+        ({"stage": "resolving", "seconds_left": None}, False),
+    ],
+)
+def test_when_it_is_time(progress: dict[str, Any], expected: bool) -> None:
+    """A build of two seconds begins when three are left of the download, and when all bytes are there."""
+    assert is_due(Progress("org/tiny", **progress), 2.0) is expected

@@ -1,0 +1,120 @@
+"""A model that is built while its weights land, where that can be: when to begin, and what has come of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from yaie_async.build.estimate import estimate_seconds
+from yaie_async.build.request import BuildRequest
+from yaie_async.build.streaming import StreamAbandoned, build_streaming, why_not_streamable
+from yaie_async.build.turn import build_turn
+from yaie_async.core.progress import Meter, Progress
+from yaie_async.core.threads import run_detached
+from yaie_async.store.landing import Landing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger("yaie_async")
+
+# Seconds: between two looks at whether it is time; and how much earlier than needed a build begins, since both the
+# rate of the download and the estimate of the build are guesses.
+_LOOK = 0.05
+_EARLY = 1.0
+
+
+class StreamedBuild:
+    """One attempt to build a model while its weights land. All methods are called on the loop's thread.
+
+    Args:
+        request: what is to be built.
+        meter: of its download.
+    """
+
+    def __init__(self, request: BuildRequest, meter: Meter) -> None:
+        self._request = request
+        self._meter = meter
+        self._landings: tuple[Landing, ...] = ()
+        self._small = anyio.Event()
+        self._whole = anyio.Event()
+        self._model: PreTrainedModel | None = None
+
+    def small_are_there(self, landings: tuple[Landing, ...]) -> None:
+        """All files but the weights are there, and these are still landing."""
+        self._landings = landings
+        self._small.set()
+
+    def all_are_there(self) -> None:
+        """The snapshot is whole and verified: a build that has not begun by now has nothing to gain."""
+        self._whole.set()
+
+    async def wait_for_small(self) -> None:
+        await self._small.wait()
+
+    async def run(self, config: Mapping[str, Any], parameters: Mapping[str, int]) -> None:
+        """Build the model when its time has come; log why, where it can't be.
+
+        Args:
+            config: the parsed config.json.
+            parameters: the Hub's count of them by safetensors dtype, empty where it has not said.
+
+        **Cancellation:** control returns at once; the thread ends within one tensor and gives back what it has.
+
+        **Raises:** LoaderError when the libraries can't be imported.
+        """
+        if not self._landings:
+            return
+        landings = {landing.path: landing for landing in self._landings}
+        reason = why_not_streamable(config, self._request, landings)
+        if reason is not None:
+            self._log(reason)
+            return
+        size = sum(landing.size for landing in self._landings)
+        stored = parameters or config.get("dtype") or config.get("torch_dtype")
+        if await self._is_time(estimate_seconds(size, self._request.dtype, stored)):
+            await self._build(config, landings)
+        else:
+            self._log("its weights were there before a build could begin")
+
+    async def _is_time(self, estimate: float) -> bool:
+        """Wait until it is; False once the snapshot is whole."""
+        while not self._whole.is_set():
+            if is_due(self._meter.snapshot(), estimate) and build_turn.is_free():
+                return True
+            with anyio.move_on_after(_LOOK):
+                await self._whole.wait()
+        return False
+
+    async def _build(self, config: Mapping[str, Any], landings: Mapping[str, Landing]) -> None:
+        cancelled = threading.Event()
+        try:
+            self._model = await run_detached(
+                lambda: build_streaming(self._request, config, landings, cancelled=cancelled.is_set), name="build"
+            )
+        except StreamAbandoned as abandoned:
+            self._log(abandoned.reason)
+        finally:
+            cancelled.set()
+
+    def take_model(self) -> PreTrainedModel | None:
+        """The model, if there is one and it was built of the very bytes that are in the snapshot now."""
+        model, self._model = self._model, None
+        if model is not None and any(landing.failed for landing in self._landings):
+            self._log("some of the bytes that it was built of came again")
+            return None
+        return model
+
+    def _log(self, reason: str) -> None:
+        logger.info("%s is built from the finished snapshot: %s", self._request.source, reason)
+
+
+def is_due(progress: Progress, estimate: float) -> bool:
+    """Whether a build that takes `estimate` seconds should begin, so that it is done when the download is."""
+    if progress.stage == "verifying":
+        return True
+    return progress.seconds_left is not None and progress.seconds_left <= estimate + _EARLY
