@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import pytest
 
 import yaie_async
 from tests.support.hub import HubServer
+from yaie_async.store.landing import Landing
 
 _LOOPS = [
     pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
@@ -74,6 +75,29 @@ def no_blocking() -> Iterator[None]:
             # An async test may start and stop a hub of its own.
             function.can_block_in("tests/support/hub.py", {"__init__", "__enter__", "__exit__"})
         yield
+
+
+@pytest.fixture
+def readers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """How many threads wait for bytes of a landing, or of any, at this moment: `readers(landing)`, `readers()`."""
+    waiting: list[Landing] = []
+    wait_for = Landing._wait_for
+
+    def counted(landing: Landing, there: Callable[[], bool], unless: Callable[[], bool]) -> None:
+        if there():
+            wait_for(landing, there, unless)
+            return
+        waiting.append(landing)
+        try:
+            wait_for(landing, there, unless)
+        finally:
+            waiting.remove(landing)
+
+    def count(landing: Landing | None = None) -> int:
+        return sum(landing in (None, one) for one in waiting)
+
+    monkeypatch.setattr(Landing, "_wait_for", counted)
+    return count
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from tests.build.landings import Arrival
 from tests.build.test_streaming import assert_same
-from tests.support.waiting import readers
 from yaie_async.build.model import build_model
 from yaie_async.build.streaming import StreamAbandoned, build_streaming
 from yaie_async.build.tensors import LandingFiles
@@ -27,12 +26,19 @@ from yaie_async.core import errors
 from yaie_async.store.landing import LandingError
 
 Make = Callable[..., Arrival]
+Waiting = Callable[[Arrival], int]
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
+@pytest.fixture
+def waiting(readers: Callable[..., int]) -> Waiting:
+    """How many threads wait for bytes of an arrival."""
+    return lambda arrival: sum(readers(each) for each in arrival.landings.values())
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_cancel(arrival: Make, pool: ThreadPoolExecutor, dtype: str) -> None:
+def test_cancel(arrival: Make, pool: ThreadPoolExecutor, dtype: str, waiting: Waiting) -> None:
     """A cancelled build ends within a tenth of a second while it waits for bytes, leaves no thread and no turn."""
     landing = arrival("llama", dtype=dtype)
     landing.begin()
@@ -40,7 +46,7 @@ def test_cancel(arrival: Make, pool: ThreadPoolExecutor, dtype: str) -> None:
     cancelled = threading.Event()
     threads = set(threading.enumerate())
     job = pool.submit(landing.stream, cancelled.is_set)
-    _until(lambda: _readers(landing) > 0)
+    _until(lambda: waiting(landing) > 0)
     began = time.monotonic()
     cancelled.set()
     with pytest.raises(BuildCancelled):
@@ -63,13 +69,13 @@ def test_cancel_between_tensors(arrival: Make) -> None:
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_failing_download(arrival: Make, pool: ThreadPoolExecutor) -> None:
+def test_failing_download(arrival: Make, pool: ThreadPoolExecutor, waiting: Waiting) -> None:
     """A failed download ends the build at once, and the stock build works once the bytes are there."""
     landing = arrival("llama-sharded")
     landing.begin()
     landing.land_headers()
     job = pool.submit(landing.stream)
-    _until(lambda: _readers(landing) > 0)
+    _until(lambda: waiting(landing) > 0)
     began = time.monotonic()
     for each in landing.landings.values():
         each.fail()
@@ -82,13 +88,13 @@ def test_failing_download(arrival: Make, pool: ThreadPoolExecutor) -> None:
     assert landing.stock().dtype == torch.float16
 
 
-def test_download_that_starts_over(arrival: Make, pool: ThreadPoolExecutor) -> None:
+def test_download_that_starts_over(arrival: Make, pool: ThreadPoolExecutor, waiting: Waiting) -> None:
     """Bytes that land in another file are not mixed with those read before."""
     landing = arrival("llama")
     landing.begin()
     landing.land_headers()
     job = pool.submit(landing.stream)
-    _until(lambda: _readers(landing) > 0)
+    _until(lambda: waiting(landing) > 0)
     landing.begin()
     with pytest.raises(StreamAbandoned, match="starts over"):
         job.result(timeout=5)
@@ -110,7 +116,7 @@ def test_files_are_closed_after_the_last_read(arrival: Make, pool: ThreadPoolExe
         tensor.to(device="cpu", dtype=torch.float16)
 
 
-def test_gives_way(arrival: Make, pool: ThreadPoolExecutor) -> None:
+def test_gives_way(arrival: Make, pool: ThreadPoolExecutor, waiting: Waiting) -> None:
     """A build that lacks bytes gives its turn to one that has them."""
     slow, quick = arrival("llama"), arrival("qwen2")
     for landing in (slow, quick):
@@ -119,7 +125,7 @@ def test_gives_way(arrival: Make, pool: ThreadPoolExecutor) -> None:
     quick.land_rest()
     quick.publish()
     job = pool.submit(slow.stream)
-    _until(lambda: _readers(slow) > 0)
+    _until(lambda: waiting(slow) > 0)
     began = time.monotonic()
     assert quick.stock().dtype == torch.float16
     assert time.monotonic() - began < 0.5
@@ -155,7 +161,7 @@ def test_many_at_once(arrival: Make, pool: ThreadPoolExecutor) -> None:
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_default_dtype_window(arrival: Make, pool: ThreadPoolExecutor) -> None:
+def test_default_dtype_window(arrival: Make, pool: ThreadPoolExecutor, waiting: Waiting) -> None:
     """torch's default dtype is another one only while the skeleton is made, not while the build waits for bytes."""
     landing = arrival("llama")
     landing.begin()
@@ -167,7 +173,7 @@ def test_default_dtype_window(arrival: Make, pool: ThreadPoolExecutor) -> None:
         if torch.get_default_dtype() != torch.float32:
             seen.append(time.monotonic() - began)
         time.sleep(0)
-    assert _readers(landing) > 0
+    assert waiting(landing) > 0
     landing.land_rest()
     job.result(timeout=5)
     if seen:
@@ -194,11 +200,6 @@ def test_no_output(arrival: Make, capfd: pytest.CaptureFixture[str]) -> None:
     landing.land_rest()
     landing.stream()
     assert capfd.readouterr() == ("", "")
-
-
-def _readers(landing: Arrival) -> int:
-    """How many threads wait for bytes."""
-    return sum(readers(each) for each in landing.landings.values())
 
 
 def _until(condition: Callable[[], bool]) -> None:

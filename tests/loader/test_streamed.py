@@ -1,11 +1,9 @@
 """A model is built while its weights land, is stock's bit for bit, and nothing is lost where that can't be."""
 
 import logging
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from tests.loader.conftest import Put
 from tests.support import models
 from tests.support.faults import Both, Corrupt, Cut, Fault, Gate, Stall, Status
 from tests.support.hub import HubServer
-from tests.support.waiting import readers, until
+from tests.support.waiting import until
 from yaie_async import HubUnavailableError, ModelLoader
 from yaie_async.build.turn import build_turn
 from yaie_async.core.progress import Progress
@@ -50,6 +48,29 @@ def turn_is_given_back() -> Iterator[None]:
     assert torch.get_default_dtype() == torch.float32
 
 
+class Builds:
+    """How many builds are inside of `from_pretrained`, and how many were at most."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.most = 0
+        real = PreTrainedModel.from_pretrained.__func__
+
+        def counted(kind: type[PreTrainedModel], *args: Any, **kwargs: Any) -> Any:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            try:
+                return real(kind, *args, **kwargs)
+            finally:
+                self.now -= 1
+
+        monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(counted))
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
+    return Builds(monkeypatch)
+
+
 def hold(hub: HubServer, directory: Path, also: Fault | None = None) -> Gate:
     """Hold the last bytes of the last weight file back: whatever is built meanwhile waits for them."""
     last = max(directory.glob("*.safetensors"))
@@ -59,20 +80,25 @@ def hold(hub: HubServer, directory: Path, also: Fault | None = None) -> Gate:
     return stall.gate
 
 
-async def load_held(hub: HubServer, gate: Gate, loader: ModelLoader) -> Any:
+@pytest.fixture
+def load_held(readers: Callable[..., int]) -> Callable[..., Awaitable[Any]]:
     """Load a model whose last bytes are held back until its build waits for them."""
-    got: list[Any] = []
 
-    async def load() -> None:
-        got.append(await loader.load_model())
+    async def load_held(gate: Gate, loader: ModelLoader) -> Any:
+        got: list[Any] = []
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(load)
-        await until(readers, seconds=30)
-        await anyio.sleep(0.02)
-        assert not got
-        gate.open()
-    return got[0]
+        async def load() -> None:
+            got.append(await loader.load_model())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(load)
+            await until(readers, seconds=30)
+            await anyio.sleep(0.02)
+            assert not got
+            gate.open()
+        return got[0]
+
+    return load_held
 
 
 @pytest.mark.usefixtures("turn_is_given_back")
@@ -89,13 +115,19 @@ async def load_held(hub: HubServer, gate: Gate, loader: ModelLoader) -> Any:
     ],
 )
 async def test_streamed_is_stock(
-    kind: str, dtype: str, hub: HubServer, hub_root: Path, tmp_path: Path, why_stock: Callable[[], list[str]]
+    kind: str,
+    dtype: str,
+    hub: HubServer,
+    hub_root: Path,
+    tmp_path: Path,
+    why_stock: Callable[[], list[str]],
+    load_held: Callable[..., Awaitable[Any]],
 ) -> None:
     """A cold load is built while its bytes land; the model is stock's, and every file is verified and linked."""
     directory = models.FACTORIES[kind](hub_root / models.unique_repo_id(kind))
     name = str(directory.relative_to(hub_root))
     loader = ModelLoader(name, endpoint=hub.url, cache_dir=tmp_path, dtype=dtype, trust_remote_code=True)
-    model = await load_held(hub, hold(hub, directory), loader)
+    model = await load_held(hold(hub, directory), loader)
     assert why_stock() == []
     snapshot = tmp_path / f"models--{name.replace('/', '--')}" / "snapshots" / str(loader.commit)
     for path in directory.iterdir():
@@ -111,21 +143,27 @@ async def test_streamed_is_stock(
 
 @pytest.mark.usefixtures("turn_is_given_back")
 async def test_a_wrong_byte_is_never_in_the_model(
-    hub: HubServer, put: Put, tmp_path: Path, why_stock: Callable[[], list[str]]
+    hub: HubServer,
+    put: Put,
+    tmp_path: Path,
+    why_stock: Callable[[], list[str]],
+    load_held: Callable[..., Awaitable[Any]],
 ) -> None:
     """The model that was built of it is dropped, the file is fetched into another one, and stock builds of that."""
     directory = put("org/tiny")
     size = (directory / "model.safetensors").stat().st_size
     gate = hold(hub, directory, Corrupt(size - 5000))
     loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
-    model = await load_held(hub, gate, loader)
+    model = await load_held(gate, loader)
     assert len(why_stock()) == 1, why_stock()
     assert "model.safetensors" in why_stock()[0] or "came again" in why_stock()[0]
     assert_same_model(model, stock_model("org/tiny", "float16", revision=loader.commit, cache_dir=str(tmp_path)))
 
 
 @pytest.mark.usefixtures("turn_is_given_back")
-async def test_cancelling(hub: HubServer, put: Put, tmp_path: Path, why_stock: Callable[[], list[str]]) -> None:
+async def test_cancelling(
+    hub: HubServer, put: Put, tmp_path: Path, why_stock: Callable[[], list[str]], readers: Callable[..., int]
+) -> None:
     """Control returns within a tenth of a second, the threads end by themselves, and the next load goes on."""
     gate = hold(hub, put("org/tiny"))
     loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
@@ -145,7 +183,7 @@ async def test_cancelling(hub: HubServer, put: Put, tmp_path: Path, why_stock: C
 
 
 @pytest.mark.usefixtures("turn_is_given_back", "quick_retries")
-async def test_a_download_that_fails(hub: HubServer, put: Put, tmp_path: Path) -> None:
+async def test_a_download_that_fails(hub: HubServer, put: Put, tmp_path: Path, readers: Callable[..., int]) -> None:
     """Its error is the load's, and comes at once: the build that waits for its bytes ends with it."""
     directory = put("org/tiny")
     size = (directory / "model.safetensors").stat().st_size
@@ -186,7 +224,14 @@ async def test_the_log_says_why_it_was_stock(
 
 
 @pytest.mark.usefixtures("turn_is_given_back")
-async def test_many_at_once(hub: HubServer, put: Put, tmp_path: Path, why_stock: Callable[[], list[str]]) -> None:
+async def test_many_at_once(
+    hub: HubServer,
+    put: Put,
+    tmp_path: Path,
+    why_stock: Callable[[], list[str]],
+    readers: Callable[..., int],
+    builds: Builds,
+) -> None:
     """Ten tasks load five models, one over a slow link: each is right, one is built at a time, none waits for it."""
     kinds = {"org/slow": "llama", "org/a": "qwen2", "org/b": "mixtral", "org/c": "gpt2", "org/d": "remote_code"}
     directories = [put(name, kind) for name, kind in kinds.items()]
@@ -200,50 +245,21 @@ async def test_many_at_once(hub: HubServer, put: Put, tmp_path: Path, why_stock:
     async def load(name: str) -> None:
         got[name].append(await loaders[name].load_model())
 
-    with most_builds() as seen:
-        async with anyio.create_task_group() as group:
-            for _ in range(2):
-                group.start_soon(load, "org/slow")
-            await until(readers, seconds=30)
-            began = time.monotonic()
-            for name in list(kinds)[1:] * 2:
-                group.start_soon(load, name)
-            await until(lambda: sum(map(len, got.values())) == 8, seconds=30)
-            print(f"four others were ready {time.monotonic() - began:.2f} s after the slow one began to wait")
-            assert not got["org/slow"]
-            gate.open()
-    assert max(seen) == 1
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(load, "org/slow")
+        await until(readers, seconds=30)
+        for name in list(kinds)[1:] * 2:
+            group.start_soon(load, name)
+        await until(lambda: sum(map(len, got.values())) == 8, seconds=30)
+        assert not got["org/slow"]
+        gate.open()
+    assert builds.most == 1
     assert "org/slow is built from the finished snapshot: another build waits for its turn" in why_stock()
     for name, (model, same) in got.items():
         assert model is same
         stock = stock_model(name, "float16", revision=loaders[name].commit, cache_dir=str(tmp_path))
         assert_same_model(model, stock)
-
-
-@contextmanager
-def most_builds() -> Iterator[list[int]]:
-    """Look all the time at how many threads are inside of `from_pretrained`."""
-    code = PreTrainedModel.from_pretrained.__func__.__code__
-    seen: list[int] = []
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.is_set():
-            inside = 0
-            for frame in sys._current_frames().values():
-                while frame is not None and frame.f_code is not code:
-                    frame = frame.f_back
-                inside += frame is not None
-            seen.append(inside)
-            time.sleep(0.0005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        watcher.join()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.waiting import readers
 from yaie_async.store.blockmap import BLOCK
 from yaie_async.store.landing import Landing, LandingError
 
@@ -26,13 +25,22 @@ def never() -> bool:
     return False
 
 
-def waiting(landing: Landing, job: Future[object]) -> None:
-    while not readers(landing):
-        assert not job.done()
-        time.sleep(0.001)
+Waiting = Callable[[Landing, Future[object]], None]
 
 
-def test_open_and_wait(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+@pytest.fixture
+def waiting(readers: Callable[..., int]) -> Waiting:
+    """Wait until a job waits for bytes of a landing."""
+
+    def wait(landing: Landing, job: Future[object]) -> None:
+        while not readers(landing):
+            assert not job.done()
+            time.sleep(0.001)
+
+    return wait
+
+
+def test_open_and_wait(tmp_path: Path, pool: ThreadPoolExecutor, waiting: Waiting) -> None:
     """A reader gets the file when it begins, and its bytes when the last of their blocks has landed."""
     landing = Landing("a", 3 * BLOCK + 5)
     (tmp_path / "data").touch()
@@ -54,7 +62,9 @@ def test_open_and_wait(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     "end",
     [lambda landing, _: landing.fail(), lambda landing, path: landing.begin(path, b"\0")],
 )
-def test_failure(tmp_path: Path, pool: ThreadPoolExecutor, end: Callable[[Landing, Path], None]) -> None:
+def test_failure(
+    tmp_path: Path, pool: ThreadPoolExecutor, end: Callable[[Landing, Path], None], waiting: Waiting
+) -> None:
     """A failed download, and one that starts over in another file, end every wait at once and for good."""
     landing = Landing("a", BLOCK)
     landing.begin(tmp_path / "one", b"\0")
@@ -71,7 +81,7 @@ def test_failure(tmp_path: Path, pool: ThreadPoolExecutor, end: Callable[[Landin
         landing.open(never)
 
 
-def test_reader_that_gives_up(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+def test_reader_that_gives_up(tmp_path: Path, pool: ThreadPoolExecutor, waiting: Waiting) -> None:
     """A reader that no longer wants to wait does not, within a tenth of a second; bytes that are there it gets."""
     landing = Landing("a", 2 * BLOCK)
     landing.begin(tmp_path / "data", b"\1\0")
@@ -88,11 +98,26 @@ def test_reader_that_gives_up(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
 
 
 def test_file_that_is_published_or_pruned(tmp_path: Path) -> None:
-    """Under its final name the file is opened too; one that is gone is a failure of this reader."""
-    landing = Landing("a", 1)
+    """Under its final names the file is opened too; one that is gone is a failure of this reader."""
+    blob, pointer = tmp_path / "blob", tmp_path / "pointer"
+    landing = Landing("a", 1, blob, pointer)
+    (tmp_path / "partial").touch()
+    landing.begin(tmp_path / "partial", b"\0")
+    os.close(landing.open(never))
+    for source, target in ((tmp_path / "partial", blob), (blob, pointer)):
+        source.rename(target)
+        os.close(landing.open(never))
+    landing.complete()
+    landing.wait(0, 1, never)
+    pointer.unlink()
     with pytest.raises(LandingError):
-        landing.complete(tmp_path / "gone")
         landing.open(never)
-    landing.moved(Path(__file__))
+
+
+def test_file_that_was_there(tmp_path: Path) -> None:
+    """What never landed here is read where it is."""
+    landing = Landing("a", 1, tmp_path / "blob", tmp_path / "pointer")
+    (tmp_path / "pointer").touch()
+    landing.complete()
     os.close(landing.open(never))
     landing.wait(0, 1, never)

@@ -200,9 +200,7 @@ class _Fetch:
 
     def _publish(self) -> None:
         assert self._partial is not None
-        blob = self._partial.publish()
-        if self._landing is not None:
-            self._landing.moved(blob)
+        self._partial.publish()
         self._partial = None
         self._clean()
 

@@ -217,7 +217,11 @@ class _Job:
             await run_owned(partial(self._link, [file]), name="link")
 
     def _landing(self, file: RepoFile) -> Landing:
-        return self._landings.setdefault(file.path, Landing(file.path, file.size or 0))
+        if file.path not in self._landings:
+            assert file.etag is not None
+            places = self._cache.blob(file.etag), self._cache.pointer(self._commit, file.path)
+            self._landings[file.path] = Landing(file.path, file.size or 0, *places)
+        return self._landings[file.path]
 
     def _drop(self, paths: set[str]) -> None:
         for path in paths:
@@ -229,15 +233,12 @@ class _Job:
         async with self._open_files:
             if await run_owned(partial(self._cache.has, self._commit, file.path), name="cache"):
                 self._meter.cached(file.size or 0)
-                source = self._cache.pointer(self._commit, file.path)
-            else:
-                source = self._cache.blob(file.etag)
-                if await fetch_blob(
-                    self._session, self._cache, self._commit, file, self._meter, weights=weights, landing=landing
-                ):
-                    self._fresh.add(file.etag)
+            elif await fetch_blob(
+                self._session, self._cache, self._commit, file, self._meter, weights=weights, landing=landing
+            ):
+                self._fresh.add(file.etag)
             if landing is not None:
-                landing.complete(source)
+                landing.complete()
 
     def _link(self, files: list[RepoFile]) -> None:
         for file in files:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from yaie_async.store.blockmap import BLOCK, block_count
@@ -21,43 +22,44 @@ class LandingError(Exception):
 class Landing:
     """One file of a snapshot that is being fetched. Thread-safe, and without locks.
 
-    Attributes:
+    Args:
         path: the file's path in the repository.
         size: in bytes.
+        finished: where the file is moved to, from one to the next, once all of it has landed.
+
+    Attributes:
+        path, size: the same.
         failed: what was read here is worth nothing: not all of it landed, or other bytes have taken its place.
     """
 
-    def __init__(self, path: str, size: int) -> None:
+    def __init__(self, path: str, size: int, *finished: Path) -> None:
         self.path = path
         self.size = size
         self.failed = False
         self._there = bytearray(block_count(size))
-        self._source: Path | None = None
+        self._finished = finished
+        self._places: tuple[Path, ...] = ()
 
     def begin(self, source: Path, blocks: bytes) -> None:
         """The bytes land in `source`; `blocks` has a non-zero byte for each 4 MiB block that is there.
 
         A second source is a failure for whoever has begun to read the first.
         """
-        if self._source is not None:
+        if self._places:
             self.fail()
             return
         self._there[:] = blocks
-        self._source = source
+        self._places = (source, *self._finished)
 
     def landed(self, first: int, stop: int) -> None:
         """Blocks `first` to `stop` (not included) are written."""
         self._there[first:stop] = b"\1" * (stop - first)
 
-    def complete(self, source: Path) -> None:
-        """The whole file is in `source`; nothing new for whoever saw it land there."""
-        if self._source is None:
-            self._source = source
+    def complete(self) -> None:
+        """The whole file is there; nothing new for whoever saw it land."""
+        if not self._places:
+            self._places = self._finished
         self.landed(0, len(self._there))
-
-    def moved(self, source: Path) -> None:
-        """The same file has another name now."""
-        self._source = source
 
     def fail(self) -> None:
         """Nothing more will land: every waiting reader gets LandingError within milliseconds."""
@@ -69,12 +71,11 @@ class Landing:
         Raises:
             LandingError.
         """
-        self._wait_for(lambda: self._source is not None, unless)
-        assert self._source is not None
-        try:
-            return os.open(self._source, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:  # pruned, or published under its final name a moment ago
-            raise LandingError(self.path) from error
+        self._wait_for(lambda: bool(self._places), unless)
+        for place in self._places:
+            with suppress(OSError):  # it has been moved on
+                return os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        raise LandingError(self.path)  # pruned
 
     def wait(self, start: int, stop: int, unless: Callable[[], bool]) -> None:
         """Block until the bytes `start` to `stop` (not included) are written. Does not wait once `unless()`.
