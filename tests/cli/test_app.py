@@ -23,7 +23,7 @@ def test_starting_imports_nothing_heavy(command: Command) -> None:
 def test_help_tells_commands_and_exit_codes(command: Command) -> None:
     done = command.run("--help")
     assert done.code == 0
-    for name in ("demo", "load", "prefetch", "plan", "verify"):
+    for name in ("demo", "load", "prefetch", "plan", "verify", "serve"):
         assert f" {name} " in done.out
     assert "130 Ctrl-C" in done.out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -133,6 +134,43 @@ def verify(
     from yaie_async.cli.verify import verify as run
 
     conclude(lambda: run(models or [], cache_dir), as_json=as_json, when_interrupted="nothing was changed.")
+
+
+@app.command(epilog=EXIT_CODES)
+def serve(
+    root: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A folder of models (name/ or org/name/) or the root of an HF cache; this machine's HF cache if left "
+            "out or `cache`.",
+            metavar="[DIR|cache]",
+        ),
+    ] = None,
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8080,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="Let in only who sends this token. Other users can see it in the list of processes: better set "
+            "YAIE_ASYNC_SERVE_TOKEN.",
+            envvar="YAIE_ASYNC_SERVE_TOKEN",
+            show_envvar=False,
+        ),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Serve models by the Hub's protocol, read-only: other machines set HF_ENDPOINT to the address that is printed.
+
+    Only snapshots of a cache that are whole are served, and nothing outside of the folder. Until Ctrl-C.
+    """
+    from yaie_async.cli.serve import serve as run
+
+    conclude(
+        lambda: run(root, host=host, port=port, token=token, as_json=as_json),
+        as_json=as_json,
+        when_interrupted="nothing was served.",
+    )
 
 
 def main() -> None:

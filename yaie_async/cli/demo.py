@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from yaie_async.cli.extras import needs
 from yaie_async.cli.outcome import Outcome, say
 from yaie_async.cli.tables import facts
 from yaie_async.demo.run import Report, run_demo
@@ -14,17 +15,8 @@ def demo() -> Outcome:
     Raises:
         LoaderError: the extra `demo` is not installed, or the load failed.
     """
-    try:
+    with needs("demo"):
         report = run_demo(say)
-    except ImportError as error:
-        if error.name not in ("starlette", "uvicorn"):
-            raise
-        from yaie_async.core.errors import LoaderError
-
-        raise LoaderError(
-            f"The demo needs starlette and uvicorn, and {error.name} is not installed. "
-            "Install the extra: pip install 'yaie-async[demo]', or pip install '.[demo]' in a checkout."
-        ) from error
     return Outcome(_document(report), [*facts(_rows(report))])
 
 

@@ -59,8 +59,8 @@ def conclude(work: Callable[[], Outcome], *, as_json: bool, when_interrupted: st
     except KeyboardInterrupt:
         say(f"Interrupted: {when_interrupted}")
         if as_json:
-            _print_json({"ok": False, "error": {"type": "KeyboardInterrupt", "message": when_interrupted}})
-        _leave(INTERRUPTED)
+            print_json({"ok": False, "error": {"type": "KeyboardInterrupt", "message": when_interrupted}})
+        leave(INTERRUPTED)
     except Exception as error:
         from yaie_async.core.errors import LoaderError
 
@@ -70,10 +70,10 @@ def conclude(work: Callable[[], Outcome], *, as_json: bool, when_interrupted: st
         if not as_json:
             say(f"{type(error).__name__}: {error}")
     if as_json:
-        _print_json({"ok": not outcome.failed, **outcome.document})
+        print_json({"ok": not outcome.failed, **outcome.document})
     else:
         _print_lines(outcome.lines)
-    _leave(FAILED if outcome.failed else DONE)
+    leave(FAILED if outcome.failed else DONE)
 
 
 def describe_error(error: LoaderError) -> dict[str, Any]:
@@ -99,7 +99,8 @@ def _log_to_stderr() -> None:
     logger.setLevel(logging.INFO)
 
 
-def _print_json(document: dict[str, Any]) -> None:
+def print_json(document: dict[str, Any]) -> None:
+    """The one object of `--json`."""
     print(json.dumps(document, indent=2 if sys.stdout.isatty() else None), flush=True)  # noqa: T201
 
 
@@ -113,7 +114,7 @@ def _print_lines(lines: list[RenderableType]) -> None:
         console.print(line)
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """Exit. An import or a build that can't be stopped is not waited for, and keeps its interpreter."""
     working = any(thread.name.startswith("yaie_async") for thread in threading.enumerate())
     if code != INTERRUPTED and not working:

@@ -42,8 +42,8 @@ def repo_not_found(*, authenticated: bool) -> HubError:
 
 def revision_not_found(revision: str) -> HubError:
     """Return the answer to an unknown branch, tag or commit of a model that exists."""
-    # repr: a revision may hold a line break, which no header may.
-    return HubError(404, f"Invalid rev id: {revision!r}", code="RevisionNotFound")
+    # repr: a revision may hold a line break, which no header may; and it may be of any length.
+    return HubError(404, f"Invalid rev id: {revision[:200]!r}", code="RevisionNotFound")
 
 
 def entry_not_found(commit: str) -> HubError:

@@ -64,6 +64,10 @@ class LocalHub:
         self._page_size = page_size
         self._digests = Digests()
 
+    def names(self) -> list[str]:
+        """Return the models that are served now. Reads the disk."""
+        return self._models.names()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
 
@@ -96,8 +100,8 @@ class LocalHub:
             snapshot = await anyio.to_thread.run_sync(self._models.snapshot, target.model, target.revision)
         except ModelMissing:
             raise errors.repo_not_found(authenticated=token is not None) from None
-        except RevisionMissing:
-            raise errors.revision_not_found(target.revision) from None
+        except RevisionMissing as missing:
+            raise errors.revision_not_found(str(missing)) from None
         if target.kind == "info":
             return await self._info(request, snapshot)
         if target.kind == "tree":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 _SEGMENT = re.compile(r"(?!\.)[\w.-]+", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LONGEST = 96  # as on the Hub; much longer ones are no file names
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 # Bookkeeping of git and of `hf download --local-dir`, which no commit contains.
@@ -62,6 +62,9 @@ class Snapshot:
 class Models(Protocol):
     """Where models are found."""
 
+    def names(self) -> list[str]:
+        """Return the models that there are now."""
+
     def snapshot(self, model: str, revision: str) -> Snapshot:
         """Return a model at a revision.
 
@@ -80,7 +83,12 @@ def models_in(root: Path) -> Models:
     """
     if not root.is_dir():
         raise NotADirectoryError(f"no directory of models at {root}")
-    return CachedModels(root) if any(root.glob("models--*")) else PlainModels(root)
+    if not any(root.glob("models--*")):
+        return PlainModels(root)
+    # Only now: it brings huggingface_hub, which reads the environment when it is imported.
+    from yaie_async.localhub.cached import CachedModels
+
+    return CachedModels(root)
 
 
 class PlainModels:
@@ -93,63 +101,48 @@ class PlainModels:
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
 
+    def names(self) -> list[str]:
+        """Return every folder with files, and those in folders without."""
+        tops = [(name, _has_files(self._root / name)) for name in folders(self._root)]
+        below = [f"{org}/{name}" for org, is_model in tops if not is_model for name in folders(self._root / org)]
+        return [name for name, is_model in tops if is_model] + [n for n in below if _has_files(self._root / n)]
+
     def snapshot(self, model: str, revision: str) -> Snapshot:
         """Return a model at `main` or at its commit."""
-        parts = _segments(model)
+        parts = segments(model)
         top = self._root.joinpath(*parts)
         # A folder inside a model, say gpt2/onnx, is no model by itself.
         if not _has_files(top) or (len(parts) == 2 and _has_files(top.parent)):
             raise ModelMissing(model)
-        files = _listing(top, self._root)
+        files = listing(top, self._root)
         if not files:
             raise ModelMissing(model)
-        listing = "\n".join(f"{file.path}\0{file.size}\0{file.mtime_ns}" for file in files.values())
-        commit = hashlib.sha1(listing.encode(), usedforsecurity=False).hexdigest()
+        described = "\n".join(f"{file.path}\0{file.size}\0{file.mtime_ns}" for file in files.values())
+        commit = hashlib.sha1(described.encode(), usedforsecurity=False).hexdigest()
         if revision not in ("main", commit):
             raise RevisionMissing(revision)
         return Snapshot(model, commit, files)
 
 
-class CachedModels:
-    """Models in an HF cache: its refs are the branches and tags, its snapshots the commits, as far as cached."""
+def segments(model: str) -> list[str]:
+    """Return the one or two parts of a model's name.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root.resolve()
-
-    def snapshot(self, model: str, revision: str) -> Snapshot:
-        """Return a model at a cached revision."""
-        if "--" in model:
-            raise ModelMissing(model)
-        top = self._root / "--".join(["models", *_segments(model)])
-        if not (top / "snapshots").is_dir():
-            raise ModelMissing(model)
-        commit = _commit_of(top / "refs", revision)
-        snapshot = top / "snapshots" / commit
-        if not snapshot.is_dir():
-            raise RevisionMissing(revision)
-        return Snapshot(model, commit, _listing(snapshot, self._root))
-
-
-def _commit_of(refs: Path, revision: str) -> str:
-    if _COMMIT.fullmatch(revision):
-        return revision
-    parts = revision.split("/")
-    if "\0" in revision or any(part in ("", ".", "..") for part in parts):
-        raise RevisionMissing(revision)
-    try:
-        commit = refs.joinpath(*parts).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        raise RevisionMissing(revision) from None
-    if not _COMMIT.fullmatch(commit):
-        raise RevisionMissing(revision)
-    return commit
-
-
-def _segments(model: str) -> list[str]:
+    Raises:
+        ModelMissing: no model can have that name.
+    """
     parts = model.split("/")
-    if len(parts) > 2 or not all(_SEGMENT.fullmatch(part) for part in parts):
+    if len(parts) > 2 or len(model) > _LONGEST or not all(_SEGMENT.fullmatch(part) for part in parts):
         raise ModelMissing(model)
     return parts
+
+
+def folders(directory: Path) -> list[str]:
+    """Return the names of the folders in a directory, but for hidden ones; none if it can't be read."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
 
 
 def _has_files(directory: Path) -> bool:
@@ -160,7 +153,7 @@ def _has_files(directory: Path) -> bool:
         return False
 
 
-def _listing(top: Path, root: Path) -> dict[str, File]:
+def listing(top: Path, root: Path) -> dict[str, File]:
     """Walk the files under `top`, leaving out those that a link takes outside `root`."""
     files: list[File] = []
     for folder, subfolders, names in os.walk(top):

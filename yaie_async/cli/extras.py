@@ -1,0 +1,28 @@
+"""What an extra brings, imported; or an error that says how to install it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_SERVERS = ("starlette", "uvicorn")
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Import what needs starlette and uvicorn within the block.
+
+    Raises:
+        LoaderError: one of them is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if error.name not in _SERVERS:
+            raise
+        from yaie_async.core.errors import LoaderError
+
+        raise LoaderError(
+            f"This needs starlette and uvicorn, and {error.name} is not installed. "
+            f"Install the extra: pip install 'yaie-async[{extra}]', or pip install '.[{extra}]' in a checkout."
+        ) from error

@@ -1,0 +1,76 @@
+"""`yaie-async serve`: a Hub of one's own, read-only, for machines that have no other."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from yaie_async.cli.extras import needs
+from yaie_async.cli.outcome import INTERRUPTED, leave, print_json, say
+from yaie_async.core.errors import InvalidArgumentError, LoaderError
+from yaie_async.fetch.settings import read_settings
+
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - asked for
+
+
+def serve(root: Path | None, *, host: str, port: int, token: str | None, as_json: bool) -> NoReturn:
+    """Serve `root`, or the HF cache, until Ctrl-C, which ends it at once.
+
+    Raises:
+        LoaderError: there is nothing to serve, the address is taken or not ours, or the extra is not installed.
+    """
+    with needs("serve"):
+        from yaie_async.localhub import LocalHub, running
+    if token == "":
+        raise InvalidArgumentError("The token is empty. Give one, or leave it out: then everyone may read.")
+    if root is None or (str(root) == "cache" and not root.is_dir()):
+        root = read_settings(cache_dir=None, token=False, endpoint=None, local_files_only=True).cache_dir
+    try:
+        hub = LocalHub(root, tokens=[token] if token else [])
+        models = hub.names()
+    except NotADirectoryError:
+        models = []
+    if not models:
+        raise InvalidArgumentError(
+            f"There is no model in {root}. It holds folders of models (name/ or org/name/), or is the root of an HF "
+            "cache: fill that with `yaie-async prefetch org/name`."
+        )
+    try:
+        server = running(hub, host=host, port=port)
+        with server as url:
+            _announce(root, models, url, host=host, token=token, as_json=as_json)
+            try:
+                threading.Event().wait()
+            except KeyboardInterrupt:
+                say("Stopped.")
+                leave(INTERRUPTED)  # with whatever is being read: nothing is written here
+    except OSError as error:
+        raise LoaderError(
+            f"{error.strerror or error}. Choose another --host or --port (0 takes a free one)."
+        ) from error
+    raise AssertionError
+
+
+def _announce(root: Path, models: list[str], url: str, *, host: str, token: str | None, as_json: bool) -> None:
+    endpoint = url.replace(urlsplit(url).netloc.rpartition(":")[0], own_address(host)) if host in _EVERYWHERE else url
+    if as_json:
+        print_json({"ok": True, "endpoint": endpoint, "root": str(root), "models": models, "token": token is not None})
+        return
+    say(f"Serving {len(models)} models of {root}, read-only. Ctrl-C stops it. On the other machines:")
+    print(f"export HF_ENDPOINT={endpoint}" + (" HF_TOKEN=..." if token else ""), flush=True)  # noqa: T201
+
+
+def own_address(host: str) -> str:
+    """The address under which others most likely reach this machine, as it stands in a URL. Nothing is sent."""
+    version6 = ":" in host
+    with socket.socket(socket.AF_INET6 if version6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # An address for documentation (RFC 5737, RFC 3849): asks only which way packets would leave.
+            probe.connect(("2001:db8::1" if version6 else "192.0.2.1", 9))
+            address: str = probe.getsockname()[0]
+        except OSError:
+            return socket.gethostname()
+    return f"[{address}]" if version6 else address

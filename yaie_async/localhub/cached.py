@@ -1,0 +1,74 @@
+"""The models of an HF cache, as far as they are whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yaie_async.core.plan import WeightRules, is_commit
+from yaie_async.localhub.models import ModelMissing, RevisionMissing, Snapshot, folders, listing, segments
+from yaie_async.store.cache import RepoCache
+from yaie_async.store.snapshots import Holding, holding
+
+
+class CachedModels:
+    """Models in an HF cache: its refs are the branches and tags, its snapshots the commits, as far as cached.
+
+    A snapshot from which something is missing is none: a client would take its listing for all that there is.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+        self._whole: set[Path] = set()
+
+    def names(self) -> list[str]:
+        """Return the models with a snapshot that is whole."""
+        tops = (name for name in folders(self._root) if name.startswith("models--"))
+        names = (name.removeprefix("models--").replace("--", "/") for name in tops)
+        return [name for name in names if any(self._is_whole(name, at) for at in self._snapshots(name))]
+
+    def _snapshots(self, model: str) -> list[Path]:
+        top = RepoCache(self._root, model).folder / "snapshots"
+        return [top / commit for commit in folders(top)]
+
+    def snapshot(self, model: str, revision: str) -> Snapshot:
+        """Return a model at a cached revision."""
+        if "--" in model:
+            raise ModelMissing(model)
+        segments(model)
+        top = RepoCache(self._root, model).folder
+        if not (top / "snapshots").is_dir():
+            raise ModelMissing(model)
+        commit = _commit_of(top / "refs", revision)
+        snapshot = top / "snapshots" / commit
+        if not snapshot.is_dir():
+            raise RevisionMissing(revision)
+        if not self._is_whole(model, snapshot):
+            raise RevisionMissing(f"{revision} (some of its files are not cached here)")
+        return Snapshot(model, commit, listing(snapshot, self._root))
+
+    def _is_whole(self, model: str, snapshot: Path) -> bool:
+        """Whether it has all that the official client's listing names, or all that a load needs."""
+        if snapshot not in self._whole:
+            cache = RepoCache(self._root, model)
+            tree = cache.tree(snapshot.name)
+            if (tree is None or not tree.keys() <= cache.files(snapshot.name).keys()) and holding(
+                cache, snapshot.name, weights=True, code=False, rules=WeightRules()
+            ) is Holding.MISSING:
+                return False
+            self._whole.add(snapshot)
+        return True
+
+
+def _commit_of(refs: Path, revision: str) -> str:
+    if is_commit(revision):
+        return revision
+    parts = revision.split("/")
+    if "\0" in revision or any(part in ("", ".", "..") for part in parts):
+        raise RevisionMissing(revision)
+    try:
+        commit = refs.joinpath(*parts).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        raise RevisionMissing(revision) from None
+    if not is_commit(commit):
+        raise RevisionMissing(revision)
+    return commit
