@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from urllib.parse import quote
 
 from yaie_async.asgi.events import stream
 from yaie_async.asgi.page import PAGE, POLICY
@@ -24,9 +25,7 @@ class App:
         lifespan: what to be inside of while the server runs.
     """
 
-    def __init__(
-        self, begun: Callable[[], Awaitable[Run]], lifespan: Callable[[], AbstractAsyncContextManager[object]]
-    ) -> None:
+    def __init__(self, begun: Callable[[], Run], lifespan: Callable[[], AbstractAsyncContextManager[object]]) -> None:
         self._begun = begun
         self._lifespan = lifespan
 
@@ -54,20 +53,20 @@ class App:
             await _send(send, scope, 405, b"only GET\n", headers={"allow": "GET, HEAD"})
         elif path == "":
             # The page asks for "events" beside itself, so it needs the slash.
-            await _send(send, scope, 307, b"", headers={"location": scope.get("root_path", "") + "/"})
+            await _send(send, scope, 307, b"", headers={"location": quote(scope.get("root_path", "")) + "/"})
         elif path == "/livez":
             await _send(send, scope, 200, b"ok\n")
         elif path == "/readyz":
             await self._readyz(scope, send)
         elif path == "/status":
-            await _send(send, scope, 200, (await self._begun()).status().encoded(), _JSON)
+            await _send(send, scope, 200, self._begun().status().encoded(), _JSON)
         elif path == "/events" and scope["method"] == "GET":
-            await stream(await self._begun(), receive, send)
+            await stream(self._begun(), receive, send)
         else:
             await _send(send, scope, 200, PAGE, "text/html; charset=utf-8", {"content-security-policy": POLICY})
 
     async def _readyz(self, scope: Scope, send: Send) -> None:
-        status = (await self._begun()).status()
+        status = self._begun().status()
         code = {"ready": 200, "loading": 503, "failed": 500}[status.state]
         headers = {"retry-after": str(status.retry_after)} if code == 503 else {}
         await _send(send, scope, code, status.encoded(), _JSON, headers)

@@ -99,7 +99,7 @@ class Load:
                 await anyio.sleep(wait)
                 self._next_attempt = None
             else:
-                self._ready = True
+                self._ready, self._outage = True, None
 
     async def _load(self) -> None:
         from yaie_async.core.errors import TokenizerError

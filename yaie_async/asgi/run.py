@@ -45,21 +45,12 @@ class Run:
         self._on_failure: OnFailure = on_failure
         self._signals = StopSignals()
         self._scope = anyio.CancelScope()
-        self._under_way = anyio.Event()
         self._ended = anyio.Event()
         self._told: tuple[float, bytes] = (0.0, b"")
 
     def start(self) -> None:
         """Begin, in a task beside all others: requests that come and go can't end it."""
         _spawn(self._main)
-
-    async def under_way(self) -> None:
-        """Wait until all loads have begun, which is at once.
-
-        A loop that ends before that (that of one request in a test) leaves coroutines that nobody ever awaited.
-        """
-        if not self._under_way.is_set():
-            await self._under_way.wait()
 
     async def stop(self) -> None:
         """End all loads and wait until they have.
@@ -96,7 +87,6 @@ class Run:
                 # Until it is stopped: the signals are noted, and at the loop's end given back.
                 await anyio.sleep_forever()
         finally:
-            self._under_way.set()
             self._ended.set()
 
     async def _one(self, load: Load) -> None:
@@ -107,7 +97,6 @@ class Run:
             os.kill(os.getpid(), signal.SIGTERM)
 
     async def _watch(self) -> None:
-        self._under_way.set()  # this task was started last
         while not all(load.settled.is_set() for load in self.loads.values()):
             await anyio.sleep(_LOOK)
             if self._signals.seen:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
-# gunicorn's quick shutdown sends SIGQUIT to its workers.
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+# gunicorn's quick shutdown sends SIGQUIT to its workers; Windows has no such signal.
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGQUIT") if hasattr(signal, name)]
 
 _Handler = Callable[[int, FrameType | None], object]
 

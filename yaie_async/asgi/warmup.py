@@ -72,7 +72,7 @@ class Warmup:
 
     async def __aenter__(self) -> Self:
         """Begin to load, in the background; the server goes on starting."""
-        (await self._begun()).users += 1
+        self._begun().users += 1
         return self
 
     async def __aexit__(
@@ -140,7 +140,7 @@ class Warmup:
                     pass  # /readyz tells it; a client of the app learns that it is not served
             from starlette.exceptions import HTTPException
 
-            status = (await self._begun()).loads[name].status()
+            status = self._begun().loads[name].status()
             raise HTTPException(
                 503,
                 f"The model {name!r} is not ready ({status.stage}, {status.fraction:.0%}).",
@@ -150,14 +150,13 @@ class Warmup:
         return model
 
     async def _wait(self, name: str) -> PreTrainedModel:
-        return await (await self._begun()).loads[name].wait()
+        return await self._begun().loads[name].wait()
 
-    async def _begun(self) -> Run:
+    def _begun(self) -> Run:
         """This event loop's run; begun now if it was not."""
         run = self._run.get()
         if run is None:
             run = Run(self._loaders, deadline=self._deadline, on_failure=self._on_failure)
             self._run.set(run)
             run.start()
-        await run.under_way()
         return run
