@@ -128,7 +128,7 @@ def test_it_shows_an_error(hub: HubServer, put: Put, loader: MakeLoader, visit: 
         expect(page.get_by_role("heading", level=1)).to_have_text("Failed")
         expect(page.get_by_text("1 of 2 models ready, 1 failed")).to_be_visible()
         card = page.get_by_role("listitem").filter(has_text="typo")
-        expect(card).to_contain_text("The Hub has no public model 'org/no-such-model'.")
+        expect(card.get_by_text("The Hub has no public model 'org/no-such-model'.")).to_be_visible()
         expect(page.get_by_role("status")).to_contain_text("typo: Failed. The Hub has no public model")
         accessible(page)
 
@@ -176,7 +176,7 @@ def test_it_survives_a_lost_connection(hub: HubServer, put: Put, loader: MakeLoa
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_the_dark(scheme: str, loader: MakeLoader, visit: Open) -> None:
     """No scrolling sideways on the smallest of them, whatever a name is; colours that can be told apart."""
-    name = "a-name-" * 12
+    name = "a_name_" * 12
     with running(Warmup({name: loader("org/no-such-model"), "<b>&": loader("org/" + "x" * 80)}).app) as url:
         page = visit(url, viewport={"width": 320, "height": 640}, color_scheme=scheme, is_mobile=True, has_touch=True)
         expect(page.get_by_text("0 of 2 models ready, 2 failed")).to_be_visible()

@@ -222,9 +222,14 @@ async def test_it_is_entered_twice(loader: MakeLoader, put: Put, hub: HubServer)
     put("org/name")
     warmup = Warmup(chat=loader())
     async with warmup:
+        run = warmup._run.get()
         async with warmup.lifespan(object()):
             pass
+        assert warmup._run.get() is run
+        assert run is not None
+        assert not run.stopping
         await warmup["chat"]
+    assert run.stopping
     async with warmup:  # and once more after its end, as a test client does
         await warmup["chat"]
     assert len([request for request in hub.requests if request.path.startswith("/api/")]) == 1
