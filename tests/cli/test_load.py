@@ -1,6 +1,10 @@
 """`load`: what it tells of the model, and how its failures look."""
 
+import itertools
+import json
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,3 +60,46 @@ def test_a_dtype_that_there_is_not(command: Command) -> None:
     assert done.code == 1
     assert "float17" in done.err
     assert "Traceback" not in done.err
+
+
+def tracks(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The spans of a trace by the name of their track, in order."""
+    events = json.loads(path.read_text())["traceEvents"]
+    names = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    spans = defaultdict(list)
+    for event in sorted(events, key=lambda event: (event.get("ts", 0), -event.get("dur", 0))):
+        if event["ph"] == "X":
+            spans[names[event["tid"]]].append(event)
+    return spans
+
+
+def test_a_trace_shows_where_the_time_went(command: Command, hub: HubServer, tmp_path: Path) -> None:
+    """Each body is on the track of its connection; verification, imports and build have theirs; none overlap."""
+    trace = tmp_path / "trace.json"
+    done = command.run("load", "org/llama", "--trace", str(trace), "--max-connections", "3", "--json")
+    assert done.code == 0, done.err
+    spans = tracks(trace)
+    bodies = [span for track, of in spans.items() if "connection" in track for span in of if span["name"] == "body"]
+    fetched = {span["args"]["file"]: span["args"]["stop"] - span["args"]["start"] for span in bodies}
+    assert fetched == {path.name: path.stat().st_size for path in (hub.root / "org/llama").iterdir()}
+    for track, of in spans.items():
+        if "connection" in track:
+            assert [span["name"] for span in of][0::2] == ["request"] * ((len(of) + 1) // 2)
+        for one, other in itertools.pairwise(of):
+            assert other["ts"] >= one["ts"] + one["dur"] or other["ts"] + other["dur"] <= one["ts"] + one["dur"]
+    assert "verify model.safetensors" in spans
+    assert {"imports", "import torch", "import transformers"} <= {span["name"] for span in spans["imports"]}
+    assert [span["args"]["model"] for span in spans["build"]] == ["org/llama"]
+    assert "build tokenizer" in {span["name"] for span in spans["tokenizer"]}
+    (torch, *_) = [span for span in spans["imports"] if span["name"] == "import torch"]
+    assert 0.1e6 < torch["dur"] < done.json["seconds"] * 1e6  # microseconds
+
+
+def test_a_trace_that_can_t_be_written_and_one_of_a_failure(command: Command, tmp_path: Path) -> None:
+    """The one is said before anything is fetched; the other is written all the same."""
+    done = command.run("load", "org/llama", "--trace", str(tmp_path / "none" / "trace.json"))
+    assert done.code == 1
+    assert "trace can't be written" in done.err
+    assert not command.cache.exists()
+    assert command.run("load", "org/none", "--trace", str(tmp_path / "trace.json")).code == 1
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"] == []

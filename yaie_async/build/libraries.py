@@ -6,6 +6,7 @@ import threading
 from contextlib import nullcontext
 
 from yaie_async.build.responsive import smooth_imports
+from yaie_async.core.trace import span
 
 # Two threads that import the same packages for the first time can meet in an import cycle; Python then breaks
 # the deadlock by handing one of them a half-initialised module (importlib's _DeadlockError).
@@ -21,13 +22,16 @@ def import_libraries(*, responsive: bool = False) -> None:
     Raises:
         LoaderError: one of them is missing or broken in this environment.
     """
-    with _importing, smooth_imports() if responsive else nullcontext():
+    with _importing, span("imports", "imports"), smooth_imports() if responsive else nullcontext():
         try:
-            import accelerate  # type: ignore[import-untyped]  # noqa: F401
-            import torch  # noqa: F401
-            from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
-            from transformers.models.auto import modeling_auto  # noqa: F401
-            from transformers.quantizers import auto  # noqa: F401
+            with span("imports", "import torch"):
+                import torch  # noqa: F401
+            with span("imports", "import accelerate"):
+                import accelerate  # type: ignore[import-untyped]  # noqa: F401
+            with span("imports", "import transformers"):
+                from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+                from transformers.models.auto import modeling_auto  # noqa: F401
+                from transformers.quantizers import auto  # noqa: F401
         except ImportError as error:
             from yaie_async.core.errors import LoaderError
 

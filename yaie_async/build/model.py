@@ -23,6 +23,7 @@ from yaie_async.build.memory import available_memory, estimate_memory
 from yaie_async.build.preflight import architecture, check_config
 from yaie_async.build.pretrained import load_checked, pretrained_arguments
 from yaie_async.build.turn import BuildCancelled, build_turn
+from yaie_async.core.trace import span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +55,8 @@ def build_model(request: BuildRequest, *, cancelled: Callable[[], bool] = lambda
         with build_turn.taken():
             if cancelled():
                 raise BuildCancelled
-            return load_checked(lambda: _load(request, directory, weights), request, config)
+            with span("build", "build", model=request.source):
+                return load_checked(lambda: _load(request, directory, weights), request, config)
     except BuildCancelled:
         raise
     except Exception as error:

@@ -19,6 +19,7 @@ from yaie_async.build.pretrained import load_checked, pretrained_arguments
 from yaie_async.build.skeleton import add_generation, model_class, view_of
 from yaie_async.build.tensors import LandingFiles
 from yaie_async.build.turn import BuildCancelled, build_turn
+from yaie_async.core.trace import span
 from yaie_async.store.landing import Landing, LandingError
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def build_streaming(
             raise StreamAbandoned("another build has its turn")
         files = LandingFiles(landings, cancelled, build_turn.is_wanted)
         try:
-            return load_checked(lambda: _load(request, config, files), request, config)
+            with span("build", "streaming build", model=request.source):
+                return load_checked(lambda: _load(request, config, files), request, config)
         except Exception as error:
             # The frames of the failed build hold the half-built model.
             traceback.clear_frames(error.__traceback__)

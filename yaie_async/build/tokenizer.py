@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from yaie_async.build.checkpoint import snapshot_directory
 from yaie_async.build.libraries import import_libraries
+from yaie_async.core.trace import span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,8 @@ def build_tokenizer(request: BuildRequest) -> PreTrainedTokenizerBase:
 
     import_libraries()
     try:
-        tokenizer = _build(request)
+        with span("tokenizer", "build tokenizer", model=request.source):
+            tokenizer = _build(request)
     except LoaderError:
         raise
     except Exception as error:

@@ -47,6 +47,7 @@ def load(
     max_connections: options.MaxConnections = 8,
     trust_remote_code: options.TrustRemoteCode = False,
     no_pickle: options.NoPickle = False,
+    trace: options.TraceFile = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Load a model and its tokenizer; say what it is, how long it took, and how long the loop was away at most."""
@@ -54,7 +55,7 @@ def load(
 
     wishes = Wishes(cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle, max_connections)
     conclude(
-        lambda: run(model, wishes, dtype=dtype, device_map=device_map, prompt=prompt),
+        lambda: run(model, wishes, dtype=dtype, device_map=device_map, prompt=prompt, trace=trace),
         as_json=as_json,
         when_interrupted=_FETCHING,
     )

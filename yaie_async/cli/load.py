@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -10,14 +14,21 @@ import anyio
 from yaie_async.cli.options import Wishes
 from yaie_async.cli.outcome import Outcome
 from yaie_async.cli.tables import facts
+from yaie_async.core.errors import LoaderError
+from yaie_async.core.trace import recording
 from yaie_async.demo.generate import generate_line
 from yaie_async.demo.heartbeat import heartbeat
 from yaie_async.demo.run import describe_model
 
 
-def load(model: str, wishes: Wishes, *, dtype: str, device_map: str, prompt: str | None) -> Outcome:
-    """Load, and generate a line if there is a prompt."""
-    found: dict[str, Any] = anyio.run(_load, model, wishes, dtype, device_map, prompt)
+def load(model: str, wishes: Wishes, *, dtype: str, device_map: str, prompt: str | None, trace: Path | None) -> Outcome:
+    """Load, and generate a line if there is a prompt.
+
+    Raises:
+        LoaderError: the load failed, or the trace can't be written.
+    """
+    with _traced_into(trace):
+        found: dict[str, Any] = anyio.run(_load, model, wishes, dtype, device_map, prompt)
     rows = [
         ("model", f"{model} at {found['commit']}" if found["commit"] else model),
         ("class", found["model_class"]),
@@ -30,6 +41,24 @@ def load(model: str, wishes: Wishes, *, dtype: str, device_map: str, prompt: str
     if prompt is not None:
         rows += [("prompt", prompt), ("answer", found["text"])]
     return Outcome(found, [*facts(rows)])
+
+
+@contextmanager
+def _traced_into(path: Path | None) -> Iterator[None]:
+    """Write a trace of the block, also of one that fails or is interrupted."""
+    if path is None:
+        yield
+        return
+    try:
+        with path.open("w", encoding="utf-8") as file, recording() as trace:  # opened now, not after a long load
+            try:
+                yield
+            finally:
+                json.dump(trace.document(), file)
+    except OSError as error:
+        if isinstance(error, LoaderError):
+            raise
+        raise LoaderError(f"The trace can't be written to {path}: {error.strerror or error}.") from error
 
 
 async def _load(model: str, wishes: Wishes, dtype: str, device_map: str, prompt: str | None) -> dict[str, Any]:

@@ -90,6 +90,13 @@ Exclude = Annotated[
     ),
 ]
 MaxConnections = Annotated[int, typer.Option(help="File bodies under way at once.", min=1, rich_help_panel=_HUB)]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write a timeline of connections, verification, imports and build, for https://ui.perfetto.dev.",
+        metavar="FILE",
+    ),
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(

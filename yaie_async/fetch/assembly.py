@@ -14,6 +14,7 @@ from yaie_async.core.plan import RepoFile
 from yaie_async.core.progress import Meter
 from yaie_async.core.tasks import task_group
 from yaie_async.core.threads import run_owned
+from yaie_async.core.trace import span
 from yaie_async.fetch.answers import gave_up
 from yaie_async.fetch.downloader import Downloader, Running
 from yaie_async.fetch.location import Location, OtherBytesError
@@ -143,10 +144,12 @@ class Assembly:
             async with self._location.get(f"bytes={start}-{sink.stop - 1}" if ranged else None) as response:
                 sink.begin(self._offset(response, start, sink.stop, ranged=ranged))
                 stream = drainable(response)
-                if stream is not None:
-                    await stream.drain_into(sink)
-                else:
-                    await _copy(response, sink, None if ranged else self._partial.size)
+                track = stream.track if stream else f"body of {self._file.path} from byte {start}"
+                with span(track, "body", model=self._model, file=self._file.path, start=start, stop=sink.stop):
+                    if stream is not None:
+                        await stream.drain_into(sink)
+                    else:
+                        await _copy(response, sink, None if ranged else self._partial.size)
         except FullError:
             return
         except TransientError as error:
@@ -194,11 +197,12 @@ class Assembly:
             target = size if front == size else front // BLOCK * BLOCK
             if target > read:
                 stop = Stop()
-                read = await run_owned(
-                    partial(self._digest.read, self._partial.fd, read, min(target, read + _HASH_MOST), stop.is_set),
-                    interrupt=stop.set,
-                    name="verify",
-                )
+                with span(f"verify {self._file.path}", "verify", model=self._model, start=read):
+                    read = await run_owned(
+                        partial(self._digest.read, self._partial.fd, read, min(target, read + _HASH_MOST), stop.is_set),
+                        interrupt=stop.set,
+                        name="verify",
+                    )
                 self._downloader.verified(self._key, read)
             elif front == size:
                 return

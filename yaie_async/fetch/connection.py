@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -80,10 +81,14 @@ class Connection:
     Attributes:
         reused: whether it has carried a request before the present one.
         silent: whether nothing of the present response has arrived.
+        track: its name in a trace.
     """
+
+    _numbers = itertools.count(1)
 
     def __init__(self, origin: Origin, ssl_context: ssl.SSLContext) -> None:
         self.origin = origin
+        self.track = f"connection {next(self._numbers)} to {origin.host}"
         self.reused = False
         self.silent = True
         self._wire = Wire(ssl_context if origin.scheme == "https" else None, origin.host)

@@ -18,6 +18,7 @@ import h11
 import httpx
 
 from yaie_async.core.threads import run_detached
+from yaie_async.core.trace import span
 from yaie_async.fetch.connection import Connection, Head, Origin, Sink, Timeouts
 from yaie_async.fetch.pool import Pool
 from yaie_async.fetch.wire import Address
@@ -63,7 +64,8 @@ class DrainTransport(httpx.AsyncBaseTransport):
             try:
                 addresses = [] if connection.is_open() else await _resolve(origin, timeouts.connect)
                 exchange = partial(connection.exchange, head, body, addresses, timeouts)
-                response = await connection.run(exchange, "request")
+                with span(connection.track, "request", path=request.url.path):  # the query may be a signature
+                    response = await connection.run(exchange, "request")
             except BaseException as error:
                 self._release(connection)
                 # The server closed it while this request was on its way. RFC 9110 section 9.2.2 allows a
@@ -123,6 +125,11 @@ class DrainableStream(httpx.AsyncByteStream):
         self._release = release
         self._consumed = False
         self._released = False
+
+    @property
+    def track(self) -> str:
+        """Its connection's name in a trace."""
+        return self._connection.track
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes, however it is framed or encoded.
