@@ -56,14 +56,15 @@ class Work:
 
 @ours
 async def test_it_returns_what_the_function_returns(anyio_backend: Any) -> None:
-    """The function runs in a daemon thread of its own, with the caller's context, and its result comes back."""
+    """The function runs in a daemon thread, named after it, with the caller's context; its result comes back."""
     variable = contextvars.ContextVar("variable", default="unset")
     variable.set("mine")
-    thread, value = await run_owned(lambda: (threading.current_thread(), variable.get()), name="test")
+    thread = threading.current_thread
+    there, name, value = await run_owned(lambda: (thread(), thread().name, variable.get()), name="test")
     assert value == "mine"
-    assert thread is not threading.current_thread()
-    assert thread.daemon
-    assert thread.name == "yaie_async test"
+    assert there is not thread()
+    assert there.daemon
+    assert name == "yaie_async test"
 
 
 @ours

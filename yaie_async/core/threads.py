@@ -5,51 +5,52 @@ of `asyncio.run`): `anyio.to_thread.run_sync` then returns at once while its thr
 `finally: os.close(fd)` after it lets that thread write into whatever file got the same number. So a thread
 that owns a descriptor is awaited to its end here, whatever happens to the task.
 
-The threads are daemons of our own, one a call (about 60 µs): the pool of anyio and the default executor are
-joined at interpreter exit, which would keep Ctrl-C waiting for a build, and are shared with the application.
+The threads are daemons of our own: the pool of anyio and the default executor are joined at interpreter exit,
+which would keep Ctrl-C waiting for a build, and are shared with the application.
 """
 
 from __future__ import annotations
 
 import contextvars
-import threading
+import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import anyio
-import anyio.from_thread
 import anyio.lowlevel
+
+from yaie_async.core.workers import Workers
 
 T = TypeVar("T")
 
 
 _POLL = 0.02  # seconds
 
+_workers = Workers()
 
-class _NeverAwaited(threading.Event):
-    """In the place of a thread's own event: `Thread.start` returns at once, all else is as it was."""
 
-    def wait(self, timeout: float | None = None) -> bool:  # noqa: ARG002 - nothing is waited for
-        return self.is_set()
+def _renew() -> None:
+    global _workers  # noqa: PLW0603 - no thread of the parent is there in a forked child
+    _workers = Workers()
+
+
+os.register_at_fork(after_in_child=_renew)
 
 
 class _Call(Generic[T]):
     """One function running in its own thread, and the event that tells the loop of its end."""
 
-    def __init__(self, fn: Callable[[], T], name: str) -> None:
+    def __init__(self, fn: Callable[[], T], name: str, *, last: bool = False) -> None:
         self.done = anyio.Event()
         self.ended = False
         self._fn = fn
-        self._token = anyio.lowlevel.current_token()
+        self._tell = _teller()
         self._value: T
         self._error: BaseException | None = None
-        context = contextvars.copy_context()
-        thread = threading.Thread(target=context.run, args=(self._run,), name=f"yaie_async {name}", daemon=True)
-        # `start` waits until the thread runs. Where others keep the GIL and the cores busy that was 10-50 ms of
-        # the loop's time for each thread, and 40 % of it in all during a download at full rate.
-        thread._started = _NeverAwaited()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
-        thread.start()
+        work = partial(contextvars.copy_context().run, self._run)
+        _workers.submit(work, name=f"yaie_async {name}", last=last)
 
     def _run(self) -> None:
         try:
@@ -59,8 +60,8 @@ class _Call(Generic[T]):
         finally:
             del self._fn  # what it closes over may be large, and the task may be gone
             self.ended = True
-            with suppress(anyio.RunFinishedError):  # the loop ended first: nobody waits
-                anyio.from_thread.run_sync(self.done.set, token=self._token)
+            with suppress(RuntimeError):  # the loop ended first: nobody waits
+                self._tell(self.done.set)
 
     def result(self) -> T:
         if self._error is not None:
@@ -69,6 +70,15 @@ class _Call(Generic[T]):
             finally:
                 self._error = None  # breaks the cycle error -> traceback -> this frame -> self
         return self._value
+
+
+def _teller() -> Callable[[Callable[[], object]], object]:
+    """What makes this loop call a function soon, from any thread, which does not wait for it as anyio's would."""
+    loop: Any = anyio.lowlevel.current_token().native_token
+    tell: Callable[[Callable[[], object]], object] = (
+        loop.call_soon_threadsafe if hasattr(loop, "call_soon_threadsafe") else loop.run_sync_soon
+    )
+    return tell
 
 
 async def run_owned(fn: Callable[[], T], *, interrupt: Callable[[], None] | None = None, name: str = "io") -> T:
@@ -112,10 +122,12 @@ async def run_owned(fn: Callable[[], T], *, interrupt: Callable[[], None] | None
 async def run_detached(fn: Callable[[], T], *, name: str) -> T:
     """Run `fn` in a thread that may outlive this task: DNS, imports, a stock build. It owns no file.
 
+    The thread ends with it: torch keeps settings per thread, and nothing else is to run under those.
+
     **Cancellation:** control returns at once; the thread runs on to its end and its result is dropped.
 
     **Raises:** what `fn` raises.
     """
-    call = _Call(fn, name)
+    call = _Call(fn, name, last=True)
     await call.done.wait()
     return call.result()

@@ -1,0 +1,64 @@
+"""Daemon threads that wait for more work, so that few have to be started while a load runs.
+
+Handing over to one that waits is a `SimpleQueue.put`. Starting one takes the loop 60 µs at best; beside threads that
+want the GIL all the time (an import, a build) it was 10-50 ms for each, most of it in `Thread.start`'s wait for the
+new thread's first turn.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+# Seconds that a thread waits for more work before it ends. No thread outlives a load by more.
+_PATIENCE = 1.0
+
+_IDLE = "idle yaie_async"
+
+
+class _NeverAwaited(threading.Event):
+    """In the place of a thread's own event: `Thread.start` returns at once, all else is as it was."""
+
+    def wait(self, timeout: float | None = None) -> bool:  # noqa: ARG002 - nothing is waited for
+        return self.is_set()
+
+
+class Workers:
+    """Runs each piece of work at once, in a thread that is its own for as long as it takes."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[tuple[str, bool, Callable[[], None]]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._free = 0  # threads that wait for work, less the work that waits for them
+
+    def submit(self, work: Callable[[], None], *, name: str, last: bool) -> None:
+        """Run `work`, which raises nothing, in a thread of that name. With `last` the thread ends afterwards."""
+        with self._lock:
+            start = self._free == 0
+            self._free -= not start
+        self._work.put((name, last, work))
+        if start:
+            thread = threading.Thread(target=self._serve, name=_IDLE, daemon=True)
+            thread._started = _NeverAwaited()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
+            thread.start()
+
+    def _serve(self) -> None:
+        thread = threading.current_thread()
+        while True:
+            try:
+                name, last, work = self._work.get(timeout=_PATIENCE)
+            except queue.Empty:
+                with self._lock:
+                    if self._free > 0:
+                        self._free -= 1
+                        return
+                continue  # the thread was counted on, and its work is about to come
+            thread.name = name
+            work()
+            if last:
+                return
+            del work  # what it closes over may be large
+            thread.name = _IDLE
+            with self._lock:
+                self._free += 1
