@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -71,6 +72,7 @@ class Meter:
         self._total = 0
         self._files_done = 0
         self._files_total = 0
+        # (when, bytes) of the last seconds; one entry for all of an interval, since the loop's thread adds them up.
         self._fetched: deque[tuple[float, int]] = deque()
         self._at_work = self._waiting = 0  # blobs
 
@@ -95,7 +97,12 @@ class Meter:
         """Count `size` bytes that have just been fetched and written."""
         with self._lock:
             self._done += size
-            self._fetched.append((self._clock(), size))
+            now = self._clock()
+            begun, sum_of_interval = self._fetched[-1] if self._fetched else (-math.inf, 0)
+            if now - begun < INTERVAL:
+                self._fetched[-1] = begun, sum_of_interval + size
+            else:
+                self._fetched.append((now, size))
 
     def file_done(self) -> None:
         self._files_done += 1

@@ -1,0 +1,93 @@
+"""Work that is handed over runs at once, in threads that are used again and end when nothing more comes."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+
+import anyio
+import pytest
+
+from tests.support.waiting import until
+from yaie_async.core import workers
+from yaie_async.core.threads import run_owned
+from yaie_async.core.workers import Workers
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_PATIENCE", 0.02)
+
+
+class Log:
+    """Work that notes the thread it runs in."""
+
+    def __init__(self, pool: Workers) -> None:
+        self._pool = pool
+        self._ran: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
+
+    def run(self, *, last: bool = False) -> threading.Thread:
+        self._pool.submit(lambda: self._ran.put(threading.current_thread()), name="yaie_async test", last=last)
+        return self._ran.get(timeout=10)
+
+
+def test_all_work_runs_at_once() -> None:
+    """However much is submitted together, each piece has a thread: none waits for another to end."""
+    pool, together, met = Workers(), threading.Barrier(30), threading.Semaphore(0)
+
+    def meet() -> None:
+        together.wait(10)
+        met.release()
+
+    for _ in range(30):
+        pool.submit(meet, name="yaie_async test", last=False)
+    for _ in range(30):
+        assert met.acquire(timeout=10)
+
+
+@pytest.mark.anyio
+async def test_a_thread_is_used_again_and_ends_when_nothing_comes(anyio_backend: object) -> None:
+    """Threads wait for more for a while, none of them for ever."""
+    log = Log(Workers())
+    used = {log.run() for _ in range(50)}
+    assert len(used) < 10
+    await until(lambda: not any(thread.is_alive() for thread in used))
+    assert log.run() not in used
+
+
+@pytest.mark.anyio
+async def test_a_last_piece_of_work_ends_its_thread(anyio_backend: object) -> None:
+    """What torch has set for its thread is never seen by other work."""
+    log = Log(Workers())
+    for _ in range(5):
+        last = log.run(last=True)
+        assert log.run() is not last
+        await until(lambda last=last: not last.is_alive())
+
+
+def test_work_that_comes_as_the_last_thread_leaves_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a thread's look at the empty queue and its end nothing is lost."""
+    monkeypatch.setattr(workers, "_PATIENCE", 0.0001)
+    log, pause = Log(Workers()), threading.Event()
+    for number in range(300):
+        log.run()
+        pause.wait(number % 10 * 0.00005)
+
+
+@pytest.mark.anyio
+async def test_a_forked_child_has_threads_of_its_own(anyio_backend: object) -> None:
+    """The parent's are not there in the child, and its count of them neither."""
+    await run_owned(lambda: None)
+    child = os.fork()
+    if not child:  # a new loop: the parent's is not to be touched
+        try:
+            answer: list[int] = []
+            thread = threading.Thread(target=lambda: answer.append(anyio.run(run_owned, lambda: 3)))
+            thread.start()
+            thread.join(10)
+            os._exit(0 if answer == [3] else 1)
+        finally:
+            os._exit(2)
+    _, status = os.waitpid(child, 0)  # noqa: ASYNC222 - the child is one of this test's own
+    assert os.waitstatus_to_exitcode(status) == 0
