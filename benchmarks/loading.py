@@ -12,15 +12,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import yaie_async
 from benchmarks.beat import Beats, heartbeat
+from yaie_async import ModelLoader
 
 Loading = Callable[[Beats | None], Awaitable[object]]
 
 
 def us(endpoint: str, model: str, cache: Path, *, responsive: bool = True) -> Loading:
     async def load(seen: Beats | None) -> object:
-        loader = yaie_async.ModelLoader(model, endpoint=endpoint, cache_dir=cache, responsive=responsive)
+        loader = ModelLoader(model, endpoint=endpoint, cache_dir=cache, responsive=responsive)
         if seen:
             _note_threads(seen)
         with seen.span("download") if seen else nullcontext():
@@ -49,7 +49,7 @@ def to_thread(endpoint: str, model: str, cache: Path) -> Loading:
 
 def prefetch(endpoint: str, model: str, cache: Path) -> Loading:
     async def load(seen: Beats | None) -> object:  # noqa: ARG001
-        return await yaie_async.ModelLoader(model, endpoint=endpoint, cache_dir=cache).prefetch()
+        return await ModelLoader(model, endpoint=endpoint, cache_dir=cache).prefetch()
 
     return load
 

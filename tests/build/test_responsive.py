@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from yaie_async.build.responsive import quick_switching, smooth_imports
+from yaie_async.build.responsive import open_libraries, quick_switching, smooth_imports
 
 
 @pytest.fixture(autouse=True)
@@ -104,15 +104,14 @@ def test_a_platform_that_lacks_the_trick_is_none_the_worse(monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert callable(lacking)
     lacking(monkeypatch)
-    with smooth_imports():
-        pass
+    open_libraries()
 
 
 def test_the_objects_of_the_imports_are_frozen_once() -> None:
     """If torch was imported, what the imports made is kept out of later collections; the interval is back."""
     code = (
         "import gc, sys\n"
-        "from yaie_async.build.responsive import quick_switching, smooth_imports\n"
+        "from yaie_async.build.responsive import open_libraries, quick_switching, smooth_imports\n"
         "before = sys.getswitchinterval()\n"
         "assert gc.get_freeze_count() == 0\n"
         "with quick_switching(), smooth_imports():\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import nullcontext
 
-from yaie_async.build.responsive import smooth_imports
+from yaie_async.build.responsive import open_libraries, smooth_imports
 from yaie_async.core.trace import span
 
 # Two threads that import the same packages for the first time can meet in an import cycle; Python then breaks
@@ -23,13 +23,23 @@ def import_libraries(*, responsive: bool = False) -> None:
         LoaderError: one of them is missing or broken in this environment.
     """
     with _importing, span("imports", "imports"), smooth_imports() if responsive else nullcontext():
+        if responsive:
+            with span("imports", "open libraries"):
+                open_libraries()
         try:
             with span("imports", "import torch"):
                 import torch  # noqa: F401
             with span("imports", "import accelerate"):
                 import accelerate  # type: ignore[import-untyped]  # noqa: F401
             with span("imports", "import transformers"):
-                from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+                from transformers import (  # noqa: F401
+                    AutoConfig,
+                    AutoModelForCausalLM,
+                    AutoTokenizer,
+                    GenerationMixin,
+                    PreTrainedModel,
+                    PreTrainedTokenizerFast,
+                )
                 from transformers.models.auto import modeling_auto  # noqa: F401
                 from transformers.quantizers import auto  # noqa: F401
         except ImportError as error:

@@ -10,7 +10,6 @@ sticks to every thread that first uses torch in that window.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib.util
 import os
@@ -71,7 +70,9 @@ _LIBRARIES = ("libc10.so", "libtorch_cpu.so", "libtorch_cuda.so", "libtorch_pyth
 
 _interval = _Held(_hold_interval)
 _gc = _Held(_hold_gc)
-_frozen = threading.Lock()  # taken once and never released: one freeze a process
+
+# The imports whose objects are to be frozen, each once a process. The official client comes with the Hub.
+_unfrozen = {"huggingface_hub", "torch"}
 
 # While a load runs, the loop gets the GIL back within half a millisecond.
 quick_switching = _interval.held
@@ -79,28 +80,30 @@ quick_switching = _interval.held
 
 @contextmanager
 def smooth_imports() -> Iterator[None]:
-    """Around the import of torch and transformers, in the thread that imports.
+    """Around imports: garbage collection waits, since it would walk the new objects again and again.
 
-    Its libraries are opened beforehand without the GIL; garbage collection waits, since it would walk the
-    hundreds of thousands of new objects again and again; and if torch was imported here, they are then frozen
-    out of all later collections (once a process: `gc.freeze()` is permanent).
+    If torch or the official client was imported here, all objects of the process are then frozen out of later
+    collections: `gc.freeze()` is permanent. Without it the first collection walks them all, for 350-1,050 ms.
     """
-    fresh = "torch" not in sys.modules
-    if fresh:
-        _open_libraries()
+    fresh = {name for name in _unfrozen if name not in sys.modules}
     with _gc.held():
         yield
-        if fresh and "torch" in sys.modules and _frozen.acquire(blocking=False):
+        if arrived := {name for name in fresh & _unfrozen if name in sys.modules}:
+            _unfrozen.difference_update(arrived)
             gc.freeze()
 
 
-def _open_libraries() -> None:
-    """Load torch's shared libraries with the GIL released; the import then finds them loaded.
+def open_libraries() -> None:
+    """Load torch's shared libraries with the GIL released; its import then finds them loaded.
 
     `dlopen` is called as a foreign function: `ctypes.CDLL(path)` would hold the GIL (until Python 3.13).
     Where that doesn't work the import loads them itself.
     """
+    if "torch" in sys.modules:
+        return
     with suppress(ImportError, ValueError, OSError, AttributeError):
+        import ctypes
+
         spec = importlib.util.find_spec("torch")
         dlopen = ctypes.CDLL(None).dlopen
         dlopen.restype = ctypes.c_void_p

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -17,6 +18,10 @@ import anyio.lowlevel
 from yaie_async.core.progress import OnProgress
 from yaie_async.core.tasks import SharedCall, task_group
 from yaie_async.core.threads import run_detached
+
+with suppress(ImportError):
+    # Else the first await would, for 20 ms on the loop's thread. trio's comes with the application's `import trio`.
+    import anyio._backends._asyncio
 
 if TYPE_CHECKING:
     import httpx
@@ -122,6 +127,7 @@ class Hub:
         def work() -> Session:
             # In a thread: imports huggingface_hub, reads the token, loads certificates. What loaders import
             # on the loop's thread later is there by then.
+            import yaie_async.build.model
             import yaie_async.loader.display
             import yaie_async.loader.files
             import yaie_async.loader.prefetch  # noqa: F401

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import anyio
 import anyio.lowlevel
 
 from yaie_async.build.arguments import check_model_kwargs
+from yaie_async.build.responsive import quick_switching, smooth_imports
 from yaie_async.core.progress import Meter, OnProgress, Progress
 from yaie_async.core.tasks import SharedCall, task_group
 from yaie_async.core.threads import run_detached
@@ -275,24 +276,25 @@ class ModelLoader:
         self, *, quiet: bool = False, name: str | None = None
     ) -> AsyncIterator[tuple[Session, ModelFiles, Meter]]:
         """An open Hub's session, the files of this loader, and a meter that is reported to whoever watches."""
-        from yaie_async.build.responsive import quick_switching
-        from yaie_async.loader.display import watching
-
         meter = Meter(name or self.model)
         if not quiet:
             self._meter = meter
-        switching = quick_switching() if self._responsive else nullcontext()
-        async with self._hub() as hub:
-            watched = nullcontext() if quiet else watching(meter, self._on_progress or hub.on_progress)
-            with switching:
-                async with watched:
-                    files = await self._find(hub.session)
-                    try:
-                        yield hub.session, files, meter
-                    except Exception:
-                        if not files.confirmed:
-                            self._files.forget()  # the next await asks the Hub again
-                        raise
+        async with AsyncExitStack() as stack:
+            if self._responsive:
+                stack.enter_context(quick_switching())
+            with smooth_imports() if self._responsive else nullcontext():
+                hub = await stack.enter_async_context(self._hub())
+            if not quiet:
+                from yaie_async.loader.display import watching  # the Hub has imported it, in a thread
+
+                await stack.enter_async_context(watching(meter, self._on_progress or hub.on_progress))
+            files = await self._find(hub.session)
+            try:
+                yield hub.session, files, meter
+            except Exception:
+                if not files.confirmed:
+                    self._files.forget()  # the next await asks the Hub again
+                raise
 
     @asynccontextmanager
     async def _hub(self) -> AsyncIterator[Hub]:
