@@ -37,7 +37,7 @@ class Workers:
         with self._lock:
             start = self._free == 0
             self._free -= not start
-        # In this order: a Ctrl-C between two of these steps costs a thread that waits for nothing, never a piece of work.
+        # In this order, a Ctrl-C between two steps costs a thread that waits for nothing, never a piece of work.
         if start:
             thread = threading.Thread(target=self._serve, name=_IDLE, daemon=True)
             thread._started = _NeverAwaited()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
