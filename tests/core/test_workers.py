@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
+import time
+from typing import Any
 
 import anyio
 import pytest
@@ -27,9 +30,15 @@ class Log:
         self._pool = pool
         self._ran: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
 
-    def run(self, *, last: bool = False) -> threading.Thread:
+    def submit(self, *, last: bool = False) -> None:
         self._pool.submit(lambda: self._ran.put(threading.current_thread()), name="yaie_async test", last=last)
+
+    def wait(self) -> threading.Thread:
         return self._ran.get(timeout=10)
+
+    def run(self, *, last: bool = False) -> threading.Thread:
+        self.submit(last=last)
+        return self.wait()
 
 
 def test_all_work_runs_at_once() -> None:
@@ -66,13 +75,34 @@ async def test_a_last_piece_of_work_ends_its_thread(anyio_backend: object) -> No
         await until(lambda last=last: not last.is_alive())
 
 
-def test_work_that_comes_as_the_last_thread_leaves_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between a thread's look at the empty queue and its end nothing is lost."""
-    monkeypatch.setattr(workers, "_PATIENCE", 0.0001)
-    log, pause = Log(Workers()), threading.Event()
-    for number in range(300):
-        log.run()
-        pause.wait(number % 10 * 0.00005)
+def test_work_that_comes_as_its_thread_gives_up_waiting_is_done() -> None:
+    """A thread that is counted on waits on, however long its work takes to come."""
+
+    class Late(queue.SimpleQueue[Any]):
+        delay = 0.0
+
+        def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+            time.sleep(self.delay)
+            super().put(item, block, timeout)
+
+    pool = Workers()
+    log, pool._work = Log(pool), Late()
+    thread = log.run()
+    Late.delay = 2 * workers._PATIENCE
+    assert log.run() is thread
+
+
+def test_whoever_submits_does_not_wait_for_a_thread_to_begin() -> None:
+    """Beside busy threads a new one takes tens of milliseconds to get its first turn."""
+    log, before, interval = Log(Workers()), set(threading.enumerate()), sys.getswitchinterval()
+    sys.setswitchinterval(5)  # nothing but a wait of its own takes the GIL from this thread
+    try:
+        log.submit()
+        (started,) = set(threading.enumerate()) - before
+        assert not started.is_alive()  # by its own account
+    finally:
+        sys.setswitchinterval(interval)
+    assert log.wait() is started
 
 
 @pytest.mark.anyio
