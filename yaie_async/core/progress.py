@@ -173,7 +173,8 @@ async def reporting(meter: Meter, on_progress: OnProgress) -> AsyncIterator[None
             on_progress(event)
         except Exception:
             broken = True
-            logger.exception("on_progress failed for %s; the load goes on without it", meter.model)
+            facts = {"model": meter.model, "stage": event.stage}
+            logger.exception("on_progress failed for %s; the load goes on without it", meter.model, extra=facts)
 
     async def tick() -> None:
         while True:

@@ -33,6 +33,11 @@ class Asked:
     file: str | None
     has_token: bool
 
+    @property
+    def facts(self) -> dict[str, str | None]:
+        """What log records say about it."""
+        return {"model": self.model, "file": self.file, "stage": "downloading" if self.file else "resolving"}
+
 
 def failure(
     status: int, headers: Mapping[str, str], body: str, url: str, asked: Asked, *, hub: bool

@@ -52,6 +52,7 @@ class Assembly:
 
     Attributes:
         counted: bytes that the meter has counted for it.
+        retries: requests that were made again after a failure.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Assembly:
         self._moved = anyio.Event()
         self._whole = False
         self.counted = 0
+        self.retries = 0
 
     async def run(self, *, whole: bool) -> str:
         """Fetch what is missing; return the digest of all of it (the etag itself, where nothing is verified).
@@ -120,7 +122,10 @@ class Assembly:
         try:
             with running.scope:
                 await with_retries(
-                    self._policy, partial(self._attempt, of, running.sink), progress=lambda: running.sink.position
+                    self._policy,
+                    partial(self._attempt, of, running.sink),
+                    about=self._location.asked.facts,
+                    progress=lambda: running.sink.position,
                 )
         except BaseException as error:
             # Before the range is given back: or this file, which is ending, would be handed it again.
@@ -156,8 +161,10 @@ class Assembly:
             if error.status in (429, 503):
                 self._downloader.throttled(sent)
             if sink.position < sink.stop:
+                self.retries += 1
                 raise
         if sink.position < sink.stop:
+            self.retries += 1
             raise self._transient(f"ended at byte {sink.position:,} of {sink.stop:,}", "truncated")
 
     def _offset(self, response: httpx.Response, start: int, stop: int, *, ranged: bool) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -22,6 +24,8 @@ from yaie_async.store.claims import claim_or_create, discard_orphans, others_ali
 from yaie_async.store.landing import Landing
 from yaie_async.store.locks import blob_lock
 from yaie_async.store.partials import Partial
+
+logger = logging.getLogger("yaie_async")
 
 # Seconds between looks at whether the process that took our partial over has finished.
 _LOOK = 1.0
@@ -91,6 +95,7 @@ class _Fetch:
         self._landing = landing
         # Set in the thread that opened it, so that a cancelled call leaves no descriptor without an owner.
         self._partial: Partial | None = None
+        self._retries = 0
 
     async def run(self) -> bool:
         async with blob_lock(self._cache.lock(self._etag), self._meter.waiting):
@@ -103,6 +108,7 @@ class _Fetch:
             await run_owned(self._clean, name="clean")
             self._meter.cached(self._size)
             return False
+        begin = time.monotonic()
         try:
             await self._own(self._claim)
             fresh = await self._fill()
@@ -111,6 +117,16 @@ class _Fetch:
                 await run_owned(self._keep, name="keep")
         if fresh:
             self._meter.file_done()
+            seconds = time.monotonic() - begin
+            facts = {
+                "model": self._cache.repo_id,
+                "file": self._file.path,
+                "stage": "downloading",
+                "bytes": self._size,
+                "seconds": seconds,
+                "retries": self._retries,
+            }
+            logger.debug("%s: %s is there, after %.1f s", self._cache.repo_id, self._file.path, seconds, extra=facts)
         return fresh
 
     async def _is_there(self) -> bool:
@@ -164,6 +180,8 @@ class _Fetch:
                     raise self._integrity_error(error) from error
                 await self._own(self._create)
                 location = Location(self._session, self._cache.repo_id, self._commit, self._file)
+            finally:
+                self._retries += assembly.retries
 
     def _assembly(self, location: Location) -> Assembly:
         assert self._partial is not None

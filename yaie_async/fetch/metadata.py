@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -39,9 +40,10 @@ async def commit_of(session: Session, repo_id: str, revision: str) -> str:
         return sha if isinstance(sha, str) and is_commit(sha) else None
 
     try:
-        commit = await with_retries(IMPATIENT, ask)
+        commit = await with_retries(IMPATIENT, ask, about=asked.facts)
         if commit is None:
-            commit = (await with_retries(IMPATIENT, lambda: _head(session, repo_id, revision, "config.json")))[0]
+            head = partial(_head, session, repo_id, revision, "config.json")
+            commit = (await with_retries(IMPATIENT, head, about=asked.facts))[0]
     except GaveUpError as error:
         raise gave_up(error, asked) from error.__cause__
     return commit
@@ -56,7 +58,7 @@ async def listing_of(session: Session, repo_id: str, revision: str) -> Listing:
     asked = _asked(session, repo_id, revision)
     url = f"{_api(session, repo_id, revision)}?blobs=true"
     try:
-        info = await with_retries(session.policy, lambda: _json(session, url, asked))
+        info = await with_retries(session.policy, lambda: _json(session, url, asked), about=asked.facts)
     except GaveUpError as error:
         raise gave_up(error, asked) from error.__cause__
     return await run_owned(lambda: _listing(info, repo_id), name="listing")
@@ -71,7 +73,8 @@ async def complete(session: Session, repo_id: str, commit: str, file: RepoFile) 
         return file
     asked = Asked(repo_id, commit, file.path, session.settings.token is not None)
     try:
-        _, size, etag = await with_retries(session.policy, lambda: _head(session, repo_id, commit, file.path))
+        head = partial(_head, session, repo_id, commit, file.path)
+        _, size, etag = await with_retries(session.policy, head, about=asked.facts)
     except GaveUpError as error:
         raise gave_up(error, asked) from error.__cause__
     return RepoFile(file.path, size, etag)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import time
@@ -14,6 +15,8 @@ import anyio
 from tenacity import AsyncRetrying, retry_if_exception_type
 
 T = TypeVar("T")
+
+logger = logging.getLogger("yaie_async")
 
 Kind = Literal["connect", "read", "stall", "truncated", "range", "status"]
 
@@ -96,11 +99,16 @@ class _Tally:
 
 
 async def with_retries(
-    policy: RetryPolicy, work: Callable[[], Awaitable[T]], *, progress: Callable[[], int] = lambda: 0
+    policy: RetryPolicy,
+    work: Callable[[], Awaitable[T]],
+    *,
+    about: Mapping[str, str | None] = {},
+    progress: Callable[[], int] = lambda: 0,
 ) -> T:
     """Run `work` until it returns, fails for good, or the policy is used up.
 
-    `progress` is a count that grows as bytes arrive: failures with progress in between are not in a row.
+    `about` says in the log which model and file it is for. `progress` is a count that grows as bytes arrive:
+    failures with progress in between are not in a row.
 
     **Cancellation:** at once, also in a wait.
 
@@ -117,6 +125,9 @@ async def with_retries(
         except TransientError as error:
             # Counted here: whether tenacity asks for `wait` or for `stop` first differs between its versions.
             tally.count(error)
+            if not tally.over:
+                facts = {**about, "retries": attempts, "seconds": tally.next_wait}
+                logger.debug("asked again in %.1f s (retry %d): %s", tally.next_wait, attempts, error, extra=facts)
             raise
 
     retrying = AsyncRetrying(

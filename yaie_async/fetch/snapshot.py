@@ -90,7 +90,8 @@ async def resolve(session: Session, cache: RepoCache, revision: str, need: Need)
     except _FALL_BACK as error:
         if commit is None or held is Holding.MISSING:
             raise
-        logger.warning("%s: using the cached snapshot %s: %s", cache.repo_id, commit[:12], error)
+        facts = {"model": cache.repo_id, "stage": "resolving"}
+        logger.warning("%s: using the cached snapshot %s: %s", cache.repo_id, commit[:12], error, extra=facts)
         return Resolution(commit, None, error)
     # The fetch writes the ref itself, but there is none where the snapshot is whole already.
     await run_owned(partial(_remember, cache, revision, listing.commit), name="ref")

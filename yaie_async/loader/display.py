@@ -57,13 +57,21 @@ class LogLines:
     def __init__(self) -> None:
         self._stage = ""
         self._next = 0.0
+        self._begin = time.monotonic()
 
     def __call__(self, event: Progress) -> None:
         now = time.monotonic()
         if event.stage == self._stage and now < self._next:
             return
         self._stage, self._next = event.stage, now + LOG_INTERVAL
-        logger.info("%s", describe(event))
+        facts = {
+            "model": event.model,
+            "stage": event.stage,
+            "bytes": event.bytes_done,
+            "bytes_total": event.bytes_total,
+            "seconds": now - self._begin,
+        }
+        logger.info("%s", describe(event), extra=facts)
 
 
 def describe(event: Progress) -> str:

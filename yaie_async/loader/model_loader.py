@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from yaie_async.fetch.session import Session
     from yaie_async.loader.files import ModelFiles
     from yaie_async.loader.streamed import StreamedBuild
+
+logger = logging.getLogger("yaie_async")
 
 # The Hubs that loaders without one of their own share, per event loop.
 _shared_hubs: anyio.lowlevel.RunVar[dict[object, Hub]] = anyio.lowlevel.RunVar("yaie_async_hubs")
@@ -203,6 +207,7 @@ class ModelLoader:
         await run_detached(release_memory, name="unload")
 
     async def _load_model(self) -> PreTrainedModel:
+        begin = time.monotonic()
         async with self._working() as (session, files, meter):
             from yaie_async.loader.streamed import StreamedBuild
 
@@ -217,6 +222,7 @@ class ModelLoader:
             if model is None:
                 model = await self._build(request)
             meter.stage("ready")
+            self._log_ready(meter, "the model", begin)
             return model
 
     async def _prepare(self, files: ModelFiles, request: BuildRequest, streamed: StreamedBuild) -> None:
@@ -247,6 +253,7 @@ class ModelLoader:
             cancelled.set()
 
     async def _load_tokenizer(self, *, quiet: bool = False) -> PreTrainedTokenizerBase:
+        begin = time.monotonic()
         async with self._working(quiet=quiet) as (session, files, meter):
             await files.ensure(session, meter, weights=False)
             meter.stage("building")
@@ -260,7 +267,13 @@ class ModelLoader:
 
             tokenizer = await run_detached(build, name="tokenizer")
             meter.stage("ready")
+            self._log_ready(meter, "the tokenizer", begin)
             return tokenizer
+
+    def _log_ready(self, meter: Meter, what: str, begin: float) -> None:
+        seconds = time.monotonic() - begin
+        facts = {"model": self.model, "stage": "ready", "bytes": meter.snapshot().bytes_done, "seconds": seconds}
+        logger.debug("%s: %s is ready after %.1f s", self.model, what, seconds, extra=facts)
 
     def _build_options(self) -> dict[str, Any]:
         return {

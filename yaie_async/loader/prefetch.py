@@ -124,4 +124,5 @@ class Prefetch:
                 path=str(root),
             )
         elif len(self._models) > 1:
-            logger.info("%d models: %s to fetch, %s free", len(self._models), size(needed), size(free))
+            facts = {"stage": "resolving", "bytes": needed}
+            logger.info("%d models: %s to fetch, %s free", len(self._models), size(needed), size(free), extra=facts)

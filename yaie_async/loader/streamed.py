@@ -110,7 +110,8 @@ class StreamedBuild:
         return model
 
     def _log(self, reason: str) -> None:
-        logger.info("%s is built from the finished snapshot: %s", self._request.source, reason)
+        facts = {"model": self._request.source, "stage": "building"}
+        logger.info("%s is built from the finished snapshot: %s", self._request.source, reason, extra=facts)
 
 
 def is_due(progress: Progress, estimate: float) -> bool:

@@ -1,0 +1,66 @@
+"""What the log tells, for programs: each record carries model and stage, and file, bytes, seconds and retries."""
+
+import logging
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.loader.conftest import Put
+from tests.support.faults import Cut, Status
+from tests.support.hub import HubServer
+from yaie_async import Hub, ModelLoader
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_records_of_a_load_with_failures(
+    hub: HubServer, put: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A listing that failed once, weights that broke off twice: each retry and each file is told, with its facts."""
+    directory = put("org/name")
+    hub.faults.add(Status(503), path="^/api/")
+    hub.faults.add(Cut(100), path="^/cdn/.*safetensors")
+    hub.faults.add(Cut(50), path="^/cdn/.*safetensors")
+
+    async def main() -> None:
+        await ModelLoader("org/name", endpoint=hub.url, cache_dir=tmp_path).load()
+
+    with caplog.at_level(logging.DEBUG, "yaie_async"):
+        anyio.run(main)
+    records = [record.__dict__ for record in caplog.records if record.name == "yaie_async"]
+    assert {record["model"] for record in records} == {"org/name"}
+    assert {"resolving", "downloading", "ready"} <= {record["stage"] for record in records}
+    retried = [(one["file"], one["stage"], one["retries"]) for one in records if "asked again" in one["msg"]]
+    weights = "model.safetensors"
+    assert retried == [(None, "resolving", 1), (weights, "downloading", 1), (weights, "downloading", 2)]
+    files = {one["file"]: (one["bytes"], one["retries"]) for one in records if "is there" in one["msg"]}
+    assert files == {path.name: (path.stat().st_size, 2 if path.name == weights else 0) for path in directory.iterdir()}
+    assert all(one["seconds"] >= 0 for one in records if "is there" in one["msg"])
+    ready = {one["args"][1]: one["bytes"] for one in records if "is ready" in one["msg"]}
+    assert ready["the model"] == sum(path.stat().st_size for path in directory.iterdir())
+    assert "the tokenizer" in ready
+
+
+def test_records_of_a_prefetch_and_of_a_hub_that_is_down(
+    hub: HubServer, put_fake: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The sum before the first body; and the fall back to the cache names its model."""
+    for name in ("org/a", "org/b"):
+        put_fake(name, 1000)
+
+    async def main() -> None:
+        async with Hub(endpoint=hub.url, cache_dir=tmp_path) as one:
+            await one.prefetch("org/a", "org/b")
+            hub.faults.add(Status(500), times=None)
+            await ModelLoader("org/a", hub=one).prefetch()
+
+    with caplog.at_level(logging.INFO, "yaie_async"):
+        anyio.run(main)
+    records = [record.__dict__ for record in caplog.records]
+    (total,) = [record["bytes"] for record in records if "models:" in record["msg"]]
+    assert total == 2 * sum(path.stat().st_size for path in (hub.root / "org/a").iterdir())
+    (fallen,) = [record for record in records if record["levelno"] == logging.WARNING]
+    assert (fallen["model"], fallen["stage"]) == ("org/a", "resolving")
+    assert all(
+        {"model", "bytes", "bytes_total", "seconds"} <= record.keys() for record in records if record["msg"] == "%s"
+    )
