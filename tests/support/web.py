@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -36,6 +37,12 @@ class WebServer:
         self._reader.start()
         found = self.until(lambda: re.search(r"http://127\.0\.0\.1:\d+", self.text))
         self.url = found[0]
+        # Those that have workers say it before one of them listens.
+        self.until(self._accepts)
+
+    def _accepts(self) -> bool:
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", int(self.url.rsplit(":", 1)[1]))) == 0
 
     def _read(self) -> None:
         assert self.process.stderr is not None
