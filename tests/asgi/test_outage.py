@@ -28,6 +28,12 @@ def test_an_outage_is_waited_for(error: Exception) -> None:
     assert wait_before_retry(error, 1, 0.0) == 1.0
 
 
+def test_the_hub_may_say_when() -> None:
+    """Earlier than that it is not asked again."""
+    error = HubUnavailableError("gave up", attempts=1, status=429, headers={"Retry-After": "1000"})
+    assert wait_before_retry(error, 1, 1.0) == 1000.0
+
+
 @pytest.mark.parametrize(
     "error",
     [

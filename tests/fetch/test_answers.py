@@ -170,3 +170,9 @@ def test_what_is_said_in_the_end(last: TransientError, expected: type[LoaderErro
     assert (error.attempts, error.status, error.model, error.file) == (6, last.status, "org/name", "f")
     with pytest.raises(expected, match=f"Gave up on x after 6 attempts.*{says}.*is kept"):
         raise error
+
+
+def test_when_to_come_back_is_told_in_the_end() -> None:
+    """Where a server asks for a longer wait than the attempts may take, whoever tries again later on knows it."""
+    error: Any = gave_up(GaveUpError(1, TransientError("x", kind="status", status=429, wait=999.5)), asked())
+    assert error.response.headers["retry-after"] == "1000"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -172,4 +173,6 @@ def gave_up(error: GaveUpError, asked: Asked) -> LoaderError:
         model=asked.model,
         file=asked.file,
         status=last.status,
+        # For whoever tries again later on.
+        headers={"retry-after": str(math.ceil(last.wait))} if last.wait is not None else None,
     )
