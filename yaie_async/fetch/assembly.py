@@ -30,9 +30,10 @@ from yaie_async.store.partials import Ownership, Partial
 # Bytes: hashed at most in one go, and put on the disk as soon as this much is new. Syncing all of a file at its
 # end costs a second a GB.
 _HASH_MOST = 64 * 1024 * 1024
-_SYNC_STEP = 32 * 1024 * 1024
+_SYNC_STEP = 64 * 1024 * 1024
 _TOUCH_SECONDS = 5.0
 _WRITE = 1024 * 1024
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 class LostError(Exception):
@@ -80,6 +81,7 @@ class Assembly:
         self._key = object()
         self._moved = anyio.Event()
         self._whole = False
+        self._front = 0
         self.counted = 0
         self.retries = 0
 
@@ -101,6 +103,7 @@ class Assembly:
         try:
             async with task_group() as group:
                 self._downloader.enter(file, start=partial(self._start, group), moved=self._on_moved)
+                self._on_moved()  # it may be there already
                 group.start_soon(self._keep_alive)
                 group.start_soon(self._sync_behind)
                 await self._verify_behind()
@@ -110,6 +113,7 @@ class Assembly:
         return self._digest.result()
 
     def _on_moved(self) -> None:
+        self._front = self._downloader.front(self._key)
         self._moved.set()
         self._moved = anyio.Event()
 
@@ -175,7 +179,7 @@ class Assembly:
             # Of a captive portal, most likely: it says nothing about the bytes that are here.
             raise self._transient("the server sends an HTML page instead (is there a log-in page?)", "range")
         if response.status_code == 206:
-            told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("content-range", ""))
+            told = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
             if told and told[3] not in ("*", str(size)):
                 raise OtherBytesError(size, int(told[3]))
             if encoded:
@@ -196,25 +200,28 @@ class Assembly:
 
     async def _verify_behind(self) -> None:
         """Hash what lies behind the front while the rest arrives; return when all of it is hashed."""
-        size, read = self._partial.size, 0
+        read = 0
         while True:
             moved = self._moved
-            front = self._downloader.front(self._key)
-            # By whole blocks, and each at once: the scheduler waits for the digest to reach a range's end.
-            target = size if front == size else front // BLOCK * BLOCK
-            if target > read:
-                stop = Stop()
-                with span(f"verify {self._file.path}", "verify", model=self._model, start=read):
-                    read = await run_owned(
-                        partial(self._digest.read, self._partial.fd, read, min(target, read + _HASH_MOST), stop.is_set),
-                        interrupt=stop.set,
-                        name="verify",
-                    )
+            if self._ready() > read:
+                read = await self._hash(read) if self._digest.reads else self._ready()
                 self._downloader.verified(self._key, read)
-            elif front == size:
+            elif read == self._partial.size:
                 return
             else:
                 await moved.wait()
+
+    def _ready(self) -> int:
+        """Up to where there is something to hash: by whole blocks. Asked in the thread, too."""
+        return self._front if self._front == self._partial.size else self._front // BLOCK * BLOCK
+
+    async def _hash(self, start: int) -> int:
+        """Hash from `start` as far as the front is by then, within bounds; return where it ended."""
+        cancelled = Stop()
+        most = start + _HASH_MOST
+        read = partial(self._digest.read, self._partial.fd, start, lambda: min(self._ready(), most), cancelled.is_set)
+        with span(f"verify {self._file.path}", "verify", model=self._model, start=start):
+            return await run_owned(read, interrupt=cancelled.set, name="verify")
 
     async def _sync_behind(self) -> None:
         synced = self.counted

@@ -112,8 +112,11 @@ class Connection:
         return self._wire.is_quiet()
 
     def is_reusable(self) -> bool:
-        """Whether the response was read to its end, both sides keep the connection, and nothing more came."""
-        return self._complete and self._kept_alive and not self._surplus and self.is_quiet()
+        """Whether the response was read to its end, both sides keep the connection, and nothing more came by then.
+
+        What comes later is looked for when it is used again.
+        """
+        return self._complete and self._kept_alive and not self._surplus and not self._wire.aborted.is_set()
 
     async def run(self, fn: Callable[[], T], name: str) -> T:
         """Run one of the blocking methods below in a thread.

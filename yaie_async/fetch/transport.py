@@ -17,7 +17,7 @@ import anyio
 import h11
 import httpx
 
-from yaie_async.core.threads import run_detached
+from yaie_async.core.threads import run_detached, run_owned
 from yaie_async.core.trace import span
 from yaie_async.fetch.connection import Connection, Head, Origin, Sink, Timeouts
 from yaie_async.fetch.pool import Pool
@@ -77,9 +77,12 @@ class DrainTransport(httpx.AsyncBaseTransport):
             return self._response(request, connection, response)
 
     async def aclose(self) -> None:
-        """Close every connection. A body that is being read ends with an error."""
-        for connection in self._pool.clear():
-            connection.abort()
+        """Close every connection. A body that is being read ends with an error.
+
+        **Cancellation:** they are closed all the same.
+        """
+        # In a thread: with each the kernel frees megabytes.
+        await run_owned(partial(_abort, self._pool.clear()), name="close")
 
     def _response(self, request: httpx.Request, connection: Connection, head: Head) -> httpx.Response:
         stream = DrainableStream(request, connection, self._release)

@@ -25,17 +25,25 @@ class Digest:
         self._hash = None if kind is None else hashlib.new("sha256" if kind == "sha256" else "sha1")
         if self._hash is not None and kind == "git-sha1":
             self._hash.update(f"blob {size}\0".encode())
-        self._buffer = memoryview(bytearray(_BUFFER)) if self._hash is not None else None
+        self._buffer = memoryview(b"")
 
-    def read(self, fd: int, start: int, stop: int, cancelled: Callable[[], bool]) -> int:
-        """Feed the bytes `start` to `stop` of an open file; return where it ended, earlier if cancelled.
+    @property
+    def reads(self) -> bool:
+        """Whether there is anything to be read."""
+        return self._hash is not None
+
+    def read(self, fd: int, start: int, stop: Callable[[], int], cancelled: Callable[[], bool]) -> int:
+        """Feed the bytes from `start` of an open file up to `stop()`, which may grow meanwhile.
+
+        Return where it ended, earlier if cancelled.
 
         **Raises:** OSError.
         """
-        if self._hash is None or self._buffer is None:
-            return stop
-        while start < stop and not cancelled():
-            read = os.preadv(fd, [self._buffer[: min(_BUFFER, stop - start)]], start)
+        if self._hash is None:
+            return stop()
+        self._buffer = self._buffer or memoryview(bytearray(_BUFFER))  # made in the thread: a page fault for each 4 KiB
+        while (left := stop() - start) > 0 and not cancelled():
+            read = os.preadv(fd, [self._buffer[: min(_BUFFER, left)]], start)
             if read == 0:
                 break
             self._hash.update(self._buffer[:read])
@@ -56,7 +64,7 @@ def digest_of(path: str | os.PathLike[str], etag: str, cancelled: Callable[[], b
     try:
         size = os.fstat(fd).st_size
         digest = Digest(etag, size)
-        digest.read(fd, 0, size, cancelled)
+        digest.read(fd, 0, lambda: size, cancelled)
         return digest.result()
     finally:
         os.close(fd)
