@@ -93,28 +93,27 @@ class _Fetch:
         self._meter = meter
         self._weights = weights
         self._landing = landing
+        self._there = False
         # Set in the thread that opened it, so that a cancelled call leaves no descriptor without an owner.
         self._partial: Partial | None = None
         self._retries = 0
 
     async def run(self) -> bool:
-        async with blob_lock(self._cache.lock(self._etag), self._meter.waiting):
+        stop = Stop()
+        begin = partial(self._begin, stop)
+        lock = blob_lock(
+            self._cache.lock(self._etag), self._meter.waiting, first=begin, last=self._keep, interrupt=stop.set
+        )
+        async with lock as self._give_lock_back:
             with self._meter.working():
                 return await self._under_lock()
 
     async def _under_lock(self) -> bool:
-        if await self._is_there():
-            # A kill after the blob had its name may have left its map.
-            await run_owned(self._clean, name="clean")
+        if self._there:
             self._meter.cached(self._size)
             return False
         begin = time.monotonic()
-        try:
-            await self._own(self._claim)
-            fresh = await self._fill()
-        finally:
-            if self._partial is not None:
-                await run_owned(self._keep, name="keep")
+        fresh = await self._fill()
         if fresh:
             self._meter.file_done()
             seconds = time.monotonic() - begin
@@ -129,20 +128,23 @@ class _Fetch:
             logger.debug("%s: %s is there, after %.1f s", self._cache.repo_id, self._file.path, seconds, extra=facts)
         return fresh
 
-    async def _is_there(self) -> bool:
+    def _begin(self, stop: Stop) -> None:
+        """Look whether there is nothing to fetch, else get a partial. In the thread that has taken the lock."""
+        self._there = self._look(stop)
+        if self._there:
+            self._clean()  # a kill after the blob had its name may have left its map
+        elif not stop.is_set():
+            self._own(self._claim)
+
+    def _look(self, stop: Stop) -> bool:
         """Whether the blob is linked, or lies there whole: what others wrote is verified before it is linked."""
         blob = self._cache.blob(self._etag)
-        stop = Stop()
-
-        def look() -> bool:
-            if self._cache.has(self._commit, self._file.path):
-                return True
-            with cache_errors(blob):
-                if not blob.exists() or blob.stat().st_size != self._size:
-                    return False
-                return not self._session.verify or digest_of(blob, self._etag, stop.is_set) == self._etag
-
-        return await run_owned(look, interrupt=stop.set, name="look")
+        if self._cache.has(self._commit, self._file.path):
+            return True
+        with cache_errors(blob):
+            if not blob.exists() or blob.stat().st_size != self._size:
+                return False
+            return not self._session.verify or digest_of(blob, self._etag, stop.is_set) == self._etag
 
     async def _fill(self) -> bool:
         """Fill partials until one is right, and publish that; whether it was this process that did."""
@@ -164,13 +166,13 @@ class _Fetch:
                     self._landing.fail()  # all of it is written again, into the same inode
             except PrunedError:
                 self._meter.held(-assembly.counted)
-                await self._own(self._rescue)
+                await self._go_on(self._rescue)
             except LostError:
                 self._meter.held(-assembly.counted)
                 if await self._wait_for_new_owner():
                     self._meter.cached(self._size)
                     return False
-                await self._own(self._claim)
+                await self._go_on(self._claim)
             except OtherBytesError as error:
                 self._meter.held(-assembly.counted)
                 wrong.append(error)
@@ -178,7 +180,7 @@ class _Fetch:
                 await run_owned(self._discard, name="discard")
                 if len(wrong) == 2:
                     raise self._integrity_error(error) from error
-                await self._own(self._create)
+                await self._go_on(self._create)
                 location = Location(self._session, self._cache.repo_id, self._commit, self._file)
             finally:
                 self._retries += assembly.retries
@@ -197,14 +199,14 @@ class _Fetch:
             meter=self._meter,
         )
 
-    async def _own(self, make: Callable[[], Partial]) -> None:
-        def work() -> None:
-            self._partial = make()
-            if self._landing is not None:
-                self._partial.landing = self._landing
-                self._landing.begin(self._partial.path, self._partial.blocks)
+    async def _go_on(self, make: Callable[[], Partial]) -> None:
+        await run_owned(partial(self._own, make), name="partial")
 
-        await run_owned(work, name="partial")
+    def _own(self, make: Callable[[], Partial]) -> None:
+        self._partial = make()
+        if self._landing is not None:
+            self._partial.landing = self._landing
+            self._landing.begin(self._partial.path, self._partial.blocks)
 
     def _claim(self) -> Partial:
         return claim_or_create(self._cache.blobs, self._etag, self._size, lock_held=True)
@@ -221,6 +223,7 @@ class _Fetch:
         self._partial.publish()
         self._partial = None
         self._clean()
+        self._give_lock_back()
 
     def _clean(self) -> None:
         discard_orphans(self._cache.blobs, self._etag, lock_held=True)
@@ -241,7 +244,8 @@ class _Fetch:
         while True:
             # Asked first: who publishes between the two looks has left both a blob and no partial.
             alive = await run_owned(partial(others_alive, self._cache.blobs, self._etag), name="look")
-            if await self._is_there():
+            stop = Stop()
+            if await run_owned(partial(self._look, stop), interrupt=stop.set, name="look"):
                 return True
             if not alive:
                 return False

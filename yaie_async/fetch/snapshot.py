@@ -161,6 +161,7 @@ class _Job:
         self._meter = meter
         self._wanted = Wanted((), (), None)
         self._fresh: set[str] = set()  # etags of the blobs that this job has written
+        self._linked: set[str] = set()  # paths of files that were in the snapshot when it began
         self._weights: dict[str, anyio.CancelScope] = {}
         self._landings: dict[str, Landing] = {}
         self._small_linked = anyio.Event()
@@ -202,8 +203,14 @@ class _Job:
         return wanted
 
     async def _check_disk(self, files: tuple[RepoFile, ...]) -> None:
+        """Refuse what there is no room for, and note what is there: in one go, as each file has hops enough."""
+
+        def work() -> set[str]:
+            check_disk(self._cache, self._commit, files)
+            return {file.path for file in files if self._cache.has(self._commit, file.path)}
+
         if files:
-            await run_owned(partial(check_disk, self._cache, self._commit, files), name="disk")
+            self._linked |= await run_owned(work, name="disk")
 
     async def _weight(self, file: RepoFile) -> None:
         landing = self._landing(file)
@@ -232,7 +239,7 @@ class _Job:
         assert file.etag is not None
         weights = landing is not None
         async with self._open_files:
-            if await run_owned(partial(self._cache.has, self._commit, file.path), name="cache"):
+            if file.path in self._linked:
                 self._meter.cached(file.size or 0)
             elif await fetch_blob(
                 self._session, self._cache, self._commit, file, self._meter, weights=weights, landing=landing

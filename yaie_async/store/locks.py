@@ -17,17 +17,30 @@ from yaie_async.core.threads import run_owned
 from yaie_async.store.access import cache_errors
 
 
+def _nothing() -> None: ...
+
+
 @asynccontextmanager
 async def blob_lock(
-    path: Path, waiting: Callable[[], AbstractContextManager[object]] = nullcontext
-) -> AsyncIterator[None]:
+    path: Path,
+    waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
+    *,
+    first: Callable[[], object] = _nothing,
+    last: Callable[[], object] = _nothing,
+    interrupt: Callable[[], None] | None = None,
+) -> AsyncIterator[Callable[[], None]]:
     """Hold `.locks/<repo folder>/<etag>.lock` during the block. The file stays, as everyone expects.
+
+    `first` runs in the thread that takes it, right after that, and `last` in the one that gives it back, right
+    before that, even where `first` failed: a hop to a thread costs more than most of what is done there. The block
+    gets a function for a thread of its own that gives the lock back early; then `last` is not called.
 
     While another process holds it, `waiting()` is entered.
 
-    **Cancellation:** while waiting or holding: the lock is given back before control returns.
+    **Cancellation:** while waiting or holding: the lock is given back before control returns. `interrupt` is called
+    where `first` runs (see `run_owned`).
 
-    **Raises:** CacheAccessError when the lock file can't be made.
+    **Raises:** CacheAccessError when the lock file can't be made; what `first` and `last` raise.
     """
     lock: BaseFileLock | None = None
 
@@ -46,6 +59,12 @@ async def blob_lock(
                 return attempt()
             return True
 
+    def begin() -> bool:
+        if not attempt():
+            return False
+        first()
+        return True
+
     def release() -> None:
         if lock is not None and lock.is_locked:
             try:
@@ -53,11 +72,18 @@ async def blob_lock(
             except OSError:
                 path.unlink(missing_ok=True)  # as WeakFileLock does
 
+    def end() -> None:
+        try:
+            last()
+        finally:
+            release()
+
     try:
-        if not await run_owned(attempt, name="lock"):
+        if not await run_owned(begin, interrupt=interrupt, name="lock"):
             with waiting():
-                while not await run_owned(attempt, name="lock"):  # noqa: ASYNC110 - flock tells nobody
+                while not await run_owned(begin, interrupt=interrupt, name="lock"):  # noqa: ASYNC110 - flock tells nobody
                     await anyio.sleep(random.uniform(0.05, 0.25))  # noqa: S311 - spreads waiters, hides nothing
-        yield
+        yield release
     finally:
-        await run_owned(release, name="unlock")
+        if lock is not None and lock.is_locked:
+            await run_owned(end, name="unlock")
