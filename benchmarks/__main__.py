@@ -26,9 +26,12 @@ def main() -> None:
         one.add_argument("--size", "--megabytes", type=int, default=size, metavar="MB", help=f"of the model ({size})")
         one.add_argument("--only", nargs="+", choices=module.CASES, default=module.CASES, help="leave out others")
         one.add_argument("--json", action="store_true", help="the rounds as JSON, the tables on stderr")
-        if name == "download":
-            one.add_argument("--plot", type=Path, help="where to draw throughput over connections (.png, .svg)")
-        else:
+        if name in ("download", "ready"):
+            what = "throughput over connections" if name == "download" else "times, and what overlapped"
+            one.add_argument("--plot", type=Path, help=f"where to draw {what} (.png, .svg)")
+        if name == "ready":
+            one.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="stored")
+        if name != "download":
             one.add_argument("--link", default="1gbit", help="rate of the link, as tc writes it (1gbit)")
         if name == "stall":
             one.add_argument("--big-tokenizer", action="store_true", help="a tokenizer of 128k tokens as well")

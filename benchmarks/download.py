@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.clients import ASYNC, CLIENTS
 from benchmarks.network import NoLink, link
-from benchmarks.rounds import Rounds, machine, measure, ratio, spread, table
+from benchmarks.rounds import Rounds, machine, measure, pyplot, ratio, spread, table
 from benchmarks.site import Site, make_model, serving
 
 CASES = ("tmpfs", "disk", "connections", "link", "small")
@@ -119,16 +119,9 @@ def _gain(results: dict[str, Rounds]) -> None:
 
 def _plot(path: Path | None, results: dict[str, dict[str, Rounds]], size: int) -> None:
     """Throughput over the number of connections, a line for each cap."""
-    if path is None:
+    plt = pyplot() if path else None
+    if plt is None:
         return
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        print("note: no plot without matplotlib")
-        return
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
     with ExitStack() as stack:
         figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
         stack.callback(plt.close, figure)

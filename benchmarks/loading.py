@@ -1,10 +1,12 @@
-"""A load in a cold process: `python -m benchmarks.loading MODE ENDPOINT MODEL CACHE watch|plain DIRECTORY`.
+"""A load in a cold process: `python -m benchmarks.loading MODE ENDPOINT MODEL CACHE HOW DIRECTORY`.
 
-CACHE is to be filled by the load, in DIRECTORY, or the absolute path of one that holds the model already.
+HOW is "plain", "watch" for stalls, or "timeline" for what happened when. CACHE is to be filled by the load, in
+DIRECTORY, or the absolute path of one that holds the model already.
 """
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -54,6 +56,31 @@ def prefetch(endpoint: str, model: str, cache: Path) -> Loading:
     return load
 
 
+def hf_transfer(endpoint: str, model: str, cache: Path) -> Loading:
+    """As `to_thread`, the shards by the Rust client."""
+
+    async def load(seen: Beats | None) -> object:  # noqa: ARG001
+        await asyncio.to_thread(_download_with_rust, endpoint, model, cache)
+        await asyncio.to_thread(import_stock)
+        return await asyncio.to_thread(build_stock, str(cache))
+
+    return load
+
+
+def _download_with_rust(endpoint: str, model: str, folder: Path) -> None:
+    import httpx
+
+    from benchmarks.clients import hf_transfer as shards
+
+    folder.mkdir()
+    download = shards(endpoint, folder)
+    for file in httpx.get(f"{endpoint}/api/models/{model}").json()["siblings"]:
+        name = file["rfilename"]
+        if not name.endswith(".safetensors"):
+            (folder / name).write_bytes(httpx.get(f"{endpoint}/{model}/resolve/main/{name}").content)
+    download()
+
+
 def idle(endpoint: str, model: str, cache: Path) -> Loading:  # noqa: ARG001
     async def load(seen: Beats | None) -> object:  # noqa: ARG001
         return await asyncio.sleep(3, result=True)
@@ -81,15 +108,16 @@ def build_stock(folder: str) -> object:
 
 def _note_threads(seen: Beats) -> None:
     """Note when the loader's threads import and build: its phases overlap, so no stage tells them apart."""
-    import yaie_async.loader.model_loader as module
+    from yaie_async.loader import model_loader, streamed
 
-    run_detached = vars(module)["run_detached"]
+    run_detached = model_loader.run_detached
 
     async def noted(fn: Callable[[], Any], *, name: str) -> Any:
         with seen.span("imports" if name == "imports" else "build"):
             return await run_detached(fn, name=name)
 
-    vars(module)["run_detached"] = noted
+    for module in (model_loader, streamed):
+        vars(module)["run_detached"] = noted
 
 
 MODES: dict[str, Callable[[str, str, Path], Loading]] = {
@@ -97,17 +125,20 @@ MODES: dict[str, Callable[[str, str, Path], Loading]] = {
     "us, responsive=False": unresponsive,
     "to_thread": to_thread,
     "prefetch": prefetch,
+    "hf_transfer": hf_transfer,
     "idle": idle,
 }
 
 
 async def _measured(load: Loading, *, watch: bool) -> dict[str, float]:
-    start = time.perf_counter()
+    start, used, idled = time.perf_counter(), time.process_time(), _idle()
     if not watch:
         kept = await load(None)
         seconds = time.perf_counter() - start
         del kept
-        return {"seconds": seconds}
+        # What the cores did meanwhile, the server's work included, as if it were spread evenly over them.
+        busy = seconds - (_idle() - idled)
+        return {"seconds": seconds, "cpu": time.process_time() - used, "busy": busy}
     async with heartbeat() as seen:
         kept = await load(seen)
         seconds = time.perf_counter() - start
@@ -115,9 +146,46 @@ async def _measured(load: Loading, *, watch: bool) -> dict[str, float]:
     return {"seconds": seconds, **{name: value * 1e3 for name, value in seen.figures().items()}}
 
 
-def _main(mode: str, endpoint: str, model: str, cache: str, watch: str, directory: str) -> None:
-    load = MODES[mode](endpoint, model, Path(directory, cache))
-    print(json.dumps(asyncio.run(_measured(load, watch=watch == "watch"))))
+def _idle() -> float:
+    """Seconds that the machine's cores have been idle, a core's share."""
+    idle, wait = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[4:6]
+    return (int(idle) + int(wait)) / os.sysconf("SC_CLK_TCK") / (os.cpu_count() or 1)
+
+
+async def _timeline(endpoint: str, model: str, cache: Path) -> dict[str, Any]:
+    """Our load, and when its threads and its bytes came and went."""
+    from yaie_async.loader import model_loader, streamed
+
+    start = time.perf_counter()
+    spans: list[tuple[str, float, float]] = []
+    arrived: list[tuple[float, float]] = []
+    run_detached = model_loader.run_detached
+
+    async def noted(fn: Callable[[], Any], *, name: str) -> Any:
+        begun = time.perf_counter() - start
+        try:
+            return await run_detached(fn, name=name)
+        finally:
+            spans.append((name, begun, time.perf_counter() - start))
+
+    async def streaming(fn: Callable[[], Any], *, name: str) -> Any:
+        return await noted(fn, name=f"streaming {name}")
+
+    def note(progress: yaie_async.Progress) -> None:
+        arrived.append((time.perf_counter() - start, progress.fraction))
+
+    vars(model_loader)["run_detached"], vars(streamed)["run_detached"] = noted, streaming
+    await yaie_async.ModelLoader(model, endpoint=endpoint, cache_dir=cache, on_progress=note).load()
+    return {"spans": spans, "bytes": arrived}
+
+
+def _main(mode: str, endpoint: str, model: str, cache: str, how: str, directory: str) -> None:
+    if how == "timeline":
+        found = asyncio.run(_timeline(endpoint, model, Path(directory, cache)))
+    else:
+        load = MODES[mode](endpoint, model, Path(directory, cache))
+        found = asyncio.run(_measured(load, watch=how == "watch"))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes a random Llama, fp16: `python -m benchmarks.making DIRECTORY MEGABYTES SHARDS TOKENS`.
+"""Writes a random Llama: `python -m benchmarks.making DIRECTORY MEGABYTES SHARDS TOKENS DTYPE`.
 
 A process of its own: the one that prints the tables never imports torch.
 """
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 
-def make_llama(directory: Path, megabytes: int, *, shards: int = 8, tokens: int = 0) -> None:
+def make_llama(directory: Path, megabytes: int, *, shards: int = 8, tokens: int = 0, dtype: str = "float16") -> None:
     """Let another process write it; `tokens` 0 is a tokenizer of single bytes."""
     directory.mkdir(parents=True)
     subprocess.run(
-        [sys.executable, "-m", "benchmarks.making", str(directory), str(megabytes), str(shards), str(tokens)],
+        [sys.executable, "-m", "benchmarks.making", str(directory), str(megabytes), str(shards), str(tokens), dtype],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         check=True,
         capture_output=True,
@@ -63,12 +63,13 @@ def _tokenizer(directory: Path, tokens: int) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(described), encoding="utf-8")
 
 
-def _main(directory: Path, megabytes: int, shards: int, tokens: int) -> None:
+def _main(directory: Path, megabytes: int, shards: int, tokens: int, dtype: str) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     width = 1024 if megabytes >= 50 else 256
-    layer = 2 * (4 * width**2 + 3 * width * 3 * width)  # bytes: attention and MLP in two bytes a weight
+    stored = getattr(torch, dtype)
+    layer = stored.itemsize * (4 * width**2 + 3 * width * 3 * width)  # bytes: attention and MLP
     config = LlamaConfig(
         vocab_size=258,
         hidden_size=width,
@@ -79,11 +80,11 @@ def _main(directory: Path, megabytes: int, shards: int, tokens: int) -> None:
         bos_token_id=0,
         eos_token_id=1,
     )
-    torch.set_default_dtype(torch.float16)
+    torch.set_default_dtype(stored)
     size = f"{max(1, -(-megabytes // shards))}MB"
     LlamaForCausalLM(config).save_pretrained(directory, max_shard_size=size)
     _tokenizer(directory, tokens)
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    _main(Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5])

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from benchmarks.site import Site
 
@@ -78,6 +79,19 @@ def measure(
             else:
                 found[name].append(json.loads(done.stdout.splitlines()[-1]))
     return found
+
+
+def pyplot() -> Any:
+    """matplotlib's pyplot for drawing into files; None, with a note, where it is not installed."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        print("note: no plot without matplotlib")
+        return None
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    return plt
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
