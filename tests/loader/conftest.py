@@ -3,16 +3,20 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from tests.support import models
+from tests.support.faults import Gate
 from tests.support.hub import HubServer
+from tests.support.waiting import until
 from yaie_async import ModelLoader
+from yaie_async.core.tasks import task_group
 from yaie_async.fetch import metadata, retry
 
 Put = Callable[..., Path]
@@ -66,6 +70,27 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = retry.RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.02)
     monkeypatch.setattr(metadata, "IMPATIENT", replace(policy, attempts=2))
     monkeypatch.setattr(retry, "RetryPolicy", lambda: policy)
+
+
+@pytest.fixture
+def load_held(readers: Callable[..., int]) -> Callable[..., Awaitable[Any]]:
+    """Load a model whose last bytes are held back until its build waits for them."""
+
+    async def load_held(gate: Gate, loader: ModelLoader) -> Any:
+        got: list[Any] = []
+
+        async def load() -> None:
+            got.append(await loader.load_model())
+
+        async with task_group() as group:
+            group.start_soon(load)
+            await until(readers, seconds=30)
+            await anyio.sleep(0.02)
+            assert not got
+            gate.open()
+        return got[0]
+
+    return load_held
 
 
 async def prefetch(hub: HubServer, cache: Path, model: str = "org/big", **options: Any) -> Path:

@@ -80,27 +80,6 @@ def hold(hub: HubServer, directory: Path, also: Fault | None = None) -> Gate:
     return stall.gate
 
 
-@pytest.fixture
-def load_held(readers: Callable[..., int]) -> Callable[..., Awaitable[Any]]:
-    """Load a model whose last bytes are held back until its build waits for them."""
-
-    async def load_held(gate: Gate, loader: ModelLoader) -> Any:
-        got: list[Any] = []
-
-        async def load() -> None:
-            got.append(await loader.load_model())
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(load)
-            await until(readers, seconds=30)
-            await anyio.sleep(0.02)
-            assert not got
-            gate.open()
-        return got[0]
-
-    return load_held
-
-
 @pytest.mark.usefixtures("turn_is_given_back")
 @pytest.mark.parametrize(
     ("kind", "dtype"),
