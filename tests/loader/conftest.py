@@ -1,6 +1,7 @@
 """Models that the loader's tests serve, made once a worker."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Awaitable, Callable
@@ -91,6 +92,17 @@ def load_held(readers: Callable[..., int]) -> Callable[..., Awaitable[Any]]:
         return got[0]
 
     return load_held
+
+
+@pytest.fixture
+def why_stock(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Why models were built from the finished snapshot, by the log."""
+    caplog.set_level(logging.INFO, logger="yaie_async")
+
+    def said() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "finished snapshot" in record.getMessage()]
+
+    return said
 
 
 async def prefetch(hub: HubServer, cache: Path, model: str = "org/big", **options: Any) -> Path:

@@ -1,6 +1,5 @@
 """A model is built while its weights land, is stock's bit for bit, and nothing is lost where that can't be."""
 
-import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 from tests.build.test_model import assert_same_model, stock_model
 from tests.loader.conftest import Put
 from tests.support import models
-from tests.support.faults import Both, Corrupt, Cut, Fault, Gate, Stall, Status
+from tests.support.faults import Both, Corrupt, Cut, Fault, Gate, Stall, StallAt, Status
 from tests.support.hub import HubServer
 from tests.support.waiting import until
 from yaie_async import HubUnavailableError, ModelLoader
@@ -25,17 +24,6 @@ from yaie_async.core.progress import Progress
 from yaie_async.loader.streamed import is_due
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def why_stock(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """Why models were built from the finished snapshot, by the log."""
-    caplog.set_level(logging.INFO, logger="yaie_async")
-
-    def said() -> list[str]:
-        return [record.getMessage() for record in caplog.records if "finished snapshot" in record.getMessage()]
-
-    return said
 
 
 @pytest.fixture
@@ -74,9 +62,9 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
 def hold(hub: HubServer, directory: Path, also: Fault | None = None) -> Gate:
     """Hold the last bytes of the last weight file back: whatever is built meanwhile waits for them."""
     last = max(directory.glob("*.safetensors"))
-    stall = Stall(last.stat().st_size - 100)
-    fault = Both(stall, also) if also else stall
-    hub.faults.add(fault, method="GET", path=rf"^/cdn/.*{directory.name}/.*/{last.name}")
+    stall = StallAt(last.stat().st_size - 100)
+    fault, times = (Both(stall, also), 1) if also else (stall, None)
+    hub.faults.add(fault, method="GET", path=rf"^/cdn/.*{directory.name}/.*/{last.name}", times=times)
     return stall.gate
 
 

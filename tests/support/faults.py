@@ -140,6 +140,18 @@ class Stall(Fault):
         answer.stall_after, answer.gate = self.after, self.gate
 
 
+@dataclass(frozen=True)
+class StallAt(Fault):
+    """Send nothing from an offset in the file on until `gate.open()`, in the answer that holds it."""
+
+    offset: int
+    gate: Gate = field(default_factory=Gate)
+
+    def tell(self, answer: Answer) -> None:
+        if answer.start <= self.offset < answer.start + len(answer.body):
+            answer.stall_after, answer.gate = self.offset - answer.start, self.gate
+
+
 class Both(Fault):
     """Two faults in one answer, such as a wrong byte in a body that stalls."""
 
