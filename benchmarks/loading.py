@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.beat import Beats, heartbeat
-from yaie_async import ModelLoader
+from yaie_async import ModelLoader, Progress
 
 Loading = Callable[[Beats | None], Awaitable[object]]
 
@@ -171,11 +171,11 @@ async def _timeline(endpoint: str, model: str, cache: Path) -> dict[str, Any]:
     async def streaming(fn: Callable[[], Any], *, name: str) -> Any:
         return await noted(fn, name=f"streaming {name}")
 
-    def note(progress: yaie_async.Progress) -> None:
+    def note(progress: Progress) -> None:
         arrived.append((time.perf_counter() - start, progress.fraction))
 
     vars(model_loader)["run_detached"], vars(streamed)["run_detached"] = noted, streaming
-    await yaie_async.ModelLoader(model, endpoint=endpoint, cache_dir=cache, on_progress=note).load()
+    await ModelLoader(model, endpoint=endpoint, cache_dir=cache, on_progress=note).load()
     return {"spans": spans, "bytes": arrived}
 
 
