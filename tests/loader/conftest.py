@@ -74,8 +74,8 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def load_held(readers: Callable[..., int]) -> Callable[..., Awaitable[Any]]:
-    """Load a model whose last bytes are held back until its build waits for them."""
+def load_held(readers: Callable[..., int], why_stock: Callable[[], list[str]]) -> Callable[..., Awaitable[Any]]:
+    """Load a model whose last bytes are held back until its build waits for them, or is given up."""
 
     async def load_held(gate: Gate, loader: ModelLoader) -> Any:
         got: list[Any] = []
@@ -85,7 +85,7 @@ def load_held(readers: Callable[..., int]) -> Callable[..., Awaitable[Any]]:
 
         async with task_group() as group:
             group.start_soon(load)
-            await until(readers, seconds=30)
+            await until(lambda: readers() or why_stock(), seconds=30)
             await anyio.sleep(0.02)
             assert not got
             gate.open()
