@@ -14,6 +14,7 @@ from tests.support.faults import (
     Chunked,
     Corrupt,
     Cut,
+    Drip,
     Extra,
     Fault,
     Gzip,
@@ -94,12 +95,14 @@ async def test_the_stock_path_has_the_same_outcomes(
         (LyingRange(7), HubUnavailableError, "the server sends bytes"),
         (Cut(0), HubUnavailableError, "broke off"),
         (Reset(), HubUnavailableError, "broke off"),
-        (Stall(-1), StalledError, "sent nothing in time"),
-        (Stall(0), StalledError, "sent nothing in time"),
+        (Stall(-1), StalledError, "sent nothing"),
+        (Stall(0), StalledError, "sent nothing"),
+        (Drip(30), StalledError, "next to nothing, in time"),
         (Status(403), HubUnavailableError, "403"),
         (Status(429), HubUnavailableError, "limits your rate"),
         (Status(503), HubUnavailableError, "503"),
         (Status(404), ModelFileNotFoundError, "does not have"),
+        (Status(416), HubUnavailableError, "416"),
         (Status(418), HubUnavailableError, "418"),
         (Redirect("ftp://127.0.0.1/x"), HubUnavailableError, "redirects from http to ftp"),
         (Redirect("file:///etc/passwd"), HubUnavailableError, "redirects from http to file"),
@@ -208,6 +211,34 @@ async def test_an_expired_url_is_renewed_once(hub: HubServer, weights: bytes, tm
 
 def _resolves(hub: HubServer) -> list[Request]:
     return [one for one in hub.requests if one.path.endswith("/model.safetensors") and "/resolve/" in one.path]
+
+
+@pytest.mark.parametrize("stock", [False, True], ids=["ours", "stock"])
+async def test_the_only_connection_drips(stock: bool, hub: HubServer, weights: bytes, tmp_path: Path) -> None:
+    """A few bytes a second, for ever, with nothing to compare them with: as silence, and kept all the same."""
+    hub.faults.add(Drip(30), path="^/cdn/", when=_starts_at(0))
+    async with httpx.AsyncClient() as client:
+        assert await fetch(hub, tmp_path, max_connections=1, client=client if stock else None, stall=0.5) == weights
+    first, second, *_ = bodies(hub)
+    assert 0 < first.sent < 100
+    assert second.range is not None
+    assert not _starts_at(0)(second)
+
+
+async def test_a_connection_is_slow(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
+    """A slow line is waited for: what is well above a drip is no fault."""
+    hub.faults.add(Drip(20_000), path="^/cdn/", when=_starts_at(4 * BLOCK))
+    assert await fetch(hub, tmp_path, max_connections=4, stall=0.1) == weights
+    assert any(request.fault for request in bodies(hub))
+    assert sent(hub) == len(weights)
+
+
+async def test_a_stale_edge_is_asked_no_more(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
+    """416 to a range of the file: the Hub is asked for another URL, and nothing that is there is lost."""
+    hub.faults.add(Status(416), path="^/cdn/", when=_starts_at(BLOCK), times=1)
+    assert await fetch(hub, tmp_path, max_connections=1) == weights
+    assert len(_resolves(hub)) == 2
+    assert sum(request.sent for request in bodies(hub) if request.fault is None) == len(weights)
 
 
 async def test_silence_for_ever_keeps_what_came(hub: HubServer, weights: bytes, tmp_path: Path) -> None:

@@ -109,6 +109,21 @@ async def test_it_gives_up_with_the_last_failure(anyio_backend: Any, slept: list
 
 
 @pytest.mark.anyio
+async def test_a_few_bytes_are_no_progress(anyio_backend: Any, slept: list[float]) -> None:
+    """An attempt that brings less than `least` is one more in a row."""
+    done = 0
+
+    async def work() -> None:
+        nonlocal done
+        done += 9
+        raise failing()
+
+    with pytest.raises(GaveUpError) as caught:
+        await with_retries(RetryPolicy(attempts=3, first_wait=1.0), work, progress=lambda: done, least=10)
+    assert caught.value.attempts == 3
+
+
+@pytest.mark.anyio
 async def test_progress_starts_the_count_over_but_not_the_budget(anyio_backend: Any, slept: list[float]) -> None:
     """Failures with new bytes in between are not in a row; all waiting together stays within the budget."""
     done = 0

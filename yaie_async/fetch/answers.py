@@ -22,7 +22,8 @@ from yaie_async.core.errors import (
 )
 from yaie_async.fetch.retry import GaveUpError, TransientError, asked_wait
 
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
+# 416: to a range that is in the file, by an edge of a CDN that has another version of it.
+_PASSING = {408, 416, 425, 429, 500, 502, 503, 504}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def transport_failure(error: httpx.HTTPError, asked: Asked, url: str) -> LoaderE
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return TransientError(f"{what}: can't connect to {host} ({error or type(error).__name__})", kind="connect")
     if isinstance(error, httpx.TimeoutException):
-        return TransientError(f"{what}: {host} sent nothing in time", kind="stall")
+        return TransientError(f"{what}: {host} sent nothing, or next to nothing, in time", kind="stall")
     return TransientError(f"{what}: {host} broke off ({error or type(error).__name__})", kind="read")
 
 

@@ -18,6 +18,7 @@ from yaie_async.core.trace import span
 from yaie_async.fetch.answers import gave_up
 from yaie_async.fetch.downloader import Downloader, Running
 from yaie_async.fetch.location import Location, OtherBytesError
+from yaie_async.fetch.pace import SLOWEST, Pace, least
 from yaie_async.fetch.ranges import FetchFile, Range
 from yaie_async.fetch.retry import GaveUpError, Kind, RetryPolicy, TransientError, with_retries
 from yaie_async.fetch.sink import FullError, RangeSink
@@ -130,6 +131,7 @@ class Assembly:
                     partial(self._attempt, of, running.sink),
                     about=self._location.asked.facts,
                     progress=lambda: running.sink.position,
+                    least=max(1, least(self._location.timeout)),
                 )
         except BaseException as error:
             # Before the range is given back: or this file, which is ending, would be handed it again.
@@ -158,7 +160,9 @@ class Assembly:
                     if stream is not None:
                         await stream.drain_into(sink)
                     else:
-                        await _copy(response, sink, None if ranged else self._partial.size)
+                        await _copy(
+                            response, sink, None if ranged else self._partial.size, Pace(self._location.timeout)
+                        )
         except FullError:
             return
         except TransientError as error:
@@ -243,7 +247,7 @@ class Assembly:
                 raise PrunedError
 
 
-async def _copy(response: httpx.Response, sink: RangeSink, most: int | None) -> None:
+async def _copy(response: httpx.Response, sink: RangeSink, most: int | None, pace: Pace) -> None:
     """httpx's own way of reading, for bodies of unknown length, encoded ones, proxies and a user's client."""
     buffer = bytearray()
     stopped = Stop()
@@ -254,14 +258,18 @@ async def _copy(response: httpx.Response, sink: RangeSink, most: int | None) -> 
         await run_owned(lambda: sink.write(data, stopped), interrupt=stopped.set, name="write")
 
     received = 0
+    begun = time.monotonic()
     try:
         async for chunk in response.aiter_bytes():
+            if pace.too_slow(len(chunk), time.monotonic() - begun):
+                raise httpx.ReadTimeout(f"under {SLOWEST} bytes a second")
             received += len(chunk)
             if most is not None and received > most:
                 raise OtherBytesError(most, f"more than {most}")
             buffer += chunk
             if len(buffer) >= _WRITE:
                 await write()
+            begun = time.monotonic()
     finally:
         if buffer:
             await write()  # what came before a failure is not asked for again

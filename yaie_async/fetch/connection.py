@@ -15,6 +15,7 @@ import h11
 import httpx
 
 from yaie_async.core.threads import run_owned
+from yaie_async.fetch.pace import SLOWEST, Pace
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.wire import READ_SIZE, Address, Wire, time_left
 
@@ -95,6 +96,7 @@ class Connection:
         self._open = False
         self._http: h11.Connection
         self._length: int | None = None
+        self._patience: float | None = None
         self._kept_alive = False
         self._complete = False  # the body was read to its end
         self._surplus = False  # and there was more behind it
@@ -149,6 +151,7 @@ class Connection:
         with _mapped(httpx.ReadTimeout, httpx.ReadError):
             response = self._read_head(_deadline(timeouts.read))
             self._wire.set_timeout(timeouts.read)
+        self._patience = timeouts.read
         # h11 has looked at both sides' `Connection` headers and at the version.
         self._kept_alive = self._http.our_state is h11.DONE
         self._length = body_length(request.method, response)
@@ -186,10 +189,13 @@ class Connection:
         done = min(len(early), self._length)
         if done:
             self._deliver(sink, early[:done])
+        pace = Pace(self._patience)
         while done < self._length:
             wanted = min(self._length - done, sink.largest)
+            begun = time.monotonic()
             with _mapped(httpx.ReadTimeout, httpx.ReadError):
                 count = self._wire.recv_into(self._buffer[:wanted])
+            waited = time.monotonic() - begun
             if not count:
                 raise httpx.RemoteProtocolError(
                     "peer closed connection without sending complete message body "
@@ -197,6 +203,8 @@ class Connection:
                 )
             self._deliver(sink, self._buffer[:count])
             done += count
+            if pace.too_slow(count, waited) and done < self._length:
+                raise httpx.ReadTimeout(f"under {SLOWEST} bytes a second")
         self._complete = True
         self._surplus = len(early) > done
         return done

@@ -15,7 +15,8 @@ from yaie_async.fetch.metadata import file_url, normal_etag
 from yaie_async.fetch.retry import TransientError
 from yaie_async.fetch.session import Session
 
-_EXPIRED = {401, 403, 410}
+# The signed URL has run out, or (416) leads to where another version lies: the Hub is asked for a new one.
+_EXPIRED = {401, 403, 410, 416}
 
 
 class OtherBytesError(Exception):
@@ -49,6 +50,11 @@ class Location:
     def asked(self) -> Asked:
         return self._asked
 
+    @property
+    def timeout(self) -> float:
+        """Seconds without a byte after which a body is given up."""
+        return self._session.settings.stall_timeout
+
     @asynccontextmanager
     async def get(self, byte_range: str | None) -> AsyncIterator[httpx.Response]:
         """The answer to a GET of the file, or of a part of it ("bytes=0-99"), its body not yet read.
@@ -71,7 +77,7 @@ class Location:
             if error.status not in _EXPIRED:
                 raise
             if self._url == url:  # else another range has found the new one meanwhile
-                self._url = None  # a signed URL that has run out
+                self._url = None
             return None
 
     async def _found(self, stack: AsyncExitStack, byte_range: str | None) -> httpx.Response:
@@ -91,7 +97,7 @@ class Location:
                 "GET",
                 url,
                 asked=self._asked,
-                timeout=self._session.settings.stall_timeout,
+                timeout=self.timeout,
                 headers={"range": byte_range} if byte_range else None,
                 body=True,
             )

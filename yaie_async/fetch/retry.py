@@ -80,9 +80,10 @@ class GaveUpError(Exception):
 class _Tally:
     """Failures in a row and seconds waited, of one piece of work: progress resets the first, never the second."""
 
-    def __init__(self, policy: RetryPolicy, progress: Callable[[], int]) -> None:
+    def __init__(self, policy: RetryPolicy, progress: Callable[[], int], least: int) -> None:
         self._policy = policy
         self._progress = progress
+        self._least = least
         self._seen = progress()
         self._failures = 0
         self._waited = 0.0
@@ -91,7 +92,7 @@ class _Tally:
 
     def count(self, error: TransientError) -> None:
         seen = self._progress()
-        self._failures = 1 if seen > self._seen else self._failures + 1
+        self._failures = 1 if seen - self._seen >= self._least else self._failures + 1
         self._seen = seen
         self.next_wait = self._policy.wait_before(self._failures, error.wait, random.random())  # noqa: S311 - jitter
         self.over = self._policy.gives_up(self._failures, self._waited, self.next_wait)
@@ -104,17 +105,18 @@ async def with_retries(
     *,
     about: Mapping[str, str | None] = {},
     progress: Callable[[], int] = lambda: 0,
+    least: int = 1,
 ) -> T:
     """Run `work` until it returns, fails for good, or the policy is used up.
 
     `about` says in the log which model and file it is for. `progress` is a count that grows as bytes arrive:
-    failures with progress in between are not in a row.
+    failures with at least `least` of them in between are not in a row.
 
     **Cancellation:** at once, also in a wait.
 
     **Raises:** GaveUpError, from the last TransientError; and whatever else `work` raises, at once.
     """
-    tally = _Tally(policy, progress)
+    tally = _Tally(policy, progress, least)
     attempts = 0
 
     async def counted() -> T:

@@ -1,0 +1,30 @@
+"""Which body is too slow to be waited for."""
+
+from yaie_async.fetch.pace import SLOWEST, Pace
+
+
+def _slow(rate: float, *, step: float = 1.0, seconds: float = 60, window: float | None = 10.0) -> bool:
+    pace = Pace(window)
+    return any(pace.too_slow(int(rate * step), step) for _ in range(int(seconds / step)))
+
+
+def test_a_byte_a_second_is_too_slow_after_the_window_and_not_before() -> None:
+    assert _slow(1)
+    assert not _slow(1, seconds=9)
+
+
+def test_at_the_limit_it_is_waited_for() -> None:
+    assert not _slow(SLOWEST)
+    assert _slow(SLOWEST - 1)
+
+
+def test_each_window_is_looked_at_by_itself() -> None:
+    """Megabytes at first are no excuse for a drip afterwards."""
+    pace = Pace(10.0)
+    assert not pace.too_slow(50_000_000, 10.0)
+    assert not pace.too_slow(9, 9.0)
+    assert pace.too_slow(1, 1.0)
+
+
+def test_without_a_time_limit_any_rate_will_do() -> None:
+    assert not _slow(0, window=None)
