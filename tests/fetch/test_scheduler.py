@@ -472,6 +472,18 @@ def test_the_front_passes_a_range_that_is_written_and_not_yet_done() -> None:
     assert scheduler.front("f") == 2 * BLOCK
 
 
+def test_beginnings_of_blocks_that_are_written_are_not_asked_for() -> None:
+    file = FetchFile("f", "m", 5 * BLOCK, done=b"\0\1\0\0\0", begun=((3 * BLOCK, 3 * BLOCK + 7), (0, 5)))
+    scheduler = _scheduler(file, connections=9)
+    assert scheduler.front("f") == 5
+    assert sorted((one.start, one.stop) for one in _drain(scheduler)) == [
+        (5, BLOCK),
+        (2 * BLOCK, 3 * BLOCK),
+        (3 * BLOCK + 7, 4 * BLOCK),
+        (4 * BLOCK, 5 * BLOCK),
+    ]
+
+
 def test_a_whole_file_is_one_range() -> None:
     scheduler = _scheduler(FetchFile("f", "m", 300 * BLOCK + 1, whole=True))
     assert [(one.start, one.stop) for one in _drain(scheduler)] == [(0, 300 * BLOCK + 1)]

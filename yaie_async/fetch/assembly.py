@@ -54,6 +54,8 @@ class Assembly:
 
     Attributes:
         counted: bytes that the meter has counted for it.
+        begun: where the blocks begin of which the beginning is written, and up to where. The map knows whole blocks
+            only; this is for who goes on with the same bytes in another partial.
         retries: requests that were made again after a failure.
     """
 
@@ -69,6 +71,7 @@ class Assembly:
         weights: bool,
         verify: bool,
         meter: Meter,
+        begun: dict[int, int],
     ) -> None:
         self._downloader = downloader
         self._location = location
@@ -83,6 +86,7 @@ class Assembly:
         self._moved = anyio.Event()
         self._whole = False
         self._front = 0
+        self.begun = begun
         self.counted = 0
         self.retries = 0
 
@@ -96,11 +100,14 @@ class Assembly:
         **Raises:** LostError, PrunedError, RangesIgnoredError, OtherBytesError; LoaderError.
         """
         self._whole = whole
+        if whole:
+            self.begun.clear()
         done = b"" if whole else self._partial.blocks
-        held = 0 if whole else self._partial.held
+        begun = tuple(self.begun.items())
+        held = 0 if whole else self._partial.held + sum(stop - start for start, stop in begun)
         self.counted = held
         self._meter.held(held)
-        file = FetchFile(self._key, self._model, self._partial.size, self._weights, done, whole)
+        file = FetchFile(self._key, self._model, self._partial.size, self._weights, done, whole, begun)
         try:
             async with task_group() as group:
                 self._downloader.enter(file, start=partial(self._start, group), moved=self._on_moved)
@@ -140,7 +147,14 @@ class Assembly:
                 raise gave_up(error, self._location.asked) from error.__cause__
             raise
         finally:
+            self._note(of.start, running.sink.position)
             self._downloader.ended(of)
+
+    def _note(self, start: int, position: int) -> None:
+        """A range that was asked for from `start` has come up to `position`."""
+        self.begun.pop(start // BLOCK * BLOCK, None)
+        if position % BLOCK and position < self._partial.size:
+            self.begun[position // BLOCK * BLOCK] = position
 
     def _count(self, size: int) -> None:
         self.counted += size  # off by a read where two threads meet: it only ever corrects a display

@@ -151,8 +151,10 @@ class _Fetch:
         location = Location(self._session, self._cache.repo_id, self._commit, self._file)
         whole = False
         wrong: list[OtherBytesError] = []
+        begun: dict[int, int] = {}
         while True:
-            assembly = self._assembly(location)
+            assembly = self._assembly(location, begun)
+            begun = {}
             try:
                 found = await assembly.run(whole=whole)
                 if found == self._etag:
@@ -167,6 +169,7 @@ class _Fetch:
             except PrunedError:
                 self._meter.held(-assembly.counted)
                 await self._go_on(self._rescue)
+                begun = assembly.begun  # has been copied, too
             except LostError:
                 self._meter.held(-assembly.counted)
                 if await self._wait_for_new_owner():
@@ -185,7 +188,7 @@ class _Fetch:
             finally:
                 self._retries += assembly.retries
 
-    def _assembly(self, location: Location) -> Assembly:
+    def _assembly(self, location: Location, begun: dict[int, int]) -> Assembly:
         assert self._partial is not None
         return Assembly(
             self._session.downloader,
@@ -197,6 +200,7 @@ class _Fetch:
             weights=self._weights,
             verify=self._session.verify,
             meter=self._meter,
+            begun=begun,
         )
 
     async def _go_on(self, make: Callable[[], Partial]) -> None:

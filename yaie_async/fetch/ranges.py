@@ -23,6 +23,7 @@ class FetchFile:
         weights: a weight file: after all small files, header first.
         done: a byte for each 4 MiB block, 0 where it is missing (as `Partial.blocks`); empty: all are missing.
         whole: one range for all that is missing, for servers that know no ranges.
+        begun: of missing blocks the beginnings that are written, as (start, stop).
     """
 
     key: Hashable
@@ -31,6 +32,7 @@ class FetchFile:
     weights: bool = True
     done: bytes = b""
     whole: bool = False
+    begun: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(eq=False, slots=True)
@@ -149,5 +151,14 @@ def _gaps(file: FetchFile) -> list[tuple[int, int]]:
     if len(blocks) != block_count(file.size):
         msg = f"a map of {len(blocks)} blocks for {file}"
         raise ValueError(msg)
-    # In ascending order, which is a heap.
-    return [(match.start() * BLOCK, min(match.end() * BLOCK, file.size)) for match in re.finditer(rb"\0+", blocks)]
+    gaps = [(match.start() * BLOCK, min(match.end() * BLOCK, file.size)) for match in re.finditer(rb"\0+", blocks)]
+    for written in file.begun:
+        gaps = [part for gap in gaps for part in _without(gap, written)]
+    return gaps  # in ascending order, which is a heap
+
+
+def _without(gap: tuple[int, int], written: tuple[int, int]) -> list[tuple[int, int]]:
+    (start, stop), (first, last) = gap, written
+    if last <= start or stop <= first:
+        return [gap]
+    return [(a, b) for a, b in ((start, first), (last, stop)) if a < b]
