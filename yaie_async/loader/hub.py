@@ -153,6 +153,11 @@ class Hub:
         return await run_detached(work, name="open")
 
     @property
+    def in_use(self) -> bool:
+        """Whether somebody is inside its block."""
+        return self._users > 0
+
+    @property
     def session(self) -> Session:
         """The open session.
 

@@ -311,15 +311,22 @@ class ModelLoader:
 
     @asynccontextmanager
     async def _hub(self) -> AsyncIterator[Hub]:
-        hub = self._given_hub
-        if hub is None:
-            hubs = _shared_hubs.get(None)
-            if hubs is None:
-                hubs = {}
-                _shared_hubs.set(hubs)
-            hub = hubs.setdefault(tuple(self._hub_options.values()), Hub(**self._hub_options))
-        async with hub:
-            yield hub
+        if self._given_hub is not None:
+            async with self._given_hub as hub:
+                yield hub
+            return
+        hubs = _shared_hubs.get(None)
+        if hubs is None:
+            hubs = {}
+            _shared_hubs.set(hubs)
+        key = tuple(self._hub_options.values())
+        hub = hubs.setdefault(key, Hub(**self._hub_options))
+        try:
+            async with hub:
+                yield hub
+        finally:
+            if not hub.in_use and hubs.get(key) is hub:
+                del hubs[key]  # a process that comes by ever new options would keep one for each
 
     async def _find(self, session: Session) -> ModelFiles:
         from yaie_async.core.plan import WeightRules
