@@ -1,0 +1,47 @@
+"""Benchmarks, as small as they go: that they run and print their figures, not what these are."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.programs import require_program
+
+_ROOT = Path(__file__).parents[2]
+
+
+def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """Run a benchmark for one round; return the rounds of each case."""
+    require_program("nginx", "nginx-light")
+    require_program("openssl", "openssl")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments, "--rounds", "1", "--json"],
+        cwd=_ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "load average" in done.stderr
+    assert "note: us" not in done.stderr, done.stderr
+    assert [path for path in tmp_path.iterdir() if path.name.startswith("bench-")] == []
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_download(tmp_path: Path) -> None:
+    """Speed, CPU time, and for what has a loop its thread's CPU time and its longest stall."""
+    (ours,) = run(tmp_path, "download", "--size", "5", "--only", "tmpfs")["tmpfs"]["us, verified"]
+    assert set(ours) == {"seconds", "cpu", "loop_cpu", "stall"}
+
+
+def test_stall(tmp_path: Path) -> None:
+    """Each phase has its longest stall."""
+    (ours,) = run(tmp_path, "stall", "--size", "2", "--only", "us")["us"]
+    assert {"seconds", "imports longest", "build longest", "all longest", "all p99"} <= set(ours)
