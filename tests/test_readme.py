@@ -82,14 +82,14 @@ def test_an_app_warms_up_as_it_stands(snippet: str, root: Path, tmp_path: Path) 
         stall = hub.faults.add(Stall(0), path="^/cdn/")
         with web_server(tmp_path, Command(tmp_path, hub.url).environment, *UVICORN) as server:
             server.until(lambda: stall.hits)
-            assert httpx.get(server.url + "/warmup/readyz").status_code == 503
-            assert httpx.get(server.url + "/warmup/").headers["content-type"].startswith("text/html")
+            assert server.client.get("/warmup/readyz").status_code == 503
+            assert server.client.get("/warmup/").headers["content-type"].startswith("text/html")
             stall.fault.gate.open()
-            server.until(lambda: httpx.get(server.url + "/warmup/readyz").status_code == 200)
+            server.until(server.ready)
             if "/chat" in snippet:
-                assert "hi" in httpx.get(server.url + "/chat?text=hi").json()
+                assert "hi" in server.client.get("/chat?text=hi").json()
             elif "scope" in snippet:
-                assert httpx.get(server.url).text == "LlamaForCausalLM"
+                assert server.client.get("/").text == "LlamaForCausalLM"
             assert server.stop() < 3
 
 

@@ -7,7 +7,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +17,7 @@ from tests.asgi.conftest import Put
 from tests.support.command import Command
 from tests.support.faults import Drip
 from tests.support.hub import HubServer
-from tests.support.web import GUNICORN, UVICORN, WebServer, web_server
+from tests.support.web import GUNICORN, UVICORN, web_server
 
 APP = """\
 import logging
@@ -75,10 +74,6 @@ class Background:
         assert not self._thread.is_alive()
 
 
-def ready(server: WebServer) -> Callable[[], bool]:
-    return lambda: httpx.get(server.url + "/warmup/readyz").status_code == 200
-
-
 @pytest.fixture
 def command(hub: HubServer, tmp_path: Path, put_large: Put) -> Command:
     """The environment and the folder of a server whose app warms up 34 MB."""
@@ -96,11 +91,11 @@ def test_a_stop_in_mid_download(server_command: tuple[str, ...], hub: HubServer,
     """It comes within a second, although a page is open and a request waits for the model; the next start goes on."""
     hub.faults.add(_SLOW, path="^/cdn/", times=None)
     with web_server(command.home, command.environment, *server_command) as server:
-        assert httpx.get(server.url + "/warmup/livez").status_code == 200
+        assert server.client.get("/warmup/livez").status_code == 200
         watcher, waiter = Background(server.url + "/warmup/events"), Background(server.url + "/chat")
         server.until(lambda: "downloading" in watcher.body)
         server.until(lambda: weights(hub) > 4 << 20)
-        assert httpx.get(server.url + "/warmup/readyz").status_code == 503
+        assert server.client.get("/warmup/readyz").status_code == 503
         seconds = server.stop()
         print(f"stopped in {seconds:.2f} s")
         watcher.end()
@@ -115,8 +110,8 @@ def test_a_stop_in_mid_download(server_command: tuple[str, ...], hub: HubServer,
     hub.faults.clear()
     if server_command == UVICORN:
         with web_server(command.home, command.environment, *server_command) as server:
-            server.until(ready(server))
-            assert httpx.get(server.url + "/chat").text == "LlamaForCausalLM"
+            server.until(server.ready)
+            assert server.client.get("/chat").text == "LlamaForCausalLM"
             assert weights(hub) <= size + _AGAIN
 
 
@@ -126,9 +121,9 @@ def test_a_reload_in_mid_download(hub: HubServer, command: Command) -> None:
     with web_server(command.home, command.environment, *UVICORN, "--reload") as server:
         server.until(lambda: weights(hub) > 4 << 20)
         (command.home / "app.py").write_text(APP + "# changed\n")
-        server.until(lambda: server.text.count("Started server process") == 2)
+        server.until(lambda: "Finished server process" in server.text)
         hub.faults.clear()
-        server.until(ready(server))
+        server.until(server.ready)
     size = (hub.root / "org/name/model.safetensors").stat().st_size
     assert weights(hub) <= size + _AGAIN
 
@@ -176,7 +171,8 @@ class Reader:
 
 def test_a_probe_every_10_ms_and_500_readers(hub: HubServer, command: Command) -> None:
     """From the first connection on there is an answer, 503 until it is 200, and every reader learns of it."""
-    with web_server(command.home, command.environment, *UVICORN) as server, httpx.Client(base_url=server.url) as client:
+    with web_server(command.home, command.environment, *UVICORN) as server:
+        client = server.client
         readers = [Reader(server.url) for _ in range(500)]
         answers = []
         while not answers or answers[-1].status_code != 200:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import httpx
+
 T = TypeVar("T")
 
 UVICORN = ("uvicorn", "app:app", "--port", "0")
@@ -27,6 +29,7 @@ class WebServer:
     Attributes:
         process: its own process, or the one that supervises its workers.
         url: where it listens.
+        client: a client of it.
         lines: what it has written so far.
     """
 
@@ -39,6 +42,7 @@ class WebServer:
         self.url = found[0]
         # Those that have workers say it before one of them listens.
         self.until(self._accepts)
+        self.client = httpx.Client(base_url=self.url, timeout=60)
 
     def _accepts(self) -> bool:
         with socket.socket() as one:
@@ -48,6 +52,10 @@ class WebServer:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
+
+    def ready(self) -> bool:
+        """Whether its warm-up says so."""
+        return self.client.get("/warmup/readyz").status_code == 200
 
     @property
     def text(self) -> str:
@@ -63,7 +71,7 @@ class WebServer:
         while not (found := condition()):
             assert time.monotonic() < deadline, self.text
             assert self.process.poll() is None or condition(), self.text
-            time.sleep(0.005)
+            time.sleep(0.02)
         return found
 
     def stop(self, number: int = signal.SIGTERM) -> float:
@@ -90,7 +98,9 @@ def web_server(folder: Path, environment: Mapping[str, str], *command: str) -> I
         start_new_session=True,
     ) as process:
         try:
-            yield WebServer(process)
+            server = WebServer(process)
+            with server.client:
+                yield server
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
