@@ -165,9 +165,12 @@ async def test_a_gated_model_without_a_token(hub_root: Path, put: Put, tmp_path:
 
 
 @pytest.mark.usefixtures("quick_retries")
-async def test_an_outage_is_waited_for(loader: MakeLoader, put: Put, hub: HubServer) -> None:
+async def test_an_outage_is_waited_for(
+    loader: MakeLoader, put: Put, hub: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
     """While the Hub is away the probe says so, with the error; when it is back the model loads."""
     put("org/name")
+    caplog.set_level(logging.INFO, "yaie_async")
     hub.faults.add(Status(503), times=None)
     warmup = Warmup(chat=loader())
     async with warmup, asked(warmup) as client:
@@ -179,6 +182,16 @@ async def test_an_outage_is_waited_for(loader: MakeLoader, put: Put, hub: HubSer
         hub.faults.clear()
         await warmup["chat"]
         assert (await client.get("/readyz")).json()["models"]["chat"]["error"] is None
+    again, *_, ready = [record.__dict__ for record in caplog.records if record.msg.startswith("warm-up")]
+    assert (again["levelname"], again["model"], again["stage"], again["retries"]) == (
+        "WARNING",
+        "org/name",
+        "retrying",
+        1,
+    )
+    assert (ready["levelname"], ready["model"], ready["stage"]) == ("INFO", "org/name", "ready")
+    assert ready["retries"] >= 1
+    assert 0 < ready["seconds"] < 60
 
 
 @pytest.mark.parametrize("why", ["slow", "away"])

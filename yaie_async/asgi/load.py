@@ -6,7 +6,7 @@ import copy
 import logging
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -38,6 +38,7 @@ class Load:
         self.error: LoaderError | None = None
         self._loader = loader
         self._ready = False
+        self._retries = 0
         self._outage: LoaderError | None = None  # how the last attempt failed
         self._next_attempt: float | None = None  # when, while it is waited for
 
@@ -59,10 +60,11 @@ class Load:
             self.error = _ours(error, self)
         finally:
             self.settled.set()
+        facts = self.facts | {"seconds": time.monotonic() - start, "retries": self._retries}
         if self.error is None:
-            logger.info("warm-up: %s is ready after %.1f s", self, time.monotonic() - start)
+            logger.info("warm-up: %s is ready after %.1f s", self, facts["seconds"], extra=facts)
         else:
-            logger.error("warm-up: %s failed. %s", self, self.error)
+            logger.error("warm-up: %s failed. %s", self, self.error, extra=facts)
 
     async def wait(self) -> PreTrainedModel:
         """The model, once it is there.
@@ -85,17 +87,17 @@ class Load:
     async def _attempts(self) -> None:
         from yaie_async.asgi.outage import wait_before_retry
 
-        failures = 0
         while not self._ready:
             try:
                 await self._load()
             except Exception as error:
-                failures += 1
-                wait = wait_before_retry(error, failures, random.random())  # noqa: S311 - jitter
+                wait = wait_before_retry(error, self._retries + 1, random.random())  # noqa: S311 - jitter
                 if wait is None:
                     raise
+                self._retries += 1
                 self._outage, self._next_attempt = _ours(error, self), time.monotonic() + wait
-                logger.warning("warm-up: %s is tried again in %.0f s. %s", self, wait, error)
+                facts = self.facts | {"retries": self._retries}
+                logger.warning("warm-up: %s is tried again in %.0f s. %s", self, wait, error, extra=facts)
                 await anyio.sleep(wait)
                 self._next_attempt = None
             else:
@@ -108,7 +110,9 @@ class Load:
             await self._loader.load()
         except TokenizerError as error:
             # An app may well bring a tokenizer of its own; the model is what was asked for.
-            logger.warning("warm-up: %s has no usable tokenizer, and is loaded without. %s", self, error)
+            logger.warning(
+                "warm-up: %s has no usable tokenizer, and is loaded without. %s", self, error, extra=self.facts
+            )
             await self._loader.load_model()
 
     def _late(self, deadline: float | None) -> LoaderError:
@@ -155,6 +159,11 @@ class Load:
             error=str(error) if error is not None else None,
             retry_in=retry_in,
         )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What log records say about it."""
+        return {"model": self._loader.model, "stage": self.status().stage}
 
     def __str__(self) -> str:
         return f"{self.name} ({self._loader.model})"

@@ -92,7 +92,8 @@ class Run:
     async def _one(self, load: Load) -> None:
         await load.run(self._deadline)
         if load.error is not None and self._on_failure == "exit" and not self.stopping:
-            logger.critical("warm-up: %s failed and on_failure is 'exit': this process ends (SIGTERM).", load)
+            text = "warm-up: %s failed and on_failure is 'exit': this process ends (SIGTERM)."
+            logger.critical(text, load, extra=load.facts)
             # As from outside: the server stops as it does at a deploy, and its own shutdown runs.
             os.kill(os.getpid(), signal.SIGTERM)
 
