@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from yaie_async.build.request import BuildRequest
+
+
+logger = logging.getLogger("yaie_async")
+
+# The classes that take the tokenizer of tokenizer.json as it is. Others (GPT2Tokenizer, Qwen2Tokenizer,
+# LlamaTokenizer, ...) build one of their own from parts of it.
+_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+# Bytes of a tokenizer.json that transformers reads in about 15 ms.
+_LARGE = 500_000
 
 
 def build_tokenizer(request: BuildRequest) -> PreTrainedTokenizerBase:
@@ -49,21 +61,55 @@ def build_tokenizer(request: BuildRequest) -> PreTrainedTokenizerBase:
 
 
 def _build(request: BuildRequest) -> PreTrainedTokenizerBase:
+    directory = os.fspath(snapshot_directory(request))
+    config = _named_config(directory, request)
+    tokenizer = _build_quickly(directory, request, config) or _from_pretrained(directory, request, config)
+    if request.commit is not None:
+        tokenizer.name_or_path = request.source
+        tokenizer.init_kwargs["name_or_path"] = request.source
+    return tokenizer
+
+
+def _from_pretrained(directory: str, request: BuildRequest, more: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    directory = os.fspath(snapshot_directory(request))
     # Given a repo id, transformers lists chat templates through the Hub client, whose first use in a process
     # may ask {endpoint}/api/agent-harnesses even with local_files_only: so it is given the directory.
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         directory,
         local_files_only=True,
         trust_remote_code=bool(request.trust_remote_code),  # None would ask on stdin
-        **_named_config(directory, request),
+        **more,
     )
-    if request.commit is not None:
-        tokenizer.name_or_path = request.source
-        tokenizer.init_kwargs["name_or_path"] = request.source
     return tokenizer
+
+
+def _build_quickly(directory: str, request: BuildRequest, config: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:
+    """The same tokenizer with its large tokenizer.json read by `build_backend`; None to leave it to transformers."""
+    from transformers import TokenizersBackend
+
+    from yaie_async.build.backend import build_backend
+
+    try:
+        with open(os.path.join(directory, "tokenizer_config.json"), encoding="utf-8") as file:
+            declared = json.load(file)
+        path = os.path.join(directory, "tokenizer.json")
+        # Without "added_tokens_decoder" transformers parses all of tokenizer.json itself, in one go.
+        if declared.get("tokenizer_class") not in _PLAIN or "added_tokens_decoder" not in declared:
+            return None
+        if "fast_tokenizer_files" in declared or os.path.getsize(path) < _LARGE:
+            return None
+        with open(path, encoding="utf-8") as file:
+            backend: Any = build_backend(file.read())
+        backend.__deepcopy__ = lambda _memo: backend  # transformers would copy it, in 160-400 ms
+        tokenizer: Any = _from_pretrained(directory, request, {**config, "tokenizer_object": backend})
+        del backend.__deepcopy__
+        if type(tokenizer) is TokenizersBackend and tokenizer.backend_tokenizer is backend:
+            return tokenizer
+        logger.debug("%s has a %s: built by transformers alone", request.source, type(tokenizer).__name__)
+    except Exception:  # if there is something wrong with the files, transformers will say so
+        logger.debug("the tokenizer of %s is built by transformers alone", request.source, exc_info=True)
+    return None
 
 
 def _named_config(directory: str, request: BuildRequest) -> Mapping[str, Any]:
