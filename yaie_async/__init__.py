@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from yaie_async.core.progress import Progress
     from yaie_async.loader.hub import Hub
     from yaie_async.loader.model_loader import ModelLoader
+    from yaie_async.loader.warm import warm_imports
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ _HOMES = {
     "Plan": "core.plan",
     "PlannedFile": "core.plan",
     "Progress": "core.progress",
+    "warm_imports": "loader.warm",
 }
 
 __all__ = [
@@ -76,6 +78,7 @@ __all__ = [
     "TokenizerError",
     "UnsafeFileError",
     "WarmupError",
+    "warm_imports",
 ]
 
 

@@ -32,7 +32,7 @@ def text_of(rng: random.Random, length: int) -> str:
 
 def corpus() -> list[str]:
     rng = random.Random(1)
-    return [text_of(rng, 200) for _ in range(400)]
+    return [text_of(rng, 200) for _ in range(150)]
 
 
 def byte_level() -> Tokenizer:

@@ -40,6 +40,7 @@ def import_libraries(*, responsive: bool = False) -> None:
                     PreTrainedModel,
                     PreTrainedTokenizerFast,
                 )
+                from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: F401
                 from transformers.models.auto import modeling_auto  # noqa: F401
                 from transformers.quantizers import auto  # noqa: F401
         except ImportError as error:

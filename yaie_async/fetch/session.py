@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ssl
 from collections import defaultdict
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -83,6 +84,11 @@ class Session:
             await self._client.aclose()
         if self._drain is not None:
             await self._drain.aclose()
+
+
+def import_transports() -> None:
+    """Import what httpx does not import before its first transport."""
+    httpx.AsyncHTTPTransport(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
 
 def _stock_client(max_connections: int) -> httpx.AsyncClient:

@@ -125,12 +125,8 @@ class Hub:
 
     async def _open(self) -> Session:
         def work() -> Session:
-            # In a thread: imports huggingface_hub, reads the token, loads certificates. What loaders import
-            # on the loop's thread later is there by then.
-            import yaie_async.build.model
-            import yaie_async.loader.display
-            import yaie_async.loader.files
-            import yaie_async.loader.prefetch  # noqa: F401
+            # In a thread: imports huggingface_hub, reads the token, loads certificates.
+            import_layers()
             from yaie_async.fetch.retry import RetryPolicy
             from yaie_async.fetch.session import Session
             from yaie_async.fetch.settings import read_settings
@@ -212,6 +208,22 @@ class Hub:
                 allow_pickle=allow_pickle,
             )
             return await prefetch.run()
+
+
+def import_layers() -> None:
+    """Import what loaders import on the loop's thread later, and the official client with it. Blocks."""
+    import yaie_async.build.backend
+    import yaie_async.build.model
+    import yaie_async.build.quiet
+    import yaie_async.build.skeleton
+    import yaie_async.build.tokenizer
+    import yaie_async.loader.display
+    import yaie_async.loader.files
+    import yaie_async.loader.prefetch
+    import yaie_async.loader.streamed  # noqa: F401
+    from yaie_async.fetch.session import import_transports
+
+    import_transports()
 
 
 def invalid_argument(message: str) -> Exception:

@@ -1,0 +1,105 @@
+"""warm_imports leaves no import to the loads that come after it, and the process as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.hub import HubServer
+
+_ROOT = Path(__file__).parents[2]
+_BACKENDS = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+
+
+def in_a_new_process(code: str, *arguments: str) -> Any:
+    """What `code` prints as JSON, in a process that has imported nothing."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "import json, sys, threading, gc, anyio\n" + code, *arguments],
+        env=os.environ | {"PYTHONPATH": str(_ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("backend", _BACKENDS)
+def test_a_load_after_it_imports_nothing_heavy(
+    hub: HubServer, put: Callable[..., Path], tmp_path: Path, backend: str
+) -> None:
+    """All that a cold load from the Hub still imports is the module of its model; two who warm up at once share it."""
+    put("org/name", "llama")
+    code = """
+from yaie_async import ModelLoader, warm_imports
+async def main():
+    interval = sys.getswitchinterval()
+    async with anyio.create_task_group() as group:
+        group.start_soon(warm_imports)
+        group.start_soon(warm_imports)
+    assert gc.isenabled() and sys.getswitchinterval() == interval
+    before = set(sys.modules)
+    model, tokenizer = await ModelLoader("org/name", endpoint=sys.argv[1], cache_dir=sys.argv[2]).load()
+    print(json.dumps(sorted(set(sys.modules) - before)))
+name, options = json.loads(sys.argv[3])
+anyio.run(main, backend=name, backend_options=options)
+"""
+    imported = in_a_new_process(code, hub.url, str(tmp_path / "cache"), json.dumps(_BACKENDS[backend]))
+    packaged = [name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names]
+    assert [name for name in packaged if not name.startswith("transformers.models.")] == []
+    assert "transformers.models.llama.modeling_llama" in imported
+
+
+@pytest.mark.parametrize("backend", _BACKENDS)
+def test_a_cancel_gives_control_back_and_leaves_the_imports_to_a_thread(backend: str) -> None:
+    """What was begun goes on in its thread; the settings of the process are back when that has ended."""
+    code = """
+from yaie_async import warm_imports
+async def main():
+    interval = sys.getswitchinterval()
+    with anyio.move_on_after(10) as scope:
+        async with anyio.create_task_group() as group:
+            group.start_soon(warm_imports)
+            while "torch" not in sys.modules:
+                await anyio.sleep(0.001)
+            scope.cancel()
+    assert scope.cancelled_caught and sys.getswitchinterval() == interval
+    at_once = hasattr(sys.modules.get("transformers"), "AutoTokenizer")
+    while any(thread.name.startswith("yaie_async") for thread in threading.enumerate()):
+        await anyio.sleep(0.01)
+    assert gc.isenabled()
+    print(json.dumps([at_once, hasattr(sys.modules["transformers"], "AutoTokenizer")]))
+name, options = json.loads(sys.argv[1])
+anyio.run(main, backend=name, backend_options=options)
+"""
+    assert in_a_new_process(code, json.dumps(_BACKENDS[backend])) == [False, True]
+
+
+def test_what_is_missing_is_an_error_of_ours(tmp_path: Path) -> None:
+    """A broken library is a LoaderError that says how to repair it, and the settings are restored."""
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so is damaged')")
+    code = """
+sys.path.insert(0, sys.argv[1])
+from yaie_async import LoaderError, warm_imports
+async def main():
+    try:
+        await warm_imports()
+    except LoaderError as error:
+        print(json.dumps([str(error), gc.isenabled(), sys.getswitchinterval()]))
+anyio.run(main)
+"""
+    message, enabled, interval = in_a_new_process(code, str(tmp_path))
+    assert "libtorch.so is damaged" in message
+    assert "pip install" in message
+    assert (enabled, interval) == (True, sys.getswitchinterval())
