@@ -71,7 +71,7 @@ def test_the_commands_for_scripts_run_as_they_stand(root: Path, tmp_path: Path) 
 
 def test_there_are_snippets() -> None:
     """The uses that README shows are found."""
-    assert (len(SNIPPETS), len(APPS)) == (5, 3)
+    assert (len(SNIPPETS), len(APPS)) == (6, 3)
 
 
 @pytest.mark.parametrize("snippet", APPS, ids=["fastapi", "starlette", "asgi"])
