@@ -265,6 +265,27 @@ def test_ctrl_c_twice_waits_for_the_thread(backend: str) -> None:
 
 
 @ours
+async def test_a_detached_thread_is_gone_with_its_result() -> None:
+    """What a library keeps for the thread is destroyed by then: at the end of the process it may be too late."""
+
+    class Kept:
+        def __del__(self) -> None:
+            time.sleep(0.05)
+            gone.set()
+
+    gone = threading.Event()
+    local = threading.local()
+
+    def work() -> threading.Thread:
+        local.kept = Kept()
+        return threading.current_thread()
+
+    thread = await run_detached(work, name="test")
+    assert gone.is_set()
+    assert not thread.is_alive()
+
+
+@ours
 async def test_a_detached_thread_returns_and_raises(anyio_backend: Any) -> None:
     """Without a cancel a detached thread gives its result or its exception."""
     assert await run_detached(lambda: 3, name="test") == 3

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -47,12 +48,14 @@ class _Call(Generic[T]):
         self.ended = False
         self._fn = fn
         self._tell = _teller()
+        self.thread: threading.Thread
         self._value: T
         self._error: BaseException | None = None
         work = partial(contextvars.copy_context().run, self._run)
         _workers.submit(work, name=f"yaie_async {name}", last=last)
 
     def _run(self) -> None:
+        self.thread = threading.current_thread()
         try:
             self._value = self._fn()
         except BaseException as error:  # noqa: BLE001 - it is raised again in the task
@@ -130,4 +133,8 @@ async def run_detached(fn: Callable[[], T], *, name: str) -> T:
     """
     call = _Call(fn, name, last=True)
     await call.done.wait()
+    # To its very end: what torch keeps for a thread can't be destroyed beside an interpreter that ends, as that of a
+    # script does that has what it wanted. The process was aborted ("terminate called"), in one of 16 runs.
+    while call.thread.is_alive():  # noqa: ASYNC110 - nothing tells it
+        await anyio.sleep(0.001)
     return call.result()
