@@ -47,8 +47,8 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
             results = measure("benchmarks.loading", cases, site, Path(scratch), arguments.rounds)
             if arguments.plot:
                 one = {"timeline": [*case("us")[:-1], "timeline"]}
-                seen = measure("benchmarks.loading", one, site, Path(scratch), 1)["timeline"][0]
-                _plot(arguments, what, results, seen)
+                seen = measure("benchmarks.loading", one, site, Path(scratch), 1)
+                _plot(arguments, what, results, seen["timeline"][0])
         shutil.rmtree(full, ignore_errors=True)
     rows = []
     for name, found in results.items():
