@@ -1,6 +1,7 @@
 """README keeps its word: each snippet runs as it stands, and CI runs the very commands it gives."""
 
 import asyncio
+import logging
 import re
 import shlex
 import shutil
@@ -48,30 +49,45 @@ def test_a_snippet_runs_as_it_stands(
         # As HF_ENDPOINT and HF_HUB_CACHE do, which are read once, long before this test.
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        logger = logging.getLogger("yaie_async")
+        monkeypatch.setattr(logger, "handlers", [])
+        monkeypatch.setattr(logger, "level", logger.level)
         scope: dict[str, Any] = {}
         exec(compile(snippet, "README.md", "exec"), scope)
         asyncio.run(scope["main"]())
+        said = capsys.readouterr().out
         if "no-such-model" in snippet:
-            assert "ModelNotFoundError org/no-such-model" in capsys.readouterr().out
+            assert "ModelNotFoundError org/no-such-model" in said
         else:
             assert any(request.path.startswith("/cdn/") for request in server.requests)
+        if "logging" in snippet:
+            assert re.search(r"^gpt2 model\.safetensors \d+ \d\.\d\d s 0 retries$", said, re.MULTILINE)
 
 
 def test_the_commands_for_scripts_run_as_they_stand(root: Path, tmp_path: Path) -> None:
     """Each `yaie-async ...` that README shows by itself does its work and exits with 0."""
-    lines = re.findall(r"^yaie-async (.*)$", README, re.MULTILINE)
-    assert [line.split()[0] for line in lines] == ["load", "prefetch", "plan", "verify"]
+    lines = [shlex.split(line) for line in re.findall(r"^yaie-async (.*)$", README, re.MULTILINE)]
+    names = [line[0] for line in lines]
+    assert names == ["prefetch", "serve", "load", "prefetch", "plan", "verify"]
+    (tmp_path / "models.txt").write_text("gpt2@main  # the small one\n")
     with HubServer(root) as server:
         command = Command(tmp_path, server.url)
         for line in lines:
-            done = command.run(*shlex.split(line))
+            if line[0] == "serve":
+                continue
+            done = command.run(*line)
             assert done.code == 0, (line, done)
             assert "gpt2" in done.out
+    # Of the cache that is filled now; the port of the text may be taken here.
+    serve = [word if word != "8080" else "0" for word in lines[names.index("serve")]]
+    with command.started(*serve) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("export HF_ENDPOINT=http://")
 
 
 def test_there_are_snippets() -> None:
     """The uses that README shows are found."""
-    assert (len(SNIPPETS), len(APPS)) == (6, 3)
+    assert (len(SNIPPETS), len(APPS)) == (8, 3)
 
 
 @pytest.mark.parametrize("snippet", APPS, ids=["fastapi", "starlette", "asgi"])

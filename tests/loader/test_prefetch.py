@@ -75,7 +75,7 @@ async def test_no_body_before_all_are_planned(hub: HubServer, put_fake: Put, tmp
     assert not [line for line in lines[:last_listing] if "/cdn/" in line or "/resolve/" in line]
 
 
-async def test_names_with_revisions(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+async def test_both_nameswith_revisions(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
     """`org/a`, `org/a@main` and revision="main" are one model, fetched and reported once; a commit is another name."""
     put_fake("org/a", 1000)
     events: list[Progress] = []
@@ -96,6 +96,24 @@ async def test_names_with_revisions(hub: HubServer, put_fake: Put, tmp_path: Pat
         "InvalidArgumentError",
     ]
     assert list(caught.value.snapshots) == ["org/a@main"]
+
+
+async def test_revisions_that_share_a_file(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """Its bytes cross the network once, and each revision has its link."""
+    directory = put_fake("org/a", 5 << 20)
+    commits = []
+    for text in ("{}", "{ }"):  # of two commits the cache has both, which a folder never has
+        (directory / "generation_config.json").write_text(text)
+        async with Hub(endpoint=hub.url, cache_dir=tmp_path / "served") as one:
+            commits.append((await one.prefetch("org/a"))["org/a"].name)
+    both_names = [f"org/a@{commit}" for commit in commits]
+    with HubServer(tmp_path / "served") as both:
+        async with Hub(endpoint=both.url, cache_dir=tmp_path / "mine") as one:
+            found = await one.prefetch(*both_names)
+        assert sum(request.sent for request in both.requests if request.path.startswith("/cdn/")) == 5 << 20
+    assert [found[name].name for name in both_names] == commits
+    (blob,) = {(snapshot / "model.safetensors").resolve() for snapshot in found.values()}
+    assert blob.read_bytes() == (directory / "model.safetensors").read_bytes()
 
 
 # -- files chosen by patterns -------------------------------------------------------------------------------
