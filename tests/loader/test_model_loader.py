@@ -379,16 +379,22 @@ async def test_unload_drops_the_model(made: Any) -> None:
 
 
 async def test_loaders_share_a_hub_that_closes_with_the_last(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """The implicit Hub is one per cache, endpoint and token, open only while it is used."""
+    """The implicit Hub is one per cache, endpoint and token, open and known only while it is used."""
     from yaie_async.loader import model_loader
 
     put_fake("org/big")
-    loaders = [ModelLoader("org/big", endpoint=hub.url, cache_dir=str(tmp_path)) for _ in range(2)]
-    await loaders[0].prefetch()
-    await loaders[1].prefetch()
-    await ModelLoader("org/big", endpoint=hub.url, cache_dir=str(tmp_path), token="other").prefetch()
-    hubs = model_loader._shared_hubs.get({})
-    assert len(hubs) == 2
+    stall = Stall(-1)
+    hub.faults.add(stall, path="^/api/", times=None)
+    options: dict[str, Any] = {"endpoint": hub.url, "cache_dir": str(tmp_path)}
+    async with anyio.create_task_group() as group:
+        for token in (None, None, "other"):
+            group.start_soon(ModelLoader("org/big", token=token, **options).prefetch)
+        await hub.until(lambda: len(hub.requests) == 3)
+        hubs = dict(model_loader._shared_hubs.get({}))
+        assert len(hubs) == 2
+        assert all(one.session for one in hubs.values())
+        stall.gate.open()
+    assert not model_loader._shared_hubs.get({})
     for one in hubs.values():
         with pytest.raises(ClosedHubError):
             _ = one.session
