@@ -1,4 +1,4 @@
-"""`python -m benchmarks download|stall|live|ready [--rounds N] [--size MB] [--json]`."""
+"""`python -m benchmarks download|stall|live|ready|tokenizer [--rounds N] [--size MB] [--json]`."""
 
 import argparse
 import contextlib
@@ -7,14 +7,16 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import download, live, ready, stall
+from benchmarks import download, live, ready, stall, tokenizer
 
 _ABOUT = {
     "download": (download, 1000, "bytes from a TLS server into the cache, beside what others use"),
     "stall": (stall, 200, "how long the event loop is away during a cold load"),
     "live": (live, 200, "an endpoint that is pinged while its process loads a model"),
     "ready": (ready, 400, "cold time to a ready model, beside its lower bounds"),
+    "tokenizer": (tokenizer, 0, "how long a tokenizer of 128k tokens keeps the GIL"),
 }
+_DRAWN = {"download": "throughput over connections", "ready": "times, and what overlapped"}
 
 
 def main() -> None:
@@ -26,12 +28,10 @@ def main() -> None:
         one.add_argument("--size", "--megabytes", type=int, default=size, metavar="MB", help=f"of the model ({size})")
         one.add_argument("--only", nargs="+", choices=module.CASES, default=module.CASES, help="leave out others")
         one.add_argument("--json", action="store_true", help="the rounds as JSON, the tables on stderr")
-        if name in ("download", "ready"):
-            what = "throughput over connections" if name == "download" else "times, and what overlapped"
-            one.add_argument("--plot", type=Path, help=f"where to draw {what} (.png, .svg)")
+        one.add_argument("--plot", type=Path, help=f"where to draw {_DRAWN.get(name, 'the longest')} (.png, .svg)")
         if name == "ready":
             one.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="stored")
-        if name != "download":
+        if name not in ("download", "tokenizer"):
             one.add_argument("--link", default="1gbit", help="rate of the link, as tc writes it (1gbit)")
         if name == "stall":
             one.add_argument("--big-tokenizer", action="store_true", help="a tokenizer of 128k tokens as well")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.beat import percentile
 from benchmarks.making import make_llama
-from benchmarks.rounds import Rounds, environment, machine, ratio, spread, table
+from benchmarks.rounds import Rounds, draw, environment, machine, ratio, spread, table
 from benchmarks.site import MODEL, Site, free_port
 from benchmarks.stall import slow_site
 
@@ -56,6 +56,12 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
         f"medians (min-max) of {arguments.rounds} interleaved rounds",
         head,
         rows,
+    )
+    draw(
+        arguments.plot,
+        f"a ping every 10 ms while a server loads {arguments.size} MB over {what}",
+        "longest latency, ms",
+        {row[0]: [one["longest"] for one in results[row[0]]] for row in rows},
     )
     print("latency counts from when the ping was due, so those that wait behind a stall count too")
     return results

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.beat import Beats, heartbeat
 from yaie_async import ModelLoader, Progress
+from yaie_async.loader import model_loader, streamed
 
 Loading = Callable[[Beats | None], Awaitable[object]]
 
@@ -108,8 +109,6 @@ def build_stock(folder: str) -> object:
 
 def _note_threads(seen: Beats) -> None:
     """Note when the loader's threads import and build: its phases overlap, so no stage tells them apart."""
-    from yaie_async.loader import model_loader, streamed
-
     run_detached = model_loader.run_detached
 
     async def noted(fn: Callable[[], Any], *, name: str) -> Any:
@@ -154,8 +153,6 @@ def _idle() -> float:
 
 async def _timeline(endpoint: str, model: str, cache: Path) -> dict[str, Any]:
     """Our load, and when its threads and its bytes came and went."""
-    from yaie_async.loader import model_loader, streamed
-
     start = time.perf_counter()
     spans: list[tuple[str, float, float]] = []
     arrived: list[tuple[float, float]] = []

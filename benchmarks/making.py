@@ -3,9 +3,9 @@
 A process of its own: the one that prints the tables never imports torch.
 """
 
-import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -29,26 +29,33 @@ def add_tokenizer_copy(model: Path, copy: Path, tokens: int) -> None:
     for file in model.iterdir():
         if file.name != "tokenizer.json":
             os.link(file, copy / file.name)
-    _tokenizer(copy, tokens)
+    write_tokenizer(copy, tokens)
 
 
-def _tokenizer(directory: Path, tokens: int) -> None:
+def write_tokenizer(directory: Path, tokens: int) -> None:
+    """A byte-level BPE tokenizer as the repositories of real models have it."""
     from tokenizers import pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = ["<s>", "</s>", *letters]
     vocabulary = {name: number for number, name in enumerate(names)}
-    merges: list[str] = []
-    # All pairs, then pairs with a third letter: a merge is only valid where both its parts are tokens.
-    pairs = (a + b for a, b in itertools.product(letters, letters))
-    for left, right in itertools.chain(itertools.product(letters, letters), itertools.product(pairs, letters)):
-        if len(vocabulary) >= tokens:
-            break
-        vocabulary[left + right] = len(vocabulary)
-        merges.append(f"{left} {right}")
+    merges: list[list[str]] = []
+    # A token is two that were there before, of up to a dozen letters together, as in the tokenizers of real models.
+    chance = random.Random(tokens)
+    while len(vocabulary) < tokens:
+        left, right = chance.choice(names), chance.choice(letters if chance.random() < 0.3 else names)
+        if len(left + right) <= 12 and left + right not in vocabulary and "s>" not in left + right:
+            vocabulary[left + right] = len(vocabulary)
+            names.append(left + right)
+            merges.append([left, right])
+    special = [
+        {"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True}
+        for number, name in enumerate(("<s>", "</s>"))
+    ]  # fmt: skip
     whole: dict[str, Any] = {
         "version": "1.0",
-        "added_tokens": [],
+        "added_tokens": special,
         "pre_tokenizer": {
             "type": "ByteLevel",
             "add_prefix_space": False,
@@ -59,7 +66,14 @@ def _tokenizer(directory: Path, tokens: int) -> None:
         "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
     }
     (directory / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
-    described = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "added_tokens_decoder": {
+            str(token["id"]): {name: value for name, value in token.items() if name != "id"} for token in special
+        },
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(described), encoding="utf-8")
 
 
@@ -83,7 +97,7 @@ def _main(directory: Path, megabytes: int, shards: int, tokens: int, dtype: str)
     torch.set_default_dtype(stored)
     size = f"{max(1, -(-megabytes // shards))}MB"
     LlamaForCausalLM(config).save_pretrained(directory, max_shard_size=size)
-    _tokenizer(directory, tokens)
+    write_tokenizer(directory, tokens)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,22 @@ def pyplot() -> Any:
     return plt
 
 
+def draw(path: Path | None, title: str, unit: str, values: Mapping[str, Sequence[float]]) -> None:
+    """Draw medians as bars, and the range of each."""
+    plt = pyplot() if path else None
+    if plt is None:
+        return
+    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.4 * len(values)), layout="constrained")
+    for name, found in reversed(values.items()):
+        middle = statistics.median(found)
+        axes.barh(name, middle, color="C0" if name.startswith("us") else "C7")
+        axes.plot([min(found), max(found)], [name, name], color="black", marker="|")
+    axes.set(title=title, xlabel=unit, xscale="log" if max(map(max, values.values())) > 1000 else "linear")
+    figure.savefig(path)
+    plt.close(figure)
+    print(f"plot: {path}")
+
+
 def spread(values: Sequence[float], digits: int = 0) -> str:
     """Median and range: "231 (190-260)"."""
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))

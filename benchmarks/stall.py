@@ -9,7 +9,7 @@ from statistics import median
 
 from benchmarks.making import add_tokenizer_copy, make_llama
 from benchmarks.network import NoLink, link
-from benchmarks.rounds import Rounds, machine, measure, ratio, spread, table
+from benchmarks.rounds import Rounds, draw, machine, measure, ratio, spread, table
 from benchmarks.site import MODEL, Site, serving
 
 CASES = ("idle", "us", "us, responsive=False", "to_thread")
@@ -62,6 +62,12 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
         f"medians (min-max) of {arguments.rounds} interleaved rounds",
         [*head, "longest/to_thread"],
         rows,
+    )
+    draw(
+        arguments.plot,
+        f"a load of {arguments.size} MB in a cold process, over {what}",
+        "longest stall of the event loop, ms",
+        {name: [one["all longest"] for one in found] for name, found in results.items()},
     )
     print("a late beat counts to imports if it overlaps them, else to the build, else to the download")
     return results

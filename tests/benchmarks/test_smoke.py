@@ -45,3 +45,10 @@ def test_stall(tmp_path: Path) -> None:
     """Each phase has its longest stall."""
     (ours,) = run(tmp_path, "stall", "--size", "2", "--only", "us")["us"]
     assert {"seconds", "imports longest", "build longest", "all longest", "all p99"} <= set(ours)
+
+
+def test_tokenizer(tmp_path: Path) -> None:
+    """Each way tells how long it took and how long it kept the GIL."""
+    found = run(tmp_path, "tokenizer")
+    assert all(set(ours) == {"took", "longest"} for (ours,) in found.values())
+    assert len(found) == 3

@@ -121,3 +121,17 @@ async def test_a_forked_child_has_threads_of_its_own(anyio_backend: object) -> N
             os._exit(2)
     _, status = os.waitpid(child, 0)  # noqa: ASYNC222 - the child is one of this test's own
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_reserved_threads_take_the_work_that_comes() -> None:
+    """What is submitted to threads that were reserved starts none."""
+    pool = Workers()
+    pool.reserve(5)
+    pool.reserve(3)  # of those there are enough
+    log, there = Log(pool), set(threading.enumerate())
+    together = threading.Barrier(6)
+    for _ in range(5):
+        pool.submit(together.wait, name="yaie_async test", last=False)
+    assert set(threading.enumerate()) <= there
+    together.wait(10)
+    assert log.run() in there

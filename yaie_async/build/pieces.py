@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Entries that are read at once: about 0.2 ms.
-_PIECE = 500
+# Entries that are read at once: under 0.1 ms, and fewer objects than make Python collect garbage (700).
+_PIECE = 200
 
 _STRING = r'"(?:[^"\\]++|\\.)*+"'
 _ENTRY = rf"\s*+{_STRING}\s*+:\s*+\d++\s*+"

@@ -84,6 +84,11 @@ def _teller() -> Callable[[Callable[[], object]], object]:
     return tell
 
 
+def reserve_threads(count: int) -> None:
+    """Have `count` threads at hand for the calls of the next second."""
+    _workers.reserve(count)
+
+
 async def run_owned(fn: Callable[[], T], *, interrupt: Callable[[], None] | None = None, name: str = "io") -> T:
     """Run `fn` in a thread and return what it returns, after the thread has ended in every case.
 

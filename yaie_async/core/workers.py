@@ -32,6 +32,18 @@ class Workers:
         self._lock = threading.Lock()
         self._free = 0  # threads that wait for work, less the work that waits for them
 
+    def reserve(self, count: int) -> None:
+        """Have `count` threads waiting for work, for as long as a thread waits.
+
+        glibc's loader lets no thread begin while it opens a large library, and Python keeps the GIL meanwhile: one
+        start beside the opening of torch's libraries held the loop for 20 ms.
+        """
+        with self._lock:
+            missing = max(0, count - self._free)
+            self._free += missing
+        for _ in range(missing):
+            self._start()
+
     def submit(self, work: Callable[[], None], *, name: str, last: bool) -> None:
         """Run `work`, which raises nothing, in a thread of that name. With `last` the thread ends afterwards."""
         with self._lock:
@@ -39,10 +51,13 @@ class Workers:
             self._free -= not start
         # In this order, a Ctrl-C between two steps costs a thread that waits for nothing, never a piece of work.
         if start:
-            thread = threading.Thread(target=self._serve, name=_IDLE, daemon=True)
-            thread._started = _NeverAwaited()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
-            thread.start()
+            self._start()
         self._work.put((name, last, work))
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._serve, name=_IDLE, daemon=True)
+        thread._started = _NeverAwaited()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
+        thread.start()
 
     def _serve(self) -> None:
         thread = threading.current_thread()

@@ -17,7 +17,7 @@ import anyio.lowlevel
 
 from yaie_async.core.progress import OnProgress
 from yaie_async.core.tasks import SharedCall, task_group
-from yaie_async.core.threads import run_detached
+from yaie_async.core.threads import reserve_threads, run_detached
 
 with suppress(ImportError):
     # Else the first await would, for 20 ms on the loop's thread. trio's comes with the application's `import trio`.
@@ -127,6 +127,7 @@ class Hub:
         def work() -> Session:
             # In a thread: imports huggingface_hub, reads the token, loads certificates.
             import_layers()
+            reserve_threads(2 * self._max_connections + 4)  # for the bodies, for their digests and locks
             from yaie_async.fetch.retry import RetryPolicy
             from yaie_async.fetch.session import Session
             from yaie_async.fetch.settings import read_settings
