@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.hub import HubServer
+from tests.support.process import in_a_new_process
 
-_ROOT = Path(__file__).parents[2]
 _BACKENDS = {
     "asyncio": ("asyncio", {}),
     "uvloop": ("asyncio", {"use_uvloop": True}),
     "trio": ("trio", {}),
 }
-
-
-def in_a_new_process(code: str, *arguments: str) -> Any:
-    """What `code` prints as JSON, in a process that has imported nothing."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "import json, sys, threading, gc, anyio\n" + code, *arguments],
-        env=os.environ | {"PYTHONPATH": str(_ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=100,
-    )
-    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("backend", _BACKENDS)

@@ -1,0 +1,71 @@
+"""What a load changes process-wide: restored however it ends, and nothing at all with responsive=False."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.process import in_a_new_process
+
+_BACKENDS = {"asyncio": ("asyncio", {}), "uvloop": ("asyncio", {"use_uvloop": True}), "trio": ("trio", {})}
+
+
+@pytest.mark.parametrize("backend", _BACKENDS)
+def test_loads_that_succeed_fail_and_are_cancelled_at_once(made: Callable[[str], Path], backend: str) -> None:
+    """While one of them runs the settings are held; after the last they are as before."""
+    code = """
+from yaie_async import LoaderError, ModelLoader
+async def main():
+    before = sys.getswitchinterval()
+    async def failing():
+        try:
+            await ModelLoader("./no/such/directory").load_model()
+        except LoaderError:
+            ended.append("failed")
+    async def cancelled():
+        with anyio.CancelScope() as scope:
+            async def watch():
+                while "torch" not in sys.modules:
+                    await anyio.sleep(0.001)
+                held.append([sys.getswitchinterval() < before, not gc.isenabled()])
+                scope.cancel()
+            async with anyio.create_task_group() as inner:
+                inner.start_soon(watch)
+                await ModelLoader(sys.argv[1]).load()
+        ended.append("cancelled")
+    async def succeeding():
+        await ModelLoader(sys.argv[1]).load()
+        ended.append("loaded")
+    ended, held = [], []
+    async with anyio.create_task_group() as group:
+        for one in (failing, cancelled, succeeding):
+            group.start_soon(one)
+    print(json.dumps([sorted(ended), held, gc.isenabled(), sys.getswitchinterval() == before]))
+name, options = json.loads(sys.argv[2])
+anyio.run(main, backend=name, backend_options=options)
+"""
+    found = in_a_new_process(code, str(made("llama")), json.dumps(_BACKENDS[backend]))
+    assert found == [["cancelled", "failed", "loaded"], [[True, True]], True, True]
+
+
+def test_without_responsive_nothing_is_touched(made: Callable[[str], Path]) -> None:
+    """Neither the switch interval nor garbage collection, at no moment; nothing is frozen."""
+    code = """
+from yaie_async import ModelLoader
+async def main():
+    before, seen = sys.getswitchinterval(), set()
+    async def watch():
+        while True:
+            seen.add((sys.getswitchinterval() == before, gc.isenabled(), gc.get_freeze_count()))
+            await anyio.sleep(0.002)
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        await ModelLoader(sys.argv[1], responsive=False).load()
+        group.cancel_scope.cancel()
+    print(json.dumps(sorted(seen)))
+anyio.run(main)
+"""
+    assert in_a_new_process(code, str(made("llama"))) == [[True, True, 0]]
