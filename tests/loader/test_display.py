@@ -123,11 +123,12 @@ def test_the_hub_s_own_callback(hub: HubServer, put_fake: Put, tmp_path: Path) -
         assert stages.count("ready") == 1
 
 
-def render(rows: dict[object, Progress], *, height: int = 24) -> list[str]:
+def render(rows: dict[object, Progress], *, height: int = 24, failed: tuple[object, ...] = ()) -> list[str]:
     from rich.console import Console
 
     table = display._Table()
     table._rows.update(rows)
+    table._failed.update(failed)
     console = Console(file=io.StringIO(), width=100, height=height, force_terminal=True, color_system=None)
     with console.capture() as captured:
         console.print(table)
@@ -149,6 +150,8 @@ def test_the_table_has_a_row_a_model_and_a_total() -> None:
         "3 models 500.0 kB of 6.0 MB 500.0 kB/s 11 s left",
     ]
     assert len(render({1: rows[1]})) == 1
+    shown = [" ".join(line.replace("━", "").replace("╸", "").split()) for line in render(rows, failed=(2,))]
+    assert shown[2:] == ["org/b failed", "3 models 500.0 kB of 2.0 MB 300.0 kB/s 5 s left"]
 
 
 def test_a_table_that_is_higher_than_the_terminal() -> None:

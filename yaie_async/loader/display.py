@@ -104,6 +104,7 @@ class _Table:
         self._live: Live | None = None
         self._users = 0
         self._rows: dict[object, Progress] = {}
+        self._failed: set[object] = set()
 
     @contextmanager
     def row(self, model: str) -> Iterator[OnProgress]:
@@ -121,6 +122,9 @@ class _Table:
                 self._live.start()
         try:
             yield show
+        except BaseException:
+            self._failed.add(key)
+            raise
         finally:
             with self._lock:
                 self._users -= 1
@@ -128,26 +132,29 @@ class _Table:
                     self._live.stop()
                     self._live = None
                     self._rows.clear()
+                    self._failed.clear()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         """The rows as they stand; called in the thread that refreshes the terminal."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        events = list(self._rows.values())
+        # Of one that failed nothing is to come: it has its row, and no part in the total.
+        going = {key: event for key, event in list(self._rows.items()) if key not in self._failed}
+        rows = [(event.model, stage_text(event), event) for event in going.values()]
+        rows += [(self._rows[key].model, "failed", Progress("", "resolving")) for key in list(self._failed)]
         room = (options.max_height or console.height) - 2
-        if len(events) > room:
+        if len(rows) > room:
             # What moves is worth its line; what is told by the total alone is not.
-            events = sorted(events, key=lambda event: event.stage == "ready")[:room]
-        rows: list[tuple[str, str, Progress]] = [(event.model, stage_text(event), event) for event in events]
+            rows = sorted(rows, key=lambda row: row[1] in ("ready", "failed"))[:room]
         if len(self._rows) > 1:
-            rows.append((f"{len(self._rows)} models", "", total(list(self._rows.values()))))
+            rows.append((f"{len(self._rows)} models", "", total(list(going.values()))))
         table = Table.grid(padding=(0, 1))
         for text in ("left", "left", "left", "right", "right", "right"):
             table.add_column(justify=text, no_wrap=True)
         for name, stage, event in rows:
             bar = ProgressBar(event.bytes_total or None, event.bytes_done, width=24, pulse=not event.bytes_total)
-            table.add_row(name, stage, bar, *amounts(event))
+            table.add_row(name, stage, "" if stage == "failed" else bar, *amounts(event))
         yield table
 
 
