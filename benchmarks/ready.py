@@ -92,7 +92,8 @@ def _plot(arguments: argparse.Namespace, what: str, results: dict[str, Rounds], 
         errors = [[m - min(one) for m, one in zip(middle, times, strict=True)],
                   [max(one) - m for m, one in zip(middle, times, strict=True)]]  # fmt: skip
         above.barh(names, middle, xerr=errors, capsize=3, color=["C0" if name == _US else "C7" for name in names])
-        above.set(title=f"{arguments.size} MB {arguments.dtype} to a ready fp16 model over {what}", xlabel="seconds")
+        figure.suptitle(f"{arguments.size} MB {arguments.dtype} to a ready fp16 model over {what}", fontsize="medium")
+        above.set(xlabel="seconds")
         lanes = list(dict.fromkeys(name for name, _, _ in timeline["spans"]))[::-1]
         for name, start, stop in timeline["spans"]:
             below.barh(name, stop - start, left=start, color=f"C{lanes.index(name)}")
@@ -100,6 +101,6 @@ def _plot(arguments: argparse.Namespace, what: str, results: dict[str, Rounds], 
         percent = below.twinx()
         percent.plot(times, [100 * one for one in done], color="black", linewidth=1)
         percent.set(ylabel="% on disk", ylim=(0, 105))
-        below.set(title="what overlapped in one load of ours", xlabel="seconds", xlim=0)
+        below.set(xlabel="seconds of one load of ours, and what overlapped", xlim=0)
         figure.savefig(arguments.plot)
     print(f"plot: {arguments.plot}")
