@@ -12,16 +12,18 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from tests.build.landings import Arrival
 from tests.build.test_model import assert_same_model, stock_model
 from tests.loader.conftest import Put
 from tests.support import models
-from tests.support.faults import Both, Corrupt, Cut, Fault, Gate, Stall, StallAt, Status
+from tests.support.faults import Both, Corrupt, Cut, Fault, Gate, IgnoreRange, Stall, StallAt, Status
 from tests.support.hub import HubServer
 from tests.support.waiting import until
 from yaie_async import HubUnavailableError, ModelLoader
+from yaie_async.build.tensors import LandingTensor
 from yaie_async.build.turn import build_turn
-from yaie_async.core.progress import Progress
-from yaie_async.loader.streamed import is_due
+from yaie_async.core.progress import Meter, Progress
+from yaie_async.loader.streamed import StreamedBuild, is_due
 
 pytestmark = pytest.mark.anyio
 
@@ -125,6 +127,70 @@ async def test_a_wrong_byte_is_never_in_the_model(
     assert len(why_stock()) == 1, why_stock()
     assert "model.safetensors" in why_stock()[0] or "came again" in why_stock()[0]
     assert_same_model(model, stock_model("org/tiny", "float16", revision=loader.commit, cache_dir=str(tmp_path)))
+
+
+async def test_a_model_of_bytes_that_came_again(
+    made: Callable[[str], Path], tmp_path: Path, why_stock: Callable[[], list[str]]
+) -> None:
+    """A model that was finished before its bytes turned out to be wrong is not handed out."""
+    for again in (False, True):
+        arrival = Arrival(made("llama"), tmp_path / str(again), "org/tiny")
+        meter = Meter("org/tiny")
+        meter.stage("downloading")
+        meter.expect(total=1, files=1)
+        meter.held(1)
+        streamed = StreamedBuild(arrival.request, meter)
+        streamed.small_are_there(tuple(arrival.landings.values()))
+        arrival.begin()
+        arrival.land_rest()
+        await streamed.run(arrival.config, {})
+        if again:
+            arrival.begin()
+        assert (streamed.take_model() is None) is again
+    assert why_stock() == [
+        "org/tiny is built from the finished snapshot: some of the bytes that it was built of came again"
+    ]
+
+
+@pytest.mark.usefixtures("turn_is_given_back")
+async def test_tensors_are_read_before_their_file_is_whole(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block by block: while the last one is held back, all that lies in the others is read."""
+    directory = models.llama(hub.root / "org" / "big", hidden=1024)
+    gate = hold(hub, directory)
+    read: list[int] = []
+    real = LandingTensor.to
+
+    def noted(tensor: LandingTensor, **to: Any) -> torch.Tensor:
+        value = real(tensor, **to)
+        if not gate.future.done():
+            read.append(value.nbytes)
+        return value
+
+    monkeypatch.setattr(LandingTensor, "to", noted)
+    async with anyio.create_task_group() as group:
+        group.start_soon(ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path).load_model)
+        await until(lambda: sum(read) > (directory / "model.safetensors").stat().st_size / 2, seconds=30)
+        gate.open()
+
+
+@pytest.mark.usefixtures("turn_is_given_back", "quick_retries")
+async def test_a_server_that_forgets_ranges(
+    hub: HubServer,
+    put: Put,
+    tmp_path: Path,
+    load_held: Callable[..., Awaitable[Any]],
+    why_stock: Callable[[], list[str]],
+) -> None:
+    """Bytes that are written a second time are not those that a build has read."""
+    directory = put("org/tiny")
+    gate = hold(hub, directory, Cut((directory / "model.safetensors").stat().st_size - 50))
+    hub.faults.add(IgnoreRange(), path="^/cdn/", times=None)
+    model = await load_held(gate, ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path))
+    assert model.dtype == torch.float16
+    (why,) = why_stock()
+    assert why.endswith("the download of model.safetensors failed or starts over")
 
 
 @pytest.mark.usefixtures("turn_is_given_back")

@@ -213,14 +213,9 @@ class _Job:
             self._linked |= await run_owned(work, name="disk")
 
     async def _weight(self, file: RepoFile) -> None:
-        landing = self._landing(file)
         with anyio.CancelScope() as scope:
             self._weights[file.path] = scope
-            try:
-                await self._fetch(file, landing)
-            except BaseException:
-                landing.fail()
-                raise
+            await self._fetch(file, self._landing(file))
             await self._small_linked.wait()
             await run_owned(partial(self._link, [file]), name="link")
 
