@@ -200,16 +200,13 @@ async def test_cancelling(
     """Control returns within a tenth of a second, the threads end by themselves, and the next load goes on."""
     gate = hold(hub, put("org/tiny"))
     loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
-    threads = set(threading.enumerate())
     async with anyio.create_task_group() as group:
         group.start_soon(loader.load_model)
         await until(readers, seconds=30)
         began = time.monotonic()
         group.cancel_scope.cancel()
     assert time.monotonic() - began < 0.1
-    await until(
-        lambda: not [t for t in set(threading.enumerate()) - threads if t.name == "yaie_async build"], seconds=1
-    )
+    await until(lambda: "yaie_async build" not in {thread.name for thread in threading.enumerate()}, seconds=1)
     assert build_turn.is_free()
     gate.open()
     assert (await loader.load_model()).dtype == torch.float16
