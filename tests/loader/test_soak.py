@@ -78,7 +78,8 @@ def test_two_hundred_loads_and_cancels(hub_root: Path, tmp_path: Path) -> None:
         )
     assert done.returncode == 0, done.stderr
     before, after = json.loads(done.stdout)
-    assert after["threads"] <= before["threads"]
+    # Ours have ended by then (the child waits for that); torch's OpenMP keeps a few of its own, now more, now fewer.
+    assert after["threads"] < before["threads"] + 20  # less than one in ten loads
     assert after["descriptors"] <= before["descriptors"]
     assert after["objects"] < before["objects"] + 200  # less than one a load
     # transformers itself keeps 1.5 kB a load; one model is 500 kB and more.
