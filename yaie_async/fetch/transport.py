@@ -36,10 +36,14 @@ class DrainTransport(httpx.AsyncBaseTransport):
     """An httpx transport whose bodies can be drained; see `drainable`.
 
     Made in a thread or not, it belongs to the event loop that first sends through it. Making an `SSLContext`
-    reads some hundred certificates (20 ms): do that off the loop.
+    reads some hundred certificates (20 ms): do that off the loop. The context is its own from then on.
     """
 
     def __init__(self, ssl_context: ssl.SSLContext, limits: httpx.Limits) -> None:
+        # Here, and not for each connection: OpenSSL copies the list for a new one without the GIL, and another
+        # thread that set it again meanwhile would free it under that.
+        ssl_context.set_alpn_protocols(["http/1.1"])
+
         def connect(origin: Hashable) -> Connection:
             assert isinstance(origin, Origin)
             return Connection(origin, ssl_context)

@@ -86,8 +86,6 @@ class Wire:
                 if number == len(addresses) or self.aborted.is_set():
                     raise
         if self._ssl_context is not None:
-            # Set again for each connection: another client may share the context and speak HTTP/2 over it.
-            self._ssl_context.set_alpn_protocols(["http/1.1"])
             self._tls = _Tls(self._connected(), self._ssl_context, self._server_name)
             self._tls.handshake(deadline)
 
