@@ -261,6 +261,23 @@ def test_ctrl_c_twice_waits_for_the_thread(backend: str) -> None:
     assert child.returncode == 0
 
 
+def test_no_thread_waits_for_work_while_the_process_ends() -> None:
+    """They are gone before libraries give up what they keep for all threads, or OpenSSL corrupts the heap."""
+    script = """if True:
+        import atexit, os
+        atexit.register(lambda: print(len(os.listdir("/proc/self/task"))))  # called after those registered later
+        import anyio
+        from yaie_async.core.threads import reserve_threads, run_owned
+        async def main():
+            reserve_threads(20)
+            await run_owned(lambda: None)
+            print(len(os.listdir("/proc/self/task")))
+        anyio.run(main)
+        """
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.split() == ["21", "1"]
+
+
 # -- run_detached -------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ which would keep Ctrl-C waiting for a build, and are shared with the application
 
 from __future__ import annotations
 
+import atexit
 import contextvars
 import os
 import threading
@@ -38,6 +39,11 @@ def _renew() -> None:
 
 
 os.register_at_fork(after_in_child=_renew)
+
+
+@atexit.register
+def _end_idle() -> None:
+    _workers.end_idle()
 
 
 class _Call(Generic[T]):

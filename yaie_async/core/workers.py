@@ -7,8 +7,10 @@ new thread's first turn.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 # Seconds that a thread waits for more work before it ends. No thread outlives a load by more.
@@ -54,6 +56,22 @@ class Workers:
             self._start()
         self._work.put((name, last, work))
 
+    def end_idle(self) -> None:
+        """End the threads that wait for work, and wait until they are gone; what runs goes on.
+
+        For the end of the process. OpenSSL frees what it keeps for a thread when that ends, and what it keeps for all
+        threads when the process ends. Where both happened at once the heap was corrupted ("double free or corruption
+        (fasttop)", "malloc_consolidate(): unaligned fastbin chunk detected").
+        """
+        with self._lock:
+            free = self._free
+        idle = [thread for thread in threading.enumerate() if thread.name == _IDLE]
+        for _ in range(free):
+            self.submit(lambda: None, name=_IDLE, last=True)
+        deadline = time.monotonic() + _PATIENCE
+        while any(map(_is_there, idle)) and time.monotonic() < deadline:
+            time.sleep(0.001)
+
     def _start(self) -> None:
         thread = threading.Thread(target=self._serve, name=_IDLE, daemon=True)
         thread._started = _NeverAwaited()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
@@ -78,3 +96,9 @@ class Workers:
             thread.name = _IDLE
             with self._lock:
                 self._free += 1
+
+
+def _is_there(thread: threading.Thread) -> bool:
+    """Whether a thread has not ended altogether: for Python it has before libraries destroy what they keep for it."""
+    number = thread.native_id  # None before its first turn
+    return number is None or thread.is_alive() or os.path.exists(f"/proc/self/task/{number}")
