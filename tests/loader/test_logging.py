@@ -64,3 +64,16 @@ def test_records_of_a_prefetch_and_of_a_hub_that_is_down(
     assert all(
         {"model", "bytes", "bytes_total", "seconds"} <= record.keys() for record in records if record["msg"] == "%s"
     )
+
+
+def test_no_record_has_the_signature_of_a_url(
+    hub: HubServer, put: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It opens a file of a private model for whoever reads the log: httpx's own records have it, at INFO."""
+    put("org/name")
+    with caplog.at_level(logging.INFO):
+        anyio.run(ModelLoader("org/name", endpoint=hub.url, cache_dir=tmp_path).prefetch)
+    assert any("Signature" in request.query for request in hub.requests)
+    told = [record.getMessage() for record in caplog.records if not record.name.startswith("uvicorn")]  # the hub's own
+    assert any("org/name" in text for text in told)
+    assert not any("Signature" in text for text in told)

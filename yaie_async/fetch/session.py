@@ -48,19 +48,19 @@ class Session:
         self.flights: defaultdict[Path, SharedCall[bool]] = defaultdict(SharedCall)
         self._owned = client is None
         self._client = client
-        self._drain: httpx.AsyncClient | None = None
+        self._drain: DrainTransport | None = None
         self._broken: HubUnavailableError | None = None
         self._proxies = getproxies()
         if client is None:
             try:
                 self._client = _stock_client(max_connections)
-                self._drain = _drain_client(max_connections)
+                self._drain = _drain_transport(max_connections)
             except HubUnavailableError as error:
                 self._broken = error  # of no concern to a directory, nor to what is cached
 
     @property
     def client(self) -> httpx.AsyncClient:
-        """The HTTP client for metadata.
+        """The HTTP client for metadata, and for the bodies that `drain` does not bring.
 
         Raises:
             HubUnavailableError: when it could not be set up.
@@ -70,13 +70,11 @@ class Session:
         assert self._client is not None
         return self._client
 
-    def body_client(self, url: str) -> httpx.AsyncClient:
-        """The client for file bodies: over our own transport, but for a user's client and for proxies."""
+    def drain(self, url: str) -> DrainTransport | None:
+        """The transport for a file body; None where `client` has to bring it: it is a user's, or goes by a proxy."""
         parts = urlsplit(url)
         proxied = self._proxies.get(parts.scheme) or self._proxies.get("all")
-        if self._drain is None or (proxied and not proxy_bypass(parts.hostname or "")):
-            return self.client
-        return self._drain
+        return None if proxied and not proxy_bypass(parts.hostname or "") else self._drain
 
     async def aclose(self) -> None:
         """Close the clients, unless they are the user's."""
@@ -110,7 +108,7 @@ def _stock_client(max_connections: int) -> httpx.AsyncClient:
         ) from error
 
 
-def _drain_client(max_connections: int) -> httpx.AsyncClient:
+def _drain_transport(max_connections: int) -> DrainTransport:
     limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
     # The context as httpx makes its own: SSL_CERT_FILE and SSL_CERT_DIR, else certifi's bundle.
-    return httpx.AsyncClient(transport=DrainTransport(httpx.create_ssl_context(), limits), follow_redirects=False)
+    return DrainTransport(httpx.create_ssl_context(), limits)

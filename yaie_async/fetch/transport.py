@@ -103,6 +103,8 @@ class DrainTransport(httpx.AsyncBaseTransport):
     async def _acquire(self, origin: Origin, timeout: float | None) -> Connection:
         place, closing = self._pool.enter(origin)
         _abort(closing)
+        if place.connection is not None:  # as a rule: there are as many connections as ranges
+            return place.connection
         try:
             with anyio.fail_after(timeout):
                 await place.served.wait()
