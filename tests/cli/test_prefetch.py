@@ -1,13 +1,17 @@
 """`prefetch`: what arrives, what is told, and what a failure and a Ctrl-C leave."""
 
+import hashlib
 import time
 from pathlib import Path
 
 from filelock import FileLock
 
 from tests.support.command import Command
-from tests.support.faults import Stall
+from tests.support.faults import Stall, StallAt
 from tests.support.hub import HubServer
+from yaie_async.loader.display import size
+from yaie_async.store.blockmap import BLOCK
+from yaie_async.store.claims import held_bytes
 
 
 def test_several_models_and_one_that_is_unknown(hub: HubServer, command: Command) -> None:
@@ -65,6 +69,30 @@ def test_ctrl_c_ends_at_once(hub: HubServer, command: Command) -> None:
     again = command.run("prefetch", "org/one", "--json")
     assert again.code == 0
     assert again.json["models"]["org/one"]["files"] == 4
+
+
+def test_ctrl_c_says_how_much_is_kept(hub: HubServer, command: Command) -> None:
+    """Of each model, as it is on the disk: the next run fetches the rest and no more."""
+    large = hub.root / "org/one/model.safetensors"
+    large.write_bytes(bytes(number % 251 for number in range(BLOCK)) + b"end")
+    totals = {name: sum(path.stat().st_size for path in (hub.root / "org" / name).iterdir()) for name in ("one", "two")}
+    hub.faults.add(StallAt(BLOCK), path=r"^/cdn/org/one/", times=None)
+    hub.faults.add(StallAt(1000), path=r"^/cdn/org/two/")
+    blobs = command.cache / "models--org--one/blobs"
+    etag = hashlib.sha256(large.read_bytes()).hexdigest()
+
+    def stand_still(_: object) -> bool:
+        stalled = any("/cdn/org/two/" in request.path and request.sent for request in hub.requests)
+        return stalled and held_bytes(blobs, etag) == BLOCK
+
+    done, _ = command.interrupted("prefetch", "org/one", "org/two", when=stand_still)
+    assert done.code == 130
+    hub.clear()
+    assert command.run("prefetch", "org/one", "org/two").code == 0
+    for name, total in totals.items():
+        fetched = sum(one.sent for one in hub.requests if f"org/{name}/" in one.path and "/api/" not in one.path)
+        assert 0 < fetched < total
+        assert f"org/{name}: stopped; {size(total - fetched)} of {size(total)} are kept\n" in done.err
 
 
 def test_offline_and_not_cached(command: Command) -> None:

@@ -74,8 +74,8 @@ class HubFiles:
         """The Hub's count of parameters by safetensors dtype, empty where it has not said."""
         return self.resolution.listing.parameters if self.resolution.listing else {}
 
-    async def missing(self, session: Session, patterns: Patterns | None) -> tuple[HubFiles, Mapping[Path, int]]:
-        """What a prefetch would fetch, bytes by blob, and this with its listing: so that it is asked for once.
+    async def wanted(self, session: Session, patterns: Patterns | None) -> tuple[HubFiles, tuple[RepoFile, ...]]:
+        """What a prefetch makes the snapshot hold, sizes known, and this with its listing: that is asked for once.
 
         **Raises:** as `prefetch`.
         """
@@ -86,8 +86,11 @@ class HubFiles:
             files = wanted.files
         else:
             listing, files = await choose_files(session, self.cache, self.resolution, patterns)
-        missing = await run_owned(partial(bytes_missing, self.cache, self.commit, files), name="disk")
-        return replace(self, resolution=replace(self.resolution, listing=listing)), missing
+        return replace(self, resolution=replace(self.resolution, listing=listing)), files
+
+    async def missing(self, files: tuple[RepoFile, ...]) -> Mapping[Path, int]:
+        """How many bytes of `files` the disk lacks, by blob. Makes no request."""
+        return await run_owned(partial(bytes_missing, self.cache, self.commit, files), name="disk")
 
     async def prefetch(self, session: Session, meter: Meter, patterns: Patterns | None) -> Path:
         """What a load needs, or what the patterns choose.
@@ -167,9 +170,15 @@ class DirectoryFiles:
         on_small(())
         return self.path
 
-    async def missing(self, _session: Session, _patterns: Patterns | None) -> tuple[DirectoryFiles, Mapping[Path, int]]:
+    async def wanted(
+        self, _session: Session, _patterns: Patterns | None
+    ) -> tuple[DirectoryFiles, tuple[RepoFile, ...]]:
         """Nothing is ever fetched."""
-        return self, {}
+        return self, ()
+
+    async def missing(self, _files: tuple[RepoFile, ...]) -> Mapping[Path, int]:
+        """Nothing is."""
+        return {}
 
     async def prefetch(self, session: Session, meter: Meter, _patterns: Patterns | None) -> Path:
         """The directory itself, as `ensure`: patterns choose among what is fetched, and nothing is."""

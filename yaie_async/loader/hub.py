@@ -190,7 +190,8 @@ class Hub:
                 Without, a snapshot is whole: it loads without the network.
             trust_remote_code, allow_pickle: as for `ModelLoader`: whether `.py` files are fetched, and pickles.
 
-        **Cancellation:** finished files stay and are not fetched again.
+        **Cancellation:** finished files stay and are not fetched again, and of others what had arrived, by whole
+        blocks of 4 MiB. The log (INFO) says how much of each model that is.
 
         **Raises:** PrefetchError at the end, with the failures and with what succeeded; of a single model, its
         own error. Where there is no room for all: DiskFullError for each, and nothing is fetched.

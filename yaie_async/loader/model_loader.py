@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from yaie_async.build.request import BuildRequest
-    from yaie_async.core.plan import Plan
+    from yaie_async.core.plan import Plan, RepoFile
     from yaie_async.fetch.selection import Patterns
     from yaie_async.fetch.session import Session
     from yaie_async.loader.files import ModelFiles
@@ -177,12 +177,17 @@ class ModelLoader:
 
         `planned` is told how many bytes are missing, by blob. With `patterns` they choose the files.
 
-        **Cancellation and errors:** as `prefetch`, and what `planned` raises.
+        **Cancellation and errors:** as `prefetch`, and what `planned` raises. The log says how much is kept.
         """
         async with self._working(name=name) as (session, found, meter):
-            files, missing = await found.missing(session, patterns)
-            await planned(missing)
-            folder = await files.prefetch(session, meter, patterns)
+            files, wanted = await found.wanted(session, patterns)
+            try:
+                await planned(await files.missing(wanted))
+                folder = await files.prefetch(session, meter, patterns)
+            except anyio.get_cancelled_exc_class():
+                with anyio.CancelScope(shield=True):
+                    await _log_kept(name, files, wanted)
+                raise
             meter.stage("ready")
             return folder
 
@@ -341,3 +346,16 @@ class ModelLoader:
                 rules=WeightRules(variant=self._model_kwargs.get("variant"), pickle=self._allow_pickle),
             )
         )
+
+
+async def _log_kept(name: str, files: ModelFiles, wanted: tuple[RepoFile, ...]) -> None:
+    """Say how much of a fetch that is stopped is on the disk: of what the meter has counted, whole blocks stay."""
+    from yaie_async.core.errors import LoaderError
+    from yaie_async.loader.display import size
+
+    whole = sum(file.size or 0 for file in wanted)
+    with suppress(LoaderError):  # a cache that can't be read any more
+        kept = whole - sum((await files.missing(wanted)).values())
+        facts = {"model": name, "stage": "downloading", "bytes": kept, "bytes_total": whole}
+        if whole:
+            logger.info("%s: stopped; %s of %s are kept", name, size(kept), size(whole), extra=facts)
