@@ -10,7 +10,7 @@ from yaie_async.core.trace import recording, span
 
 
 def test_a_span_is_a_complete_event_on_its_track() -> None:
-    """Microseconds, arguments, one track a name, whichever thread it came from; failures are recorded too."""
+    """Microseconds, arguments, one track a name, whichever thread it came from, in order; failures are recorded too."""
     with recording() as kept:
 
         def work() -> None:
@@ -24,9 +24,9 @@ def test_a_span_is_a_complete_event_on_its_track() -> None:
         with pytest.raises(ValueError, match="one"), span("one", "failed"):
             raise ValueError("one")
     document = kept.document()
-    inner, outer, failed = (event for event in document["traceEvents"] if event["ph"] == "X")
+    outer, inner, failed = (event for event in document["traceEvents"] if event["ph"] == "X")
     named = {event["tid"]: event["args"]["name"] for event in document["traceEvents"] if event["name"] == "thread_name"}
-    assert [named[event["tid"]] for event in (inner, outer, failed)] == ["two", "one", "one"]
+    assert [named[event["tid"]] for event in (outer, inner, failed)] == ["one", "two", "one"]
     assert inner["args"] == {"file": "x", "start": 5}
     assert outer["ts"] <= inner["ts"] <= inner["ts"] + inner["dur"] <= outer["ts"] + outer["dur"] <= failed["ts"]
 

@@ -4,6 +4,7 @@ pseudo-terminal in test_environment.py."""
 import io
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import anyio
@@ -123,12 +124,12 @@ def test_the_hub_s_own_callback(hub: HubServer, put_fake: Put, tmp_path: Path) -
         assert stages.count("ready") == 1
 
 
-def render(rows: dict[object, Progress], *, height: int = 24, failed: tuple[object, ...] = ()) -> list[str]:
+def render(rows: dict[object, Progress], *, height: int = 24, ended: Mapping[object, str] | None = None) -> list[str]:
     from rich.console import Console
 
     table = display._Table()
     table._rows.update(rows)
-    table._failed.update(failed)
+    table._ended.update(ended or {})
     console = Console(file=io.StringIO(), width=100, height=height, force_terminal=True, color_system=None)
     with console.capture() as captured:
         console.print(table)
@@ -150,8 +151,20 @@ def test_the_table_has_a_row_a_model_and_a_total() -> None:
         "3 models 500.0 kB of 6.0 MB 500.0 kB/s 11 s left",
     ]
     assert len(render({1: rows[1]})) == 1
-    shown = [" ".join(line.replace("━", "").replace("╸", "").split()) for line in render(rows, failed=(2,))]
+    shown = [" ".join(line.replace("━", "").replace("╸", "").split()) for line in render(rows, ended={2: "failed"})]
     assert shown[2:] == ["org/b failed", "3 models 500.0 kB of 2.0 MB 300.0 kB/s 5 s left"]
+
+
+@pytest.mark.parametrize(("error", "word"), [(OSError, "failed"), (KeyboardInterrupt, "stopped")])
+def test_a_row_that_ends_early(error: type[BaseException], word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What failed and what was stopped stays in the table, each by its name, until the last one has left."""
+    table = display._Table()
+    with table.row("other"):
+        with pytest.raises(error), table.row("org/a"):
+            raise error
+        assert [(table._rows[key].model, how) for key, how in table._ended.items()] == [("org/a", word)]
+    assert f"org/a {word}" in " ".join(capsys.readouterr().err.split())
+    assert not table._ended
 
 
 def test_a_table_that_is_higher_than_the_terminal() -> None:

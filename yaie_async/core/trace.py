@@ -42,12 +42,14 @@ class Trace:
         """What belongs into the file, as JSON."""
         with self._lock:
             tracks = sorted(self._tracks.items())
+            # What lies within another begins after it, or stands behind it: readers take them in this order.
+            spans = sorted(self._events, key=lambda event: (event["ts"], -event["dur"]))
             names = [
                 {"ph": "M", "name": kind, "pid": os.getpid(), "tid": thread, "args": {key: value}}
                 for place, (track, thread) in enumerate(tracks)
                 for kind, key, value in (("thread_name", "name", track), ("thread_sort_index", "sort_index", place))
             ]
-            return {"displayTimeUnit": "ms", "traceEvents": [*names, *self._events]}
+            return {"displayTimeUnit": "ms", "traceEvents": [*names, *spans]}
 
 
 _trace: Trace | None = None

@@ -22,6 +22,8 @@ logger = logging.getLogger("yaie_async")
 
 LOG_INTERVAL = 5.0
 
+_ENDS = "failed", "stopped"
+
 
 @asynccontextmanager
 async def watching(meter: Meter, on_progress: OnProgress | None) -> AsyncIterator[None]:
@@ -104,7 +106,7 @@ class _Table:
         self._live: Live | None = None
         self._users = 0
         self._rows: dict[object, Progress] = {}
-        self._failed: set[object] = set()
+        self._ended: dict[object, str] = {}  # how, where it was not by being ready
 
     @contextmanager
     def row(self, model: str) -> Iterator[OnProgress]:
@@ -122,8 +124,8 @@ class _Table:
                 self._live.start()
         try:
             yield show
-        except BaseException:
-            self._failed.add(key)
+        except BaseException as error:
+            self._ended[key] = "failed" if isinstance(error, Exception) else "stopped"
             raise
         finally:
             with self._lock:
@@ -132,21 +134,22 @@ class _Table:
                     self._live.stop()
                     self._live = None
                     self._rows.clear()
-                    self._failed.clear()
+                    self._ended.clear()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         """The rows as they stand; called in the thread that refreshes the terminal."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        # Of one that failed nothing is to come: it has its row, and no part in the total.
-        going = {key: event for key, event in list(self._rows.items()) if key not in self._failed}
+        # Of one that has failed nothing is to come: it has its row, and no part in the total.
+        ended = dict(self._ended)
+        going = {key: event for key, event in list(self._rows.items()) if key not in ended}
         rows = [(event.model, stage_text(event), event) for event in going.values()]
-        rows += [(self._rows[key].model, "failed", Progress("", "resolving")) for key in list(self._failed)]
+        rows += [(self._rows[key].model, how, Progress("", "resolving")) for key, how in ended.items()]
         room = (options.max_height or console.height) - 2
         if len(rows) > room:
             # What moves is worth its line; what is told by the total alone is not.
-            rows = sorted(rows, key=lambda row: row[1] in ("ready", "failed"))[:room]
+            rows = sorted(rows, key=lambda row: row[1] in ("ready", *_ENDS))[:room]
         if len(self._rows) > 1:
             rows.append((f"{len(self._rows)} models", "", total(list(going.values()))))
         table = Table.grid(padding=(0, 1))
@@ -154,7 +157,7 @@ class _Table:
             table.add_column(justify=text, no_wrap=True)
         for name, stage, event in rows:
             bar = ProgressBar(event.bytes_total or None, event.bytes_done, width=24, pulse=not event.bytes_total)
-            table.add_row(name, stage, "" if stage == "failed" else bar, *amounts(event))
+            table.add_row(name, stage, "" if stage in _ENDS else bar, *amounts(event))
         yield table
 
 
