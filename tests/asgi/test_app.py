@@ -148,7 +148,7 @@ class Reader:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line[6:]) for line in self.text.split("\n") if line.startswith("data: ")]
+        return [json.loads(line[6:]) for line in self.text.split("\n") if line.startswith('data: {"')]
 
     async def until(self, condition: Callable[[], object]) -> None:
         with anyio.fail_after(10):
@@ -190,6 +190,18 @@ async def test_a_quiet_stream_has_a_heartbeat(warmup: Warmup, monkeypatch: pytes
         group.start_soon(reader.run)
         await reader.until(lambda: reader.text.endswith(":\n\n"))
         reader.left.set()
+
+
+async def test_a_stream_ends_after_a_while(warmup: Warmup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself, saying that it may be asked for again: a worker that should end would wait for it for ever."""
+    monkeypatch.setattr(events, "LIFETIME", 0.01)
+    async with warmup:
+        reader = Reader(warmup)
+        with anyio.fail_after(5):
+            await reader.run()
+    assert len(reader.events) == 1
+    assert reader.text.endswith("event: again\ndata: {}\n\n")
+    assert "more_body" not in reader.sent[-1]
 
 
 async def test_a_slow_reader_gets_the_newest_state(loader: MakeLoader, hub: HubServer, put: Put) -> None:

@@ -15,7 +15,7 @@ from tests.asgi.conftest import MakeLoader, Put
 from tests.support.faults import Drip, Stall, Status
 from tests.support.hub import HubServer
 from tests.support.programs import require_program
-from yaie_async.asgi import Warmup
+from yaie_async.asgi import Warmup, events
 from yaie_async.asgi.types import Receive, Scope, Send
 from yaie_async.localhub import running
 
@@ -171,6 +171,24 @@ def test_it_survives_a_lost_connection(hub: HubServer, put: Put, loader: MakeLoa
         expect(page.get_by_role("progressbar", name="new")).to_have_attribute("aria-valuenow", "100")
         expect(page.get_by_role("progressbar")).to_have_count(2)
         expect(page.get_by_role("status")).to_have_text("chat: Ready. new: Ready")
+
+
+def test_it_asks_again_when_a_stream_ends(
+    hub: HubServer, loader: MakeLoader, visit: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As each does after a while: nothing is lost, and nobody is told that it were."""
+    monkeypatch.setattr(events, "LIFETIME", 0.3)
+    hub.faults.add(Stall(-1), times=None)
+    with running(Warmup(chat=loader()).app) as url:
+        page = visit(url)
+        expect(page.get_by_text("Looking it up", exact=True)).to_be_visible()
+        page.evaluate("""() => new MutationObserver(() => { window.told = true; })
+            .observe(document.getElementById('lost'), {attributes: true})""")
+        for _ in range(2):
+            with page.expect_request("**/events"):
+                pass
+        assert page.evaluate("window.told") is None
+        hub.clear()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -128,6 +128,22 @@ def test_a_reload_in_mid_download(hub: HubServer, command: Command) -> None:
     assert weights(hub) <= size + _AGAIN
 
 
+def test_a_worker_that_has_answered_enough(hub: HubServer, command: Command) -> None:
+    """It ends although somebody watches: the server waits for the answers under way, and tells nobody that it does."""
+    (command.home / "app.py").write_text("from yaie_async.asgi import events\nevents.LIFETIME = 1\n" + APP)
+    hub.faults.add(_SLOW, path="^/cdn/", times=None)
+    with web_server(command.home, command.environment, *UVICORN, "--limit-max-requests", "4") as server:
+        watcher = Background(server.url + "/warmup/events")
+        server.until(lambda: watcher.body)
+        for _ in range(3):
+            assert server.client.get("/warmup/livez").status_code == 200
+        assert server.process.wait(30) == 0
+        watcher.end()
+        assert watcher.body.endswith("event: again\ndata: {}\n\n")
+        server.stop()
+    assert "Application shutdown complete" in server.text
+
+
 @pytest.mark.parametrize("server_command", [UVICORN, GUNICORN], ids=["uvicorn", "gunicorn"])
 def test_a_failure_ends_the_process_that_should(
     server_command: tuple[str, ...], hub: HubServer, tmp_path: Path

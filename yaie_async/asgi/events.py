@@ -17,6 +17,10 @@ INTERVAL = 0.25
 # Seconds after which a comment shows proxies, and us, that the other end is still there.
 HEARTBEAT = 15.0
 
+# Seconds after which a stream ends, for its reader to ask anew. A worker that has answered as many requests as it
+# should (uvicorn's --limit-max-requests, gunicorn's --max-requests) waits for its answers, and tells nobody that it does.
+LIFETIME = 20.0
+
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -27,6 +31,8 @@ _HEADERS = [
 
 async def stream(run: Run, receive: Receive, send: Send) -> None:
     """Answer with the status, at once and then whenever it has changed, until the client leaves or the server stops.
+
+    After a while it ends by itself, with an event `again`: whoever still wants to know opens another.
 
     Nothing is queued: each event is the newest status at the time of its sending, so a reader that is slow gets
     fewer of them.
@@ -48,8 +54,9 @@ async def stream(run: Run, receive: Receive, send: Send) -> None:
 async def _tell(run: Run, send: Send) -> None:
     # Reconnect a second after a loss: a server that restarts is soon back.
     text = b"retry: 1000\n\n"
-    last, sent = b"", time.monotonic()
-    while not run.stopping:
+    last, begun = b"", time.monotonic()
+    sent = begun
+    while not run.stopping and time.monotonic() - begun < LIFETIME:
         told = run.told()
         if told != last:
             text += b"data: " + told + b"\n\n"
@@ -60,4 +67,4 @@ async def _tell(run: Run, send: Send) -> None:
             await send({"type": "http.response.body", "body": text, "more_body": True})
             text, sent = b"", time.monotonic()
         await anyio.sleep(INTERVAL)
-    await send({"type": "http.response.body", "body": b""})
+    await send({"type": "http.response.body", "body": b"" if run.stopping else b"event: again\ndata: {}\n\n"})
