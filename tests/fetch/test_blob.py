@@ -11,7 +11,11 @@ from tests.fetch.fetching import SIZE, bodies, fetch, locks_are_free, nothing_is
 from tests.support.faults import Corrupt, Stall
 from tests.support.hub import HubServer
 from yaie_async import IntegrityError
+from yaie_async.core.plan import RepoFile
+from yaie_async.core.progress import Meter
+from yaie_async.fetch.blob import fetch_blob
 from yaie_async.store.blockmap import BLOCK
+from yaie_async.store.cache import RepoCache
 
 pytestmark = pytest.mark.anyio
 
@@ -125,6 +129,29 @@ async def test_a_blob_that_lies_there_is_verified_first(hub: HubServer, weights:
         assert await fetch(hub, tmp_path / case, verify=verify) == weights
         assert sent(hub) == fetched, case
         assert (blob.stat().st_ino == before) is (fetched == 0)
+
+
+async def test_a_blob_that_is_moved_while_it_is_looked_at(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
+    """As another process does that enters it into a snapshot without symlinks: it is there, and nothing is fetched."""
+
+    class Moved(RepoCache):
+        def has(self, commit: str, path: str) -> bool:
+            found = super().has(commit, path)
+            if blob.exists():
+                blob.replace(self.pointer(commit, path))
+            return found
+
+    file = RepoFile("model.safetensors", len(weights), hashlib.sha256(weights).hexdigest())
+    assert file.etag is not None
+    cache, commit = Moved(tmp_path, "org/big"), "0" * 40
+    blob = cache.blob(file.etag)
+    for folder in (blob.parent, cache.snapshot(commit)):
+        folder.mkdir(parents=True)
+    blob.write_bytes(weights)
+    async with opened(hub, tmp_path) as one:
+        await fetch_blob(one.session, cache, commit, file, Meter("org/big"), weights=True)
+    assert cache.pointer(commit, file.path).read_bytes() == weights
+    assert not hub.requests
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK])

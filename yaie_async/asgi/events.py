@@ -18,7 +18,7 @@ INTERVAL = 0.25
 HEARTBEAT = 15.0
 
 # Seconds after which a stream ends, for its reader to ask anew. A worker that has answered as many requests as it
-# should (uvicorn's --limit-max-requests, gunicorn's --max-requests) waits for its answers, and tells nobody that it does.
+# should (uvicorn's --limit-max-requests, gunicorn's --max-requests) waits for its answers, and tells them nothing.
 LIFETIME = 20.0
 
 _HEADERS = [

@@ -142,9 +142,13 @@ class _Fetch:
         if self._cache.has(self._commit, self._file.path):
             return True
         with cache_errors(blob):
-            if not blob.exists() or blob.stat().st_size != self._size:
-                return False
-            return not self._session.verify or digest_of(blob, self._etag, stop.is_set) == self._etag
+            try:
+                if blob.stat().st_size != self._size:
+                    return False
+                return not self._session.verify or digest_of(blob, self._etag, stop.is_set) == self._etag
+            except FileNotFoundError:
+                # Without symlinks another process may just have moved it to where it is linked.
+                return self._cache.has(self._commit, self._file.path)
 
     async def _fill(self) -> bool:
         """Fill partials until one is right, and publish that; whether it was this process that did."""
