@@ -265,6 +265,11 @@ def test_waiting_is_the_stage_where_nothing_else_is_done() -> None:
         clock.now += 1
         event = meter.snapshot()
         assert (event.stage, event.bytes_per_second, event.seconds_left) == ("waiting", 0.0, None)
+        with meter.hashing():  # the other process is done, and what it wrote is not believed
+            assert meter.snapshot().stage == "verifying"
+            with meter.working():
+                assert meter.snapshot().stage == "downloading"
+        assert meter.snapshot().stage == "waiting"
         meter.stage("building")
         assert meter.snapshot().stage == "building"
         meter.stage("downloading")

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -13,7 +14,9 @@ from tests.support.hub import HubServer
 from yaie_async import IntegrityError
 from yaie_async.core.plan import RepoFile
 from yaie_async.core.progress import Meter
+from yaie_async.fetch import blob as blob_module
 from yaie_async.fetch.blob import fetch_blob
+from yaie_async.fetch.verify import digest_of
 from yaie_async.store.blockmap import BLOCK
 from yaie_async.store.cache import RepoCache
 
@@ -152,6 +155,28 @@ async def test_a_blob_that_is_moved_while_it_is_looked_at(hub: HubServer, weight
         await fetch_blob(one.session, cache, commit, file, Meter("org/big"), weights=True)
     assert cache.pointer(commit, file.path).read_bytes() == weights
     assert not hub.requests
+
+
+async def test_what_lies_there_is_being_verified(
+    hub: HubServer, weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage says so while its digest is read, to who has waited for it as well."""
+    file = RepoFile("model.safetensors", len(weights), hashlib.sha256(weights).hexdigest())
+    assert file.etag is not None
+    cache, meter, stages = RepoCache(tmp_path, "org/big"), Meter("org/big"), []
+    cache.blobs.mkdir(parents=True)
+    cache.blob(file.etag).write_bytes(weights)
+    meter.stage("downloading")
+    meter.expect(total=len(weights), files=1)
+
+    def seen(*arguments: Any) -> str:
+        stages.append(meter.snapshot().stage)
+        return digest_of(*arguments)
+
+    monkeypatch.setattr(blob_module, "digest_of", seen)
+    async with opened(hub, tmp_path) as one:
+        await fetch_blob(one.session, cache, "0" * 40, file, meter, weights=True)
+    assert stages == ["verifying"]
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK])

@@ -298,7 +298,8 @@ async def test_many_at_once(
         ({"stage": "downloading", "seconds_left": None}, False),
         ({"stage": "downloading", "seconds_left": 3.1}, False),
         ({"stage": "downloading", "seconds_left": 3.0}, True),
-        ({"stage": "verifying", "seconds_left": None}, True),
+        ({"stage": "verifying", "bytes_done": 9, "bytes_total": 9}, True),
+        ({"stage": "verifying", "bytes_done": 8, "bytes_total": 9}, False),  # one file, which was there
         ({"stage": "resolving", "seconds_left": None}, False),
     ],
 )

@@ -74,7 +74,7 @@ class Meter:
         self._files_total = 0
         # (when, bytes) of the last seconds; one entry for all of an interval, since the loop's thread adds them up.
         self._fetched: deque[tuple[float, int]] = deque()
-        self._at_work = self._waiting = 0  # blobs
+        self._at_work = self._waiting = self._hashing = 0  # blobs
 
     def stage(self, stage: Stage) -> None:
         self._stage = stage
@@ -125,12 +125,23 @@ class Meter:
         finally:
             self._waiting -= 1
 
+    @contextmanager
+    def hashing(self) -> Iterator[None]:
+        """A blob that lies there, whoever wrote it, is verified during the block. May be entered in any thread."""
+        with self._lock:
+            self._hashing += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._hashing -= 1
+
     def snapshot(self) -> Progress:
         """The event of this moment."""
         now = self._clock()
         stage = self._stage
-        if stage == "downloading" and self._waiting and not self._at_work:
-            stage = "waiting"
+        if stage == "downloading" and not self._at_work and (self._hashing or self._waiting):
+            stage = "verifying" if self._hashing else "waiting"
         rate = 0.0
         with self._lock:
             while self._fetched and now - self._fetched[0][0] > RATE_WINDOW:

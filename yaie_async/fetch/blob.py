@@ -145,7 +145,10 @@ class _Fetch:
             try:
                 if blob.stat().st_size != self._size:
                     return False
-                return not self._session.verify or digest_of(blob, self._etag, stop.is_set) == self._etag
+                if not self._session.verify:
+                    return True
+                with self._meter.hashing():
+                    return digest_of(blob, self._etag, stop.is_set) == self._etag
             except FileNotFoundError:
                 # Without symlinks another process may just have moved it to where it is linked.
                 return self._cache.has(self._commit, self._file.path)

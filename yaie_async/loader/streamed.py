@@ -116,6 +116,6 @@ class StreamedBuild:
 
 def is_due(progress: Progress, estimate: float) -> bool:
     """Whether a build that takes `estimate` seconds should begin, so that it is done when the download is."""
-    if progress.stage == "verifying":
+    if progress.stage == "verifying" and progress.bytes_done == progress.bytes_total:
         return True
     return progress.seconds_left is not None and progress.seconds_left <= estimate + _EARLY
