@@ -1,8 +1,9 @@
 """`python -m benchmarks.peers`: what clients do when something goes wrong, seen by the server that they fetch from.
 
-One file of 256 MiB. Each client is a process of its own, as a user runs it, over plain HTTP.
+One file, of 256 MiB. Each client is a process of its own, as a user runs it, over plain HTTP.
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -18,8 +19,8 @@ from typing import Any
 
 from yaie_async.localhub import LocalHub, running
 
-_SIZE = 256 << 20
 _PATIENCE = 20.0  # seconds, after which a client that does not end is killed
+_CLIENTS = ("us", "snapshot_download", "hf_transfer", "aria2c -x8 -c", "curl -C -")
 _FILE = "/org/big/resolve/main/model.safetensors"
 _PYTHON = {
     "us": "import anyio; from yaie_async import Hub\n"
@@ -112,33 +113,35 @@ def is_right(target: Path, content: bytes) -> bool:
 
 def checks(site: Site, endpoint: str, client: str, top: Path, content: bytes) -> dict[str, str]:
     found = {}
-    site.reset(rate=64e6)
+    size = len(content)
+    rate = size / 4  # bytes a second for each connection: seconds of download, in which something can go wrong
+    site.reset(rate=rate)
     start(client, endpoint, top / "parallel").wait()
     found["requests of one file at once"] = str(max(site.counts, default=0))
 
-    site.reset(rate=64e6)
+    site.reset(rate=rate)
     process = start(client, endpoint, top / "killed")
-    wait_until(lambda: site.sent >= _SIZE // 2, process)
+    wait_until(lambda: site.sent >= size // 2, process)
     process.kill()
     process.wait()
     site.rate = 0
     code = start(client, endpoint, top / "killed").wait()
     right = code == 0 and is_right(top / "killed", content)
-    found["MB fetched again after SIGKILL at half"] = f"{(site.sent - _SIZE) / 1e6:.0f}" if right else "wrong file"
+    found["MB fetched again after SIGKILL at half"] = f"{(site.sent - size) / 1e6:.0f}" if right else "wrong file"
 
     site.reset(flip=True)
     code = start(client, endpoint, top / "flipped").wait()
     found["a flipped byte"] = "an error" if code else "taken for right"
 
-    site.reset(rate=64e6)
+    site.reset(rate=rate)
     both = [start(client, endpoint, top / "both") for _ in range(2)]
     codes = [process.wait() for process in both]
     right = codes == [0, 0] and is_right(top / "both", content)
-    found["two at once fetch"] = f"{site.sent / _SIZE:.1f}x" if right else f"{site.sent / _SIZE:.1f}x, and fail"
+    found["two at once fetch"] = f"{site.sent / size:.1f}x" if right else f"{site.sent / size:.1f}x, and fail"
 
-    site.reset(silent_after=_SIZE // 8)
+    site.reset(silent_after=size // 8)
     process = start(client, endpoint, top / "silent")
-    wait_until(lambda: site.sent >= _SIZE // 8, process)
+    wait_until(lambda: site.sent >= size // 8, process)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     found["Ctrl-C while the server is silent"] = time_to_end(process)
@@ -146,11 +149,16 @@ def checks(site: Site, endpoint: str, client: str, top: Path, content: bytes) ->
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", type=int, default=256, metavar="MIB")
+    parser.add_argument("--only", choices=_CLIENTS, help="one client, and nothing of from_pretrained")
+    asked = parser.parse_args()
+    size = asked.size << 20
     top = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         model = top / "models/org/big"
         model.mkdir(parents=True)
-        content = os.urandom(_SIZE)
+        content = os.urandom(size)
         config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
         (model / "config.json").write_text(json.dumps(config))
         (model / "tokenizer.json").write_text('{"model": {}}')
@@ -159,20 +167,22 @@ def main() -> None:
         site = Site(top / "models")
         rows = {}
         with running(site) as endpoint:
-            for client in ("us", "snapshot_download", "hf_transfer", "aria2c -x8 -c", "curl -C -"):
+            for client in [asked.only] if asked.only else _CLIENTS:
                 rows[client] = checks(site, endpoint, client, top / client.split()[0], content)
                 print(client, rows[client], file=sys.stderr)
-            # It downloads as snapshot_download does, file by file; what differs is how it ends.
-            site.reset(silent_after=_SIZE // 8)
-            process = start("to_thread(from_pretrained)", endpoint, top / "thread")
-            wait_until(lambda: site.sent >= _SIZE // 8, process)
-            process.send_signal(signal.SIGINT)
-            ended = time_to_end(process)
+            if not asked.only:
+                # It downloads as snapshot_download does, file by file; what differs is how it ends.
+                site.reset(silent_after=size // 8)
+                process = start("to_thread(from_pretrained)", endpoint, top / "thread")
+                wait_until(lambda: site.sent >= size // 8, process)
+                process.send_signal(signal.SIGINT)
+                ended = time_to_end(process)
         names = list(rows["us"])
         print("| | " + " | ".join(names) + " |\n|---" + "|---" * len(names) + "|")
         for client, found in rows.items():
             print(f"| {client} | " + " | ".join(found[name] for name in names) + " |")
-        print(f"\nto_thread(from_pretrained) ends {ended} after Ctrl-C while the server is silent.")
+        if not asked.only:
+            print(f"\nto_thread(from_pretrained) ends {ended} after Ctrl-C while the server is silent.")
     finally:
         shutil.rmtree(top)
 

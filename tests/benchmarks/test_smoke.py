@@ -52,3 +52,25 @@ def test_tokenizer(tmp_path: Path) -> None:
     found = run(tmp_path, "tokenizer")
     assert all(set(ours) == {"took", "longest"} for (ours,) in found.values())
     assert len(found) == 3
+
+
+def test_peers(tmp_path: Path) -> None:
+    """What comes of a SIGKILL, a flipped byte, two at once and a Ctrl-C: of ours, as README has it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.peers", "--size", "32", "--only", "us"],
+        cwd=_ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    parallel, again, flipped, two, interrupted = done.stdout.splitlines()[-1].split(" | ")[1:]
+    assert int(parallel) == 8
+    assert again.lstrip(
+        "-"
+    ).isdigit()  # else the file was wrong; how much it is says nothing where all of it is 8 blocks
+    assert (flipped, two) == ("an error", "1.0x")
+    assert float(interrupted.split()[0]) < 2
+    assert list(tmp_path.iterdir()) == []
