@@ -12,8 +12,9 @@ from tests.support import models
 from tests.support.hub import HubServer
 
 _CHILD = """
-import ctypes, fcntl, gc, glob, json, os, random, shutil, sys, threading
+import ctypes, fcntl, gc, glob, json, os, random, shutil, sys, threading, urllib.parse
 import anyio
+import yaie_async.fetch.http
 from yaie_async import ModelLoader
 url, top = sys.argv[1:]
 
@@ -22,6 +23,8 @@ async def state():
         while any(thread.name.startswith("yaie_async") for thread in threading.enumerate()):
             await anyio.sleep(0.01)
     await anyio.sleep(0.05)  # the system's side of a thread ends a little later than Python's
+    urllib.parse.clear_cache()  # the last URLs, up to a number: each load has one that is signed anew
+    yaie_async.fetch.http._parsed.cache_clear()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     anonymous = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon"))

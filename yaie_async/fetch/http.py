@@ -111,9 +111,10 @@ async def _send(
         raise _no_url(asked) from error
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _parsed(url: str) -> httpx.URL:
     # httpx looks at each character, of which a signed URL has some hundred to a thousand, and all ranges ask for one.
+    # As many as are asked for at once, and not more: what is kept here has signatures in it, and stays.
     return httpx.URL(url)
 
 
