@@ -1,4 +1,4 @@
-"""`python -m benchmarks download|stall|live|ready|tokenizer [--rounds N] [--size MB] [--json]`."""
+"""`python -m benchmarks download|stall|live|ready|tokenizer|window [--rounds N] [--size MB] [--json]`."""
 
 import argparse
 import contextlib
@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import download, live, ready, stall, tokenizer
+from benchmarks import download, live, ready, stall, tokenizer, window
 
 _ABOUT = {
     "download": (download, 1000, "bytes from a TLS server into the cache, beside what others use"),
@@ -15,6 +15,7 @@ _ABOUT = {
     "live": (live, 200, "an endpoint that is pinged while its process loads a model"),
     "ready": (ready, 400, "cold time to a ready model, beside its lower bounds"),
     "tokenizer": (tokenizer, 0, "how long a tokenizer of 128k tokens keeps the GIL"),
+    "window": (window, 200, "how long torch's default dtype is another one in a load"),
 }
 _DRAWN = {"download": "throughput over connections", "ready": "times, and what overlapped"}
 

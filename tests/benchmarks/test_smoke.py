@@ -54,6 +54,13 @@ def test_tokenizer(tmp_path: Path) -> None:
     assert len(found) == 3
 
 
+def test_window(tmp_path: Path) -> None:
+    """A build has made the skeleton under another default dtype, once or twice, and has put the usual one back."""
+    (ours,) = run(tmp_path, "window", "--size", "2", "--only", "us")["us"]
+    assert ours["times"] in (1, 2)
+    assert 0 < ours["longest"] <= ours["total"]
+
+
 def test_peers(tmp_path: Path) -> None:
     """What comes of a SIGKILL, a flipped byte, two at once and a Ctrl-C: of ours, as README has it."""
     done = subprocess.run(
