@@ -116,10 +116,13 @@ class Downloader:
                 self._tick(now)
 
     def _tick(self, now: float) -> None:
+        moved = set()
         for one, running in self._running.items():
             if running.sink.position != one.position:
                 self._scheduler.progress(one, running.sink.position, now)
-                self._tell(one.file.key)
+                moved.add(one.file.key)
+        for key in moved:
+            self._tell(key)
         if now - self._looked >= _SLOW_TICK:
             self._looked = now
             for one in self._scheduler.slow(now):
