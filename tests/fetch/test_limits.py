@@ -117,9 +117,10 @@ async def test_fewer_ranges_run_after_a_503(hub_root: Path, hub: HubServer, tmp_
             await hub.until(lambda: counting.most >= 6)
             rule = hub.faults.add(Status(503, {"Retry-After": "0"}), path="^/cdn/")
             await hub.until(lambda: rule.hits)
-            width = one.session.downloader._scheduler
-            await hub.until(lambda: width.width == 4)
-            await hub.until(lambda: counting.now <= 4)
+            scheduler = one.session.downloader._scheduler
+            await hub.until(lambda: scheduler.width == 4)
+            # Not those that the hub counts: a range may still be on its way to it, or wait to ask again.
+            await hub.until(lambda: len(scheduler._running) <= 4)
             counting.most = counting.now
             await anyio.sleep(0.5)
             assert counting.most <= 5  # one more than before 5 s is growth
