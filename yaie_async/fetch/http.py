@@ -82,6 +82,8 @@ async def _send(
     timeout: float,
     headers: Mapping[str, str] | None,
 ) -> httpx.Response:
+    if session.client.is_closed:
+        raise ClosedHubError("The httpx client that was passed to Hub(client=...) is closed. Close it after the Hub.")
     sent = {"user-agent": session.settings.user_agent, "accept-encoding": "identity", **(headers or {})}
     on_hub = session.settings.is_hub(url)
     if session.settings.token and on_hub:
@@ -96,10 +98,6 @@ async def _send(
             response = await drain.handle_async_request(request)
             response.request = request
             return response
-        if session.client.is_closed:
-            raise ClosedHubError(
-                "The httpx client that was passed to Hub(client=...) is closed. Close it after the Hub."
-            )
         request = session.client.build_request(method, _parsed(url), headers=sent, timeout=timeout)
         if not on_hub:
             request.headers.pop("authorization", None)  # of the user's client
