@@ -17,6 +17,7 @@ import pytest
 
 from tests.asgi.conftest import Put
 from tests.support.command import Command
+from tests.support.costs import cpu_seconds, sent_by_file, sizes
 from tests.support.faults import StallAt
 from tests.support.hub import HubServer
 from tests.support.web import GUNICORN, UVICORN, WebServer, web_server
@@ -74,18 +75,6 @@ def command(hub: HubServer, tmp_path: Path, put_large: Put) -> Command:
 def pids(server: WebServer, pattern: str) -> set[int]:
     """The workers that have written a line like that."""
     return {int(line.split()[0]) for line in server.lines if re.match(r"\d+ " + pattern, line)}
-
-
-def sent_by_file(hub: HubServer) -> Counter[str]:
-    sent: Counter[str] = Counter()
-    for request in hub.requests:
-        if request.method == "GET" and ("/cdn/" in request.path or "/resolve/" in request.path):
-            sent[Path(request.path).name] += request.sent
-    return sent
-
-
-def sizes(directory: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in directory.iterdir()}
 
 
 def of_mapping(pid: int, path: Path) -> Counter[str]:
@@ -148,11 +137,6 @@ def test_gunicorn(hub: HubServer, command: Command) -> None:
         share_pages(pids(server, "has read"), blob)
         assert len(pids(server, r"warm-up: chat \(org/name\) is ready")) == 8
         assert server.ready()
-
-
-def cpu_seconds(pids: set[int]) -> float:
-    times = [psutil.Process(pid).cpu_times() for pid in pids]
-    return sum(one.user + one.system for one in times)
 
 
 def test_uvicorn(hub: HubServer, command: Command) -> None:

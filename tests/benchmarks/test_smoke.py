@@ -14,12 +14,10 @@ from tests.support.programs import require_program
 _ROOT = Path(__file__).parents[2]
 
 
-def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
-    """Run a benchmark for one round; return the rounds of each case."""
-    require_program("nginx", "nginx-light")
-    require_program("openssl", "openssl")
+def finished(tmp_path: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a module to its end, which is a good one."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments, "--rounds", "1", "--json"],
+        [sys.executable, "-m", module, *arguments],
         cwd=_ROOT,
         env=os.environ | {"TMPDIR": str(tmp_path)},
         capture_output=True,
@@ -28,6 +26,14 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """Run a benchmark for one round; return the rounds of each case."""
+    require_program("nginx", "nginx-light")
+    require_program("openssl", "openssl")
+    done = finished(tmp_path, "benchmarks", *arguments, "--rounds", "1", "--json")
     assert "load average" in done.stderr
     assert "note: us" not in done.stderr, done.stderr
     assert [path for path in tmp_path.iterdir() if path.name.startswith("bench-")] == []
@@ -63,16 +69,7 @@ def test_window(tmp_path: Path) -> None:
 
 def test_peers(tmp_path: Path) -> None:
     """What comes of a SIGKILL, a flipped byte, two at once and a Ctrl-C: of ours, as README has it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.peers", "--size", "32", "--only", "us"],
-        cwd=_ROOT,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = finished(tmp_path, "benchmarks.peers", "--size", "32", "--only", "us")
     parallel, again, flipped, two, interrupted = done.stdout.splitlines()[-1].split(" | ")[1:]
     assert int(parallel) == 8
     assert again.lstrip(

@@ -1,6 +1,5 @@
 """Faults that do not pass, that cost nothing they need not, or that come on both ways of reading a body."""
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from tests.fetch.fetching import bodies, fetch, locks_are_free, nothing_is_linked, opened, put, sent
 from tests.support.faults import (
-    Answer,
+    Both,
     Chunked,
     Corrupt,
     Cut,
@@ -46,18 +45,6 @@ def anyio_backend() -> str:
 @pytest.fixture
 def weights(hub_root: Path) -> bytes:
     return put(hub_root)
-
-
-@dataclasses.dataclass(frozen=True)
-class Both(Fault):
-    """Two faults in one answer."""
-
-    first: Fault
-    second: Fault
-
-    def tell(self, answer: Answer) -> None:
-        self.first.tell(answer)
-        self.second.tell(answer)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pytest
 
 from tests.fetch.fetching import locks_are_free
 from tests.loader.conftest import Put
+from tests.support.costs import cpu_seconds, sent_by_file, sizes
 from tests.support.faults import Stall
 from tests.support.hub import HubServer
 
@@ -126,23 +126,6 @@ def start(hub: HubServer, tmp_path: Path) -> Iterator[Callable[..., Any]]:
                         child.kill()
 
     return started  # type: ignore[return-value]
-
-
-def sent_by_file(hub: HubServer) -> Counter[str]:
-    sent: Counter[str] = Counter()
-    for request in hub.requests:
-        if request.method == "GET" and ("/cdn/" in request.path or "/resolve/" in request.path):
-            sent[Path(request.path).name] += request.sent
-    return sent
-
-
-def sizes(directory: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in directory.iterdir()}
-
-
-def cpu_seconds(pids: list[int]) -> float:
-    times = [psutil.Process(pid).cpu_times() for pid in pids]
-    return sum(one.user + one.system for one in times)
 
 
 def test_eight_workers_on_an_empty_cache(hub: HubServer, put: Put, start: Callable[..., Any], tmp_path: Path) -> None:
