@@ -3,15 +3,27 @@
 import ctypes
 import gc
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from types import ModuleType
 
 import pytest
 
-from yaie_async.build.responsive import open_libraries, quick_switching, smooth_imports
+from tests.support.process import in_a_new_process
+from yaie_async.build.responsive import (
+    OPENMP,
+    TORCH,
+    leaving_a_core,
+    open_libraries,
+    quick_switching,
+    smooth_imports,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -104,14 +116,77 @@ def test_a_platform_that_lacks_the_trick_is_none_the_worse(monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert callable(lacking)
     lacking(monkeypatch)
-    open_libraries()
+    assert not open_libraries(TORCH)
+
+
+_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is only one core")
+
+
+@_CORES
+@pytest.mark.parametrize("openmp", ["of torch's own", "of the system"])
+def test_who_counts_cores_while_it_is_imported_sees_them_all(openmp: str) -> None:
+    """OpenMP, OpenBLAS and torch have as many threads as after a plain import, and all cores; the import has one less."""
+    code = """
+import os, time
+from yaie_async.build import libraries
+responsive, openmp = json.loads(sys.argv[1])
+libraries.OPENMP = openmp
+seen, started = set(), threading.Event()
+def run():
+    global number
+    number = threading.get_native_id()
+    started.set()
+    libraries.import_libraries(responsive=responsive)
+thread = threading.Thread(target=run)
+thread.start()
+started.wait()
+while thread.is_alive():
+    try:
+        seen.add(len(os.sched_getaffinity(number)))
+    except ProcessLookupError:
+        pass
+    time.sleep(0.001)
+import torch
+while os.path.exists(f"/proc/self/task/{number}"):
+    time.sleep(0.001)
+tasks = [len(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]
+print(json.dumps([sorted(seen), [tasks, torch.get_num_threads(), torch.get_num_interop_threads()]]))
+"""
+    cores = len(os.sched_getaffinity(0))
+    names = OPENMP if openmp == "of torch's own" else ["nothing.so"]
+    seen, found = in_a_new_process(code, json.dumps([True, names]))
+    assert seen == [cores - 1, cores]
+    seen, plain = in_a_new_process(code, json.dumps([False, names]))
+    assert seen == [cores]
+    assert found == plain
+    assert len(plain[0]) > 1  # OpenBLAS has started some
+
+
+@_CORES
+def test_extension_modules_are_loaded_as_before_in_the_end() -> None:
+    """However the imports end, and not if somebody else has changed it meanwhile."""
+    before = ExtensionFileLoader.create_module
+    with pytest.raises(ImportError), leaving_a_core():
+        assert ExtensionFileLoader.create_module is not before
+        raise ImportError("broken")
+    assert ExtensionFileLoader.create_module is before
+
+    def other(self: ExtensionFileLoader, spec: ModuleSpec) -> ModuleType:
+        return before(self, spec)
+
+    try:
+        with leaving_a_core():
+            ExtensionFileLoader.create_module = other  # type: ignore[method-assign]
+        assert ExtensionFileLoader.create_module is other
+    finally:
+        ExtensionFileLoader.create_module = before  # type: ignore[method-assign]
 
 
 def test_the_objects_of_the_imports_are_frozen_once() -> None:
     """If torch was imported, what the imports made is kept out of later collections; the interval is back."""
     code = (
         "import gc, sys\n"
-        "from yaie_async.build.responsive import open_libraries, quick_switching, smooth_imports\n"
+        "from yaie_async.build.responsive import quick_switching, smooth_imports\n"
         "before = sys.getswitchinterval()\n"
         "assert gc.get_freeze_count() == 0\n"
         "with quick_switching(), smooth_imports():\n"

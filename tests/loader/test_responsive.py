@@ -52,14 +52,23 @@ anyio.run(main, backend=name, backend_options=options)
 
 
 def test_without_responsive_nothing_is_touched(made: Callable[[str], Path]) -> None:
-    """Neither the switch interval nor garbage collection, at no moment; nothing is frozen."""
+    """Neither the switch interval nor garbage collection nor a thread's cores, at no moment; nothing is frozen."""
     code = """
+import os
 from yaie_async import ModelLoader
+def cores():
+    found = set()
+    for thread in threading.enumerate():
+        try:
+            found.add(len(os.sched_getaffinity(thread.native_id or 0)))
+        except ProcessLookupError:
+            pass
+    return len(found)
 async def main():
     before, seen = sys.getswitchinterval(), set()
     async def watch():
         while True:
-            seen.add((sys.getswitchinterval() == before, gc.isenabled(), gc.get_freeze_count()))
+            seen.add((sys.getswitchinterval() == before, gc.isenabled(), gc.get_freeze_count(), cores()))
             await anyio.sleep(0.002)
     async with anyio.create_task_group() as group:
         group.start_soon(watch)
@@ -68,4 +77,4 @@ async def main():
     print(json.dumps(sorted(seen)))
 anyio.run(main)
 """
-    assert in_a_new_process(code, str(made("llama"))) == [[True, True, 0]]
+    assert in_a_new_process(code, str(made("llama"))) == [[True, True, 0, 1]]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
+from contextlib import ExitStack
 
-from yaie_async.build.responsive import open_libraries, smooth_imports
+from yaie_async.build.responsive import OPENMP, TORCH, leaving_a_core, open_libraries, smooth_imports
 from yaie_async.core.trace import span
 
 # Two threads that import the same packages for the first time can meet in an import cycle; Python then breaks
@@ -22,10 +22,14 @@ def import_libraries(*, responsive: bool = False) -> None:
     Raises:
         LoaderError: one of them is missing or broken in this environment.
     """
-    with _importing, span("imports", "imports"), smooth_imports() if responsive else nullcontext():
+    with _importing, span("imports", "imports"), ExitStack() as stack:
         if responsive:
+            stack.enter_context(smooth_imports())
             with span("imports", "open libraries"):
-                open_libraries()
+                # OpenMP is to count the cores before one of them is left, or not to be met by surprise.
+                if open_libraries(OPENMP) or open_libraries(TORCH):
+                    stack.enter_context(leaving_a_core())
+                open_libraries(TORCH)
         try:
             with span("imports", "import torch"):
                 import torch  # noqa: F401

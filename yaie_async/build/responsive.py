@@ -11,12 +11,17 @@ sticks to every thread that first uses torch in that window.
 from __future__ import annotations
 
 import gc
+import glob
 import importlib.util
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from types import ModuleType
+
+from yaie_async.core.threads import cores
 
 # Seconds. Python's default of 5 ms lets the importing thread keep the GIL that long against a waiting loop.
 _INTERVAL = 0.0005
@@ -65,11 +70,30 @@ def _hold_gc() -> Callable[[], None]:
     return gc.enable
 
 
+def _hold_extensions() -> Callable[[], None]:
+    before = ExtensionFileLoader.create_module
+
+    def create_module(self: ExtensionFileLoader, spec: ModuleSpec) -> ModuleType:
+        # What `torch._C` is linked to is loaded by then; its own initialisation is the longest call of all.
+        with nullcontext() if spec.name == "torch._C" else cores().all_seen():
+            return before(self, spec)
+
+    def restore() -> None:
+        if ExtensionFileLoader.create_module is create_module:
+            ExtensionFileLoader.create_module = before  # type: ignore[method-assign]
+
+    ExtensionFileLoader.create_module = create_module  # type: ignore[method-assign]
+    return restore
+
+
 # What `import torch` maps; a library's own dependencies come with it.
-_LIBRARIES = ("libc10.so", "libtorch_cpu.so", "libtorch_cuda.so", "libtorch_python.so")
+TORCH = ("libc10.so", "libtorch_cpu.so", "libtorch_cuda.so", "libtorch_python.so")
+# What counts the cores as it is loaded, where torch's package has it (a wheel has).
+OPENMP = ("libgomp*", "libiomp*", "libomp*")
 
 _interval = _Held(_hold_interval)
 _gc = _Held(_hold_gc)
+_extensions = _Held(_hold_extensions)
 
 # The imports whose objects are to be frozen, each once a process. The official client comes with the Hub.
 _unfrozen = {"huggingface_hub", "torch"}
@@ -93,14 +117,32 @@ def smooth_imports() -> Iterator[None]:
             gc.freeze()
 
 
-def open_libraries() -> None:
-    """Load torch's shared libraries with the GIL released; its import then finds them loaded.
+@contextmanager
+def leaving_a_core() -> Iterator[None]:
+    """Around imports, in the thread that does them: one core is the event loop's. See `yaie_async.core.cores`.
+
+    A native library that comes with a module is loaded with all cores in sight: OpenBLAS (of numpy, of scipy) and
+    OpenMP count them as they are loaded, and would have a thread too few for the rest of the process.
+    """
+    with _extensions.held(), cores().one_left_free():
+        yield
+
+
+def open_libraries(names: tuple[str, ...]) -> bool:
+    """Load shared libraries of torch with the GIL released; its import then finds them loaded.
 
     `dlopen` is called as a foreign function: `ctypes.CDLL(path)` would hold the GIL (until Python 3.13).
     Where that doesn't work the import loads them itself.
+
+    Args:
+        names: patterns of their file names, in the order in which to load them.
+
+    Returns:
+        Whether any of them is loaded now.
     """
     if "torch" in sys.modules:
-        return
+        return True
+    loaded = False
     with suppress(ImportError, ValueError, OSError, AttributeError):
         import ctypes
 
@@ -109,5 +151,7 @@ def open_libraries() -> None:
         dlopen.restype = ctypes.c_void_p
         dlopen.argtypes = (ctypes.c_char_p, ctypes.c_int)
         for folder in (spec.submodule_search_locations if spec else None) or ():
-            for name in _LIBRARIES:
-                dlopen(os.fsencode(os.path.join(folder, "lib", name)), os.RTLD_NOW)
+            for name in names:
+                for path in glob.glob(os.path.join(glob.escape(folder), "lib", name)):
+                    loaded |= dlopen(os.fsencode(path), os.RTLD_NOW) is not None
+    return loaded

@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
+from yaie_async.core.cores import Cores
 from yaie_async.core.workers import Workers
 
 T = TypeVar("T")
@@ -44,6 +45,11 @@ os.register_at_fork(after_in_child=_renew)
 @atexit.register
 def _end_idle() -> None:
     _workers.end_idle()
+
+
+def cores() -> Cores:
+    """What the threads that run owned work may run on."""
+    return _workers.cores
 
 
 class _Call(Generic[T]):

@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from yaie_async.core.cores import Cores
+
 # Seconds that a thread waits for more work before it ends. No thread outlives a load by more.
 _PATIENCE = 1.0
 
@@ -27,9 +29,14 @@ class _NeverAwaited(threading.Event):
 
 
 class Workers:
-    """Runs each piece of work at once, in a thread that is its own for as long as it takes."""
+    """Runs each piece of work at once, in a thread that is its own for as long as it takes.
+
+    Attributes:
+        cores: what the threads may run on; a last piece of work is its own affair.
+    """
 
     def __init__(self) -> None:
+        self.cores = Cores()
         self._work: queue.SimpleQueue[tuple[str, bool, Callable[[], None]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._free = 0  # threads that wait for work, less the work that waits for them
@@ -78,6 +85,13 @@ class Workers:
         thread.start()
 
     def _serve(self) -> None:
+        with self.cores.giving_way():
+            last = self._serve_all_but_last()
+        if last is not None:
+            last()
+
+    def _serve_all_but_last(self) -> Callable[[], None] | None:
+        """Do what comes, until nothing does; what comes with `last` is returned."""
         thread = threading.current_thread()
         while True:
             try:
@@ -86,12 +100,12 @@ class Workers:
                 with self._lock:
                     if self._free > 0:
                         self._free -= 1
-                        return
+                        return None
                 continue  # the thread was counted on, and its work is about to come
             thread.name = name
-            work()
             if last:
-                return
+                return work
+            work()
             del work  # what it closes over may be large
             thread.name = _IDLE
             with self._lock:
