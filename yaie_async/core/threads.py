@@ -29,7 +29,7 @@ from yaie_async.core.workers import Workers
 T = TypeVar("T")
 
 
-_POLL = 0.02  # seconds
+_POLL = 0.005  # seconds
 
 _workers = Workers()
 
@@ -114,29 +114,34 @@ async def run_owned(fn: Callable[[], T], *, interrupt: Callable[[], None] | None
     **Raises:** what `fn` raises.
     """
     call = _Call(fn, name)
-    first: BaseException | None = None
-    while not call.ended:
-        try:
-            if first is None:
-                await call.done.wait()
-                continue
-            if interrupt is not None:
-                interrupt()
-                interrupt = None
-            # A wake-up can be lost to a Ctrl-C at the wrong bytecode; the flag can't.
-            with anyio.move_on_after(_POLL, shield=True):
-                await call.done.wait()
-        except BaseException as error:  # noqa: BLE001 - the first is raised again below
-            if first is None:
-                first = error
-            elif isinstance(error, Exception):
-                interrupt = None  # it failed itself; a second Ctrl-C inside it has it called again
-    if first is not None:
-        try:
-            raise first
-        finally:
-            del first
-    return call.result()
+    try:
+        await call.done.wait()
+    except BaseException as error:  # noqa: BLE001 - it is raised again below
+        first = error
+    else:
+        return call.result()
+    await _see_end(call, interrupt)
+    try:
+        raise first
+    finally:
+        del first
+
+
+async def _see_end(call: _Call[T], interrupt: Callable[[], None] | None) -> None:
+    """Wait until the thread has ended, whatever strikes meanwhile."""
+    # Entered once, and before the interrupt tells an impatient user that something happens: a Ctrl-C in the middle of
+    # entering a scope has the task group outside fail by a RuntimeError.
+    with anyio.CancelScope(shield=True):
+        while not call.ended:
+            try:
+                if interrupt is not None:
+                    interrupt()
+                    interrupt = None
+                # A wake-up can be lost to a Ctrl-C at the wrong bytecode; the flag can't.
+                await anyio.sleep(_POLL)
+            except BaseException as error:  # noqa: BLE001 - the first is what is told
+                if isinstance(error, Exception):
+                    interrupt = None  # it failed itself; a second Ctrl-C inside it has it called again
 
 
 async def run_detached(fn: Callable[[], T], *, name: str) -> T:
