@@ -159,6 +159,30 @@ async def test_a_cancel_returns_at_once_and_leaves_nothing(
     await until(lambda: sockets() == before)
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_what_comes_bit_by_bit_is_taken_together(authority: Authority, *, tls: bool) -> None:
+    """A thread that is woken for each bit takes the GIL from others thousands of times a second."""
+    bits, size = 400, 1000
+
+    def trickle(peer: Peer) -> None:
+        peer.secure()
+        peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (bits * size))
+        for _ in range(bits):
+            time.sleep(0.0002)
+            peer.send(bytes(size))
+        peer.hang()
+
+    sink = Memory()
+    with RawServer(trickle, tls=authority.server("IP:127.0.0.1") if tls else None) as server:
+        async with make_client(authority.client()) as client, client.stream("GET", server.url) as response:
+            started = time.monotonic()
+            await body_of(response).drain_into(sink)
+            lasted = time.monotonic() - started
+    assert bytes(sink.data) == bytes(bits * size)
+    assert sink.calls <= lasted / 0.01 + 3
+
+
 async def test_a_sink_that_waits_is_woken_by_a_cancel(authority: Authority) -> None:
     class Slow(Memory):
         def write(self, data: memoryview, stopped: Stop) -> None:

@@ -1,6 +1,8 @@
-"""Which body is too slow to be waited for."""
+"""Which body is too slow to be waited for, and for how long its bytes may gather."""
 
-from yaie_async.fetch.pace import SLOWEST, Pace
+import pytest
+
+from yaie_async.fetch.pace import SLOWEST, Pace, lull
 
 
 def _slow(rate: float, *, step: float = 1.0, seconds: float = 60, window: float | None = 10.0) -> bool:
@@ -28,3 +30,19 @@ def test_each_window_is_looked_at_by_itself() -> None:
 
 def test_without_a_time_limit_any_rate_will_do() -> None:
     assert not _slow(0, window=None)
+
+
+@pytest.mark.parametrize(
+    ("came", "seconds", "expected"),
+    [
+        (48_000, 0.0032, 0.01),  # 15 MB/s: an eighth of 1 Gbit/s
+        (128 * 1024, 0.001, 0.002),  # until as much has come as is worth it
+        (256 * 1024, 0.001, 0.0),
+        (1, 20.0, 0.01),
+        (1000, 0.0, 0.0),  # it was there already
+    ],
+)
+def test_bytes_gather_as_long_as_it_takes_and_a_hundredth_of_a_second_at_most(
+    came: int, seconds: float, expected: float
+) -> None:
+    assert lull(came, seconds) == pytest.approx(expected)

@@ -15,7 +15,7 @@ import h11
 import httpx
 
 from yaie_async.core.threads import run_owned
-from yaie_async.fetch.pace import SLOWEST, Pace
+from yaie_async.fetch.pace import SLOWEST, Pace, lull
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.wire import READ_SIZE, Address, Wire, time_left
 
@@ -190,12 +190,14 @@ class Connection:
         if done:
             self._deliver(sink, early[:done])
         pace = Pace(self._patience)
+        last = time.monotonic()
         while done < self._length:
             wanted = min(self._length - done, sink.largest)
             begun = time.monotonic()
             with _mapped(httpx.ReadTimeout, httpx.ReadError):
                 count = self._wire.recv_into(self._buffer[:wanted])
-            waited = time.monotonic() - begun
+            now = time.monotonic()
+            waited, since, last = now - begun, now - last, now
             if not count:
                 raise httpx.RemoteProtocolError(
                     "peer closed connection without sending complete message body "
@@ -205,6 +207,8 @@ class Connection:
             done += count
             if pace.too_slow(count, waited) and done < self._length:
                 raise httpx.ReadTimeout(f"under {SLOWEST} bytes a second")
+            if count < wanted:  # else there may be more already
+                self._wire.aborted.wait(lull(count, since))
         self._complete = True
         self._surplus = len(early) > done
         return done
