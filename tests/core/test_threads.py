@@ -338,3 +338,77 @@ def test_a_thread_that_outlives_its_loop_ends_quietly(backend: str, capfd: pytes
     thread.join(10)
     assert not thread.is_alive()
     assert capfd.readouterr().err == ""
+
+
+def _ends(script: str) -> tuple[int, str, str]:
+    """The exit code, output and errors of a process that is left to end by itself."""
+    imports = "import atexit, os, sys, threading, time, anyio\nfrom yaie_async.core.threads import run_detached\n"
+    command = [sys.executable, "-c", imports + script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_process_that_ends_in_a_build_left_behind_is_not_aborted() -> None:
+    """An interpreter that ends beside a thread in torch's C++ has the process aborted, where nothing ends that first."""
+    code, _, errors = _ends("""if True:
+        import torch
+        begun = threading.Event()
+        def build():
+            while True:
+                torch.nn.Linear(100, 100)
+                begun.set()
+        async def main():
+            with anyio.move_on_after(0) as scope:
+                await run_detached(build, name="build")
+            while not begun.is_set():
+                await anyio.sleep(0.01)
+        anyio.run(main)
+        """)
+    assert (code, errors) == (0, "")
+
+
+def test_the_end_of_the_process_ends_what_was_left_behind() -> None:
+    """Its `finally` blocks run, and the end comes through although a destructor swallowed it at first."""
+    code, output, errors = _ends("""if True:
+        begun = threading.Event()
+        class Stubborn:
+            def __del__(self):
+                begun.set()
+                while True:
+                    pass
+        def work():
+            try:
+                Stubborn()
+                time.sleep(0.001)
+                while True:
+                    pass
+            finally:
+                print("finally")
+        async def main():
+            with anyio.move_on_after(0):
+                await run_detached(work, name="work")
+            begun.wait()
+        anyio.run(main)
+        """)
+    assert (code, output, errors) == (0, "finally\n", "")
+
+
+@pytest.mark.parametrize(("option", "least"), [("True", 1.0), ("False", 0.0)])
+def test_the_end_of_the_process_does_not_wait_for_what_sleeps(option: str, least: float) -> None:
+    """C that sleeps can't be told to end: it has a second, and none where the caller says that it is harmless."""
+    code, output, errors = _ends(f"""if True:
+        begun = threading.Event()
+        def work():
+            begun.set()
+            time.sleep(100)
+        async def main():
+            with anyio.move_on_after(0):
+                await run_detached(work, name="work", awaited_at_exit={option})
+            begun.wait()
+        anyio.run(main)
+        began = time.monotonic()
+        atexit._run_exitfuncs()
+        print(time.monotonic() - began)
+        """)
+    assert (code, errors) == (0, "")
+    assert least <= float(output) < 20

@@ -76,7 +76,7 @@ class Workers:
         for _ in range(free):
             self.submit(lambda: None, name=_IDLE, last=True)
         deadline = time.monotonic() + _PATIENCE
-        while any(map(_is_there, idle)) and time.monotonic() < deadline:
+        while any(map(is_there, idle)) and time.monotonic() < deadline:
             time.sleep(0.001)
 
     def _start(self) -> None:
@@ -112,7 +112,7 @@ class Workers:
                 self._free += 1
 
 
-def _is_there(thread: threading.Thread) -> bool:
+def is_there(thread: threading.Thread) -> bool:
     """Whether a thread has not ended altogether: for Python it has before libraries destroy what they keep for it."""
     number = thread.native_id  # None before its first turn
     return number is None or thread.is_alive() or os.path.exists(f"/proc/self/task/{number}")

@@ -222,7 +222,7 @@ async def _resolve(origin: Origin, timeout: float | None) -> list[Address]:
 
     try:
         with anyio.fail_after(timeout):
-            return await run_detached(look_up, name="dns")
+            return await run_detached(look_up, name="dns", awaited_at_exit=False)
     except TimeoutError as error:
         raise httpx.ConnectTimeout(f"no address for {origin.host} in time") from error
     except OSError as error:
