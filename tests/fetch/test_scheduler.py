@@ -218,6 +218,14 @@ def test_small_files_then_headers_then_blocks_in_the_order_of_the_shards() -> No
     ]
 
 
+def test_files_are_handed_out_in_the_order_of_their_paths_whichever_came_first() -> None:
+    """A build reads shards by name: they come in that order, though each gets its lock and partial when it can."""
+    shards = [FetchFile(f"shard {i}", "m", 2 * BLOCK, path=f"model-{i:05}.safetensors") for i in range(12)]
+    arrived = random.Random(3).sample(shards, len(shards))
+    seen = [(one.file, one.start > 0) for one in _drain(_scheduler(*arrived, connections=1))]
+    assert seen == [(shard, False) for shard in shards] + [(shard, True) for shard in shards]
+
+
 def test_another_models_small_files_pass_before_blocks() -> None:
     scheduler = _scheduler(FetchFile("shard", "a", 100 * BLOCK))
     scheduler.next(0.0)

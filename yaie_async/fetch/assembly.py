@@ -107,7 +107,8 @@ class Assembly:
         held = 0 if whole else self._partial.held + sum(stop - start for start, stop in begun)
         self.counted = held
         self._meter.held(held)
-        file = FetchFile(self._key, self._model, self._partial.size, self._weights, done, whole, begun)
+        size, path = self._partial.size, self._file.path
+        file = FetchFile(self._key, self._model, size, self._weights, done, whole, begun, path)
         try:
             async with task_group() as group:
                 self._downloader.enter(file, start=partial(self._start, group), moved=self._on_moved)

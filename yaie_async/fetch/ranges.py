@@ -24,6 +24,8 @@ class FetchFile:
         done: a byte for each 4 MiB block, 0 where it is missing (as `Partial.blocks`); empty: all are missing.
         whole: one range for all that is missing, for servers that know no ranges.
         begun: of missing blocks the beginnings that are written, as (start, stop).
+        path: in the repository. A model's files are fetched in the order of their paths, since a build reads its
+            shards in that order: what is cast as it lands would else be left to the end.
     """
 
     key: Hashable
@@ -33,6 +35,7 @@ class FetchFile:
     done: bytes = b""
     whole: bool = False
     begun: tuple[tuple[int, int], ...] = ()
+    path: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -103,10 +106,10 @@ class FileState:
         self.finished: list[int] = []  # a heap: where finished ranges end, those before `verified` dropped late
 
     @property
-    def rank(self) -> tuple[int, int]:
+    def rank(self) -> tuple[int, str, int]:
         if not self.file.weights:
-            return 0, self.order
-        return (1 if self._header_is_missing else 2), self.order
+            return 0, self.file.path, self.order
+        return (1 if self._header_is_missing else 2), self.file.path, self.order
 
     @property
     def missing(self) -> int:

@@ -5,8 +5,8 @@ are called on one thread, the loop's. A range is held by one worker from `next` 
 through any retries of its own: while it is held it counts as a connection.
 
 The order is: files that are no weights, then the first block of each weight file (its header), then the rest;
-within these the model that was handed the fewest ranges; within it the files in the order they were added,
-lowest offset first.
+within these the model that was handed the fewest ranges; within it the files in the order of their paths, then that
+in which they were added, lowest offset first.
 """
 
 from __future__ import annotations
