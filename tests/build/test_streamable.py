@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from yaie_async.build import filesystem
-from yaie_async.build.estimate import estimate_seconds
+from yaie_async.build.estimate import cast_bytes, estimate_seconds
 from yaie_async.build.filesystem import file_system, is_local
 from yaie_async.build.request import BuildRequest
 from yaie_async.build.streaming import why_not_streamable
@@ -95,8 +95,8 @@ def test_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_estimate(dtype: Any, stored: Any, cast: float) -> None:
     """A build takes as long as its casts, and a moment."""
-    fixed = estimate_seconds(0, "auto", None)
-    assert estimate_seconds(3_000_000_000, dtype, stored) == pytest.approx(fixed + cast / 1.5e9)
+    assert cast_bytes(3_000_000_000, dtype, stored) == cast
+    assert estimate_seconds(int(cast)) == pytest.approx(estimate_seconds(0) + cast / 1.5e9)
 
 
 def test_turn_is_given_to_whoever_waits() -> None:

@@ -1,5 +1,6 @@
 """A model is built while its weights land, is stock's bit for bit, and nothing is lost where that can't be."""
 
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -111,6 +112,35 @@ async def test_streamed_is_stock(
 
 
 @pytest.mark.usefixtures("turn_is_given_back")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is only one core")
+@pytest.mark.parametrize(
+    ("dtype", "options", "left"),
+    [("float16", {}, 1), ("float16", {"responsive": False}, 0), ("bfloat16", {}, 0)],
+    ids=["mapped", "not responsive", "cast"],
+)
+async def test_a_core_is_left_to_the_loop(
+    dtype: str, options: dict[str, Any], left: int, hub: HubServer, put: Put, tmp_path: Path
+) -> None:
+    """By the threads that read bodies and by the build, unless it casts; nothing is left of that afterwards."""
+    gate = hold(hub, put("org/tiny"))
+    all_cores = os.sched_getaffinity(0)
+
+    def cores(name: str) -> list[int]:
+        threads = [one for one in threading.enumerate() if one.name == name and one.native_id]
+        return [len(os.sched_getaffinity(one.native_id or 0)) for one in threads]
+
+    async with anyio.create_task_group() as group:
+        loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path, dtype=dtype, **options)
+        group.start_soon(loader.load_model)
+        await until(
+            lambda: cores("yaie_async build") == cores("yaie_async body") == [len(all_cores) - left], seconds=30
+        )
+        gate.open()
+    await until(lambda: not cores("yaie_async build"), seconds=1)
+    assert set(cores("idle yaie_async")) == {len(all_cores)}
+
+
+@pytest.mark.usefixtures("turn_is_given_back")
 async def test_a_wrong_byte_is_never_in_the_model(
     hub: HubServer,
     put: Put,
@@ -139,7 +169,7 @@ async def test_a_model_of_bytes_that_came_again(
         meter.stage("downloading")
         meter.expect(total=1, files=1)
         meter.held(1)
-        streamed = StreamedBuild(arrival.request, meter)
+        streamed = StreamedBuild(arrival.request, meter, responsive=True)
         streamed.small_are_there(tuple(arrival.landings.values()))
         arrival.begin()
         arrival.land_rest()

@@ -1,4 +1,4 @@
-"""How long a build takes, told from sizes and names alone."""
+"""What a build casts, and how long it takes, told from sizes and names alone."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ _FLOATS = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), 
 _FIXED, _CAST = 0.6, 1.5e9
 
 
-def estimate_seconds(size: int, dtype: Any, stored: str | Mapping[str, int] | None) -> float:
-    """Estimate how long a build takes once its bytes are there and the libraries are imported.
-
-    Tensors that keep their dtype are mapped, which takes no time.
+def cast_bytes(size: int, dtype: Any, stored: str | Mapping[str, int] | None) -> int:
+    """Bytes of a checkpoint that a build casts; the others are mapped as they are.
 
     Args:
         size: bytes of its weight files.
@@ -28,10 +26,13 @@ def estimate_seconds(size: int, dtype: Any, stored: str | Mapping[str, int] | No
     """
     asked = resolve_dtype(dtype)
     if asked == "auto":
-        cast = 0
-    elif isinstance(stored, Mapping):
+        return 0
+    if isinstance(stored, Mapping):
         floats = [(count, *_FLOATS[name]) for name, count in stored.items() if name in _FLOATS]
-        cast = sum(count * item for count, name, item in floats if name != asked)
-    else:
-        cast = 0 if stored is not None and str(stored).removeprefix("torch.") == asked else size
+        return sum(count * item for count, name, item in floats if name != asked)
+    return 0 if stored is not None and str(stored).removeprefix("torch.") == asked else size
+
+
+def estimate_seconds(cast: int) -> float:
+    """Estimate how long a build that casts so many bytes takes once they are there and the libraries are imported."""
     return _FIXED + cast / _CAST

@@ -119,7 +119,7 @@ def smooth_imports() -> Iterator[None]:
 
 @contextmanager
 def leaving_a_core() -> Iterator[None]:
-    """Around imports, in the thread that does them: one core is the event loop's. See `yaie_async.core.cores`.
+    """Around imports or a build, in the thread that does it: one core is the event loop's. See `yaie_async.core.cores`.
 
     A native library that comes with a module is loaded with all cores in sight: OpenBLAS (of numpy, of scipy) and
     OpenMP count them as they are loaded, and would have a thread too few for the rest of the process.

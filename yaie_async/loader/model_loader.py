@@ -217,7 +217,7 @@ class ModelLoader:
             from yaie_async.loader.streamed import StreamedBuild
 
             request = files.request(**self._build_options())
-            streamed = StreamedBuild(request, meter)
+            streamed = StreamedBuild(request, meter, responsive=self._responsive)
             async with task_group() as group:
                 group.start_soon(self._prepare, files, request, streamed)
                 await files.ensure(session, meter, weights=True, on_small=streamed.small_are_there)
