@@ -34,6 +34,8 @@ def main() -> None:
             one.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="stored")
         if name not in ("download", "tokenizer"):
             one.add_argument("--link", default="1gbit", help="rate of the link, as tc writes it (1gbit)")
+        if name == "tokenizer":
+            one.add_argument("--tokenizer-class", default=tokenizer.KINDS[0], choices=tokenizer.KINDS, help="declared")
         if name == "stall":
             one.add_argument("--big-tokenizer", action="store_true", help="a tokenizer of 128k tokens as well")
         one.set_defaults(run=module.main)

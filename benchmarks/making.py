@@ -32,8 +32,8 @@ def add_tokenizer_copy(model: Path, copy: Path, tokens: int) -> None:
     write_tokenizer(copy, tokens)
 
 
-def write_tokenizer(directory: Path, tokens: int) -> None:
-    """A byte-level BPE tokenizer as the repositories of real models have it."""
+def write_tokenizer(directory: Path, tokens: int, kind: str = "PreTrainedTokenizerFast") -> None:
+    """A byte-level BPE tokenizer as the repositories of real models have it, of that class."""
     from tokenizers import pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -67,7 +67,7 @@ def write_tokenizer(directory: Path, tokens: int) -> None:
     }
     (directory / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
     described = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": kind,
         "bos_token": "<s>",
         "eos_token": "</s>",
         "added_tokens_decoder": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from yaie_async.build.checkpoint import snapshot_directory
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("yaie_async")
 
-# The classes that take the tokenizer of tokenizer.json as it is. Others (GPT2Tokenizer, Qwen2Tokenizer,
-# LlamaTokenizer, ...) build one of their own from parts of it.
-_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# The classes that take the tokenizer of tokenizer.json as it is, and those that make one of their own from its
+# vocabulary and merges. The names of all may end in "Fast".
+_PLAIN = ("PreTrainedTokenizer", "TokenizersBackend")
+_OF_PARTS = ("GPT2Tokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer")
+# Declared by many whose bytes need a plain one: transformers sees that by this word, and takes a plain one.
+_OFTEN_PLAIN, _SIGN = "LlamaTokenizer", '"ByteLevel"'
 
 # Bytes of a tokenizer.json that transformers reads in about 15 ms.
 _LARGE = 500_000
@@ -85,31 +88,58 @@ def _from_pretrained(directory: str, request: BuildRequest, more: Mapping[str, A
 
 
 def _build_quickly(directory: str, request: BuildRequest, config: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:
-    """The same tokenizer with its large tokenizer.json read by `build_backend`; None to leave it to transformers."""
-    from transformers import TokenizersBackend
-
-    from yaie_async.build.backend import build_backend
-
+    """The same tokenizer with its large tokenizer.json read in pieces; None to leave it to transformers."""
     try:
         with open(os.path.join(directory, "tokenizer_config.json"), encoding="utf-8") as file:
             declared = json.load(file)
         path = os.path.join(directory, "tokenizer.json")
         # Without "added_tokens_decoder" transformers parses all of tokenizer.json itself, in one go.
-        if declared.get("tokenizer_class") not in _PLAIN or "added_tokens_decoder" not in declared:
+        if "added_tokens_decoder" not in declared or "fast_tokenizer_files" in declared:
             return None
-        if "fast_tokenizer_files" in declared or os.path.getsize(path) < _LARGE:
+        name = str(declared.get("tokenizer_class")).removesuffix("Fast")
+        if name not in (*_PLAIN, *_OF_PARTS, _OFTEN_PLAIN) or os.path.getsize(path) < _LARGE:
             return None
         with open(path, encoding="utf-8") as file:
-            backend: Any = build_backend(file.read())
-        backend.__deepcopy__ = lambda _memo: backend  # transformers would copy it, in 160-400 ms
-        tokenizer: Any = _from_pretrained(directory, request, {**config, "tokenizer_object": backend})
-        del backend.__deepcopy__
-        if type(tokenizer) is TokenizersBackend and tokenizer.backend_tokenizer is backend:
+            text = file.read()
+        if name == _OFTEN_PLAIN and _SIGN not in text:
+            return None
+        make = _of_parts if name in _OF_PARTS else _with_backend
+        tokenizer = make(text, lambda **more: _from_pretrained(directory, request, {**config, **more}))
+        if tokenizer is not None:
             return tokenizer
-        logger.debug("%s has a %s: built by transformers alone", request.source, type(tokenizer).__name__)
+        logger.debug("%s has another tokenizer: built by transformers alone", request.source)
     except Exception:  # if there is something wrong with the files, transformers will say so
         logger.debug("the tokenizer of %s is built by transformers alone", request.source, exc_info=True)
     return None
+
+
+def _with_backend(text: str, make: Callable[..., Any]) -> PreTrainedTokenizerBase | None:
+    """A tokenizer that takes what it is given; None where it has not."""
+    from transformers import TokenizersBackend
+
+    from yaie_async.build.backend import build_backend
+
+    backend: Any = build_backend(text)
+    backend.__deepcopy__ = lambda _memo: backend  # transformers would copy it, in 160-400 ms
+    tokenizer: Any = make(tokenizer_object=backend)
+    del backend.__deepcopy__
+    return tokenizer if type(tokenizer) is TokenizersBackend and tokenizer.backend_tokenizer is backend else None
+
+
+def _of_parts(text: str, make: Callable[..., Any]) -> PreTrainedTokenizerBase | None:
+    """A tokenizer that makes its backend of vocabulary and merges; None where it has not taken these."""
+    import transformers
+
+    from yaie_async.build.backend import read_parts
+
+    parts = read_parts(text)
+    # The name of no file: transformers looks for none of its own then, and finds none to read.
+    tokenizer: Any = make(tokenizer_file="", vocab=parts.vocab, merges=parts.merges, **parts.keywords)
+    known = any(type(tokenizer) is getattr(transformers, name) for name in _OF_PARTS)
+    if not known or tokenizer._merges is not parts.merges:  # noqa: SLF001
+        return None
+    tokenizer._vocab, tokenizer._merges = parts.plain()  # noqa: SLF001 - what it was made of
+    return tokenizer  # type: ignore[no-any-return]
 
 
 def _named_config(directory: str, request: BuildRequest) -> Mapping[str, Any]:
