@@ -232,10 +232,14 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_it_makes_the_same_tokenizer(tmp_path: Path, read: list[object], kind: Any, name: str) -> None:
-    """Class, state, settings, what it does and saves, and how it copies: as stock transformers."""
+def test_it_makes_the_same_tokenizer(
+    tmp_path: Path, read: list[object], caplog: pytest.LogCaptureFixture, kind: Any, name: str
+) -> None:
+    """Class, state, settings, what it does and saves, and how it copies: as stock transformers, and not built by it."""
     directory = write(tmp_path / "it", plain(document_of(kind)), tokenizer_class=name, extra_special_tokens=["<new>"])
-    mine: Any = tokenizer.build_tokenizer(BuildRequest(str(directory)))
+    with caplog.at_level("DEBUG", logger="yaie_async"):
+        mine: Any = tokenizer.build_tokenizer(BuildRequest(str(directory)))
+    assert "by transformers alone" not in caplog.text
     stock: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     stock.pad_token = mine.pad_token
     (was_read,) = read
