@@ -138,6 +138,11 @@ def assert_equal(built: Tokenizer, stock: Tokenizer) -> None:
     for mine, theirs in zip(built.encode_batch(strings), encoded, strict=True):
         assert mine.ids == theirs.ids
         assert mine.offsets == theirs.offsets
+        assert mine.special_tokens_mask == theirs.special_tokens_mask
+        for skip in (True, False):
+            assert built.decode(mine.ids, skip_special_tokens=skip) == stock.decode(
+                theirs.ids, skip_special_tokens=skip
+            )
     ids = [one.ids for one in encoded]
     for skip in (True, False):
         assert built.decode_batch(ids, skip_special_tokens=skip) == stock.decode_batch(ids, skip_special_tokens=skip)

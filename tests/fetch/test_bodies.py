@@ -32,6 +32,8 @@ from tests.support.faults import (
 from tests.support.hub import HubServer
 from yaie_async import HubUnavailableError, IntegrityError, LoaderError
 from yaie_async.fetch import assembly
+from yaie_async.fetch.downloader import Downloader
+from yaie_async.fetch.ranges import FetchFile
 from yaie_async.store.blockmap import BLOCK, SYNCED, WRITTEN, decode, map_name
 
 pytestmark = pytest.mark.anyio
@@ -216,6 +218,22 @@ async def test_a_cancelled_fetch_goes_on_where_it_stood(hub: HubServer, weights:
     hub.clear()
     assert await fetch(hub, tmp_path) == weights
     assert sum(request.sent for request in bodies(hub)) <= len(weights) - first + 2 * BLOCK
+
+
+async def test_the_scheduler_is_told_the_paths(
+    hub: HubServer, weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By which it orders the files of a model."""
+    paths: list[str] = []
+    real = Downloader.enter
+
+    def noted(downloader: Downloader, file: FetchFile, **options: Any) -> None:
+        paths.append(file.path)
+        real(downloader, file, **options)
+
+    monkeypatch.setattr(Downloader, "enter", noted)
+    assert await fetch(hub, tmp_path) == weights
+    assert sorted(paths) == sorted(path.name for path in (hub.root / "org/big").iterdir())
 
 
 async def test_pruning_in_mid_download_costs_nothing(hub: HubServer, weights: bytes, tmp_path: Path) -> None:

@@ -292,6 +292,7 @@ def test_two_that_are_killed_in_turns(hub: HubServer, start: Start, weights: byt
         victim.kill()
         victim.communicate()
         children[turn % 2] = start(cache, rate=12e6)
+        wait_for_a_block(cache)
         assert recorded(cache) >= held
         held = recorded(cache)
     for child in children:
