@@ -56,9 +56,9 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
 
 
 def _prepared(case: str, directory: Path) -> Callable[[], object]:
-    from yaie_async.build.libraries import import_libraries
-    from yaie_async.build.request import BuildRequest
-    from yaie_async.build.tokenizer import build_tokenizer
+    from yaie_async.model.imports import import_libraries
+    from yaie_async.model.request import BuildRequest
+    from yaie_async.model.tokenizer import build_tokenizer
 
     import_libraries(responsive=True)  # all cases in the state in which a load builds: nothing left for gc to walk
     from transformers import AutoTokenizer

@@ -25,7 +25,7 @@ import pytest
 
 import yaie_async
 from tests.support.hub import HubServer
-from yaie_async.store.landing import Landing
+from yaie_async.store.arriving_file import ArrivingFile
 
 _LOOPS = [
     pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
@@ -80,23 +80,23 @@ def no_blocking() -> Iterator[None]:
 @pytest.fixture
 def readers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """How many threads wait for bytes of a landing, or of any, at this moment: `readers(landing)`, `readers()`."""
-    waiting: list[Landing] = []
-    wait_for = Landing._wait_for
+    waiting: list[ArrivingFile] = []
+    wait_for = ArrivingFile._wait_for
 
-    def counted(landing: Landing, there: Callable[[], bool], unless: Callable[[], bool]) -> None:
+    def counted(arriving: ArrivingFile, there: Callable[[], bool], unless: Callable[[], bool]) -> None:
         if there():
-            wait_for(landing, there, unless)
+            wait_for(arriving, there, unless)
             return
-        waiting.append(landing)
+        waiting.append(arriving)
         try:
-            wait_for(landing, there, unless)
+            wait_for(arriving, there, unless)
         finally:
-            waiting.remove(landing)
+            waiting.remove(arriving)
 
-    def count(landing: Landing | None = None) -> int:
-        return sum(landing in (None, one) for one in waiting)
+    def count(arriving: ArrivingFile | None = None) -> int:
+        return sum(arriving in (None, one) for one in waiting)
 
-    monkeypatch.setattr(Landing, "_wait_for", counted)
+    monkeypatch.setattr(ArrivingFile, "_wait_for", counted)
     return count
 
 

@@ -16,7 +16,7 @@ from yaie_async.core.plan import RepoFile
 from yaie_async.core.progress import Meter
 from yaie_async.fetch import blob as blob_module
 from yaie_async.fetch.blob import fetch_blob
-from yaie_async.fetch.verify import digest_of
+from yaie_async.fetch.digest import digest_of
 from yaie_async.store.blockmap import BLOCK
 from yaie_async.store.cache import RepoCache
 

@@ -12,7 +12,7 @@ from tests.support.faults import Answer, Chunked, Cut, Fault, Gzip, Headers, Red
 from tests.support.hub import HubServer
 from tests.support.waiting import until
 from yaie_async import ClosedHubError, GatedModelError, Hub, HubUnavailableError
-from yaie_async.fetch.answers import Asked
+from yaie_async.fetch.failures import Asked
 from yaie_async.fetch.http import answer
 from yaie_async.fetch.retry import TransientError
 

@@ -18,7 +18,7 @@ from tests.loader.test_streamed import hold
 from tests.support import models
 from tests.support.hub import HubServer
 from yaie_async import IncompatibleModelError, ModelFileNotFoundError, ModelLoader
-from yaie_async.build.turn import build_turn
+from yaie_async.model.lock import build_lock
 
 pytestmark = pytest.mark.anyio
 
@@ -197,6 +197,6 @@ async def test_no_memory(hub: HubServer, tmp_path: Path) -> None:
 
 def assert_nothing_left(cache: Path) -> None:
     gc.collect()
-    assert build_turn.is_free()
+    assert build_lock.is_free()
     assert torch.get_default_dtype() == torch.float32
     assert str(cache) not in Path("/proc/self/maps").read_text()

@@ -29,8 +29,8 @@ from yaie_async import ModelLoader
 import yaie_async.loader.prefetch
 url, cache, out, *roles = sys.argv[1:]
 if "load" in roles:
-    import yaie_async.build.model
-    from yaie_async.build.libraries import import_libraries
+    import yaie_async.model.model
+    from yaie_async.model.imports import import_libraries
     import_libraries()
     from transformers import LlamaForCausalLM
 if "official" in roles:

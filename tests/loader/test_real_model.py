@@ -9,8 +9,8 @@ import anyio
 import pytest
 import torch
 
-from tests.build.test_model import assert_same_model, stock_model
 from tests.loader.test_streamed import hold
+from tests.model.test_model import assert_same_model, stock_model
 from tests.support.hub import HubServer
 from yaie_async import ModelLoader
 from yaie_async.demo.checkpoint import find_checkpoint

@@ -13,18 +13,18 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.build.landings import Arrival
-from tests.build.test_model import assert_same_model, stock_model
 from tests.loader.conftest import Put
+from tests.model.arrivals import Arrival
+from tests.model.test_model import assert_same_model, stock_model
 from tests.support import models
 from tests.support.faults import Both, Corrupt, Cut, Fault, Gate, IgnoreRange, Stall, StallAt, Status
 from tests.support.hub import HubServer
 from tests.support.waiting import until
 from yaie_async import HubUnavailableError, ModelLoader
-from yaie_async.build.tensors import LandingTensor
-from yaie_async.build.turn import build_turn
 from yaie_async.core.progress import Meter, Progress
 from yaie_async.loader.streamed import StreamedBuild, is_due
+from yaie_async.model.lock import build_lock
+from yaie_async.model.tensors import ArrivingTensor
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.anyio
 def turn_is_given_back() -> Iterator[None]:
     yield
     deadline = time.monotonic() + 5
-    while not build_turn.is_free():
+    while not build_lock.is_free():
         assert time.monotonic() < deadline
         time.sleep(0.001)
     assert torch.get_default_dtype() == torch.float32
@@ -170,7 +170,7 @@ async def test_a_model_of_bytes_that_came_again(
         meter.expect(total=1, files=1)
         meter.held(1)
         streamed = StreamedBuild(arrival.request, meter, responsive=True)
-        streamed.small_are_there(tuple(arrival.landings.values()))
+        streamed.small_are_there(tuple(arrival.arriving.values()))
         arrival.begin()
         arrival.land_rest()
         await streamed.run(arrival.config, {})
@@ -190,15 +190,15 @@ async def test_tensors_are_read_before_their_file_is_whole(
     directory = models.llama(hub.root / "org" / "big", hidden=1024)
     gate = hold(hub, directory)
     read: list[int] = []
-    real = LandingTensor.to
+    real = ArrivingTensor.to
 
-    def noted(tensor: LandingTensor, **to: Any) -> torch.Tensor:
+    def noted(tensor: ArrivingTensor, **to: Any) -> torch.Tensor:
         value = real(tensor, **to)
         if not gate.future.done():
             read.append(value.nbytes)
         return value
 
-    monkeypatch.setattr(LandingTensor, "to", noted)
+    monkeypatch.setattr(ArrivingTensor, "to", noted)
     async with anyio.create_task_group() as group:
         group.start_soon(ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path).load_model)
         await until(lambda: sum(read) > (directory / "model.safetensors").stat().st_size / 2, seconds=30)
@@ -237,7 +237,7 @@ async def test_cancelling(
         group.cancel_scope.cancel()
     assert time.monotonic() - began < 0.1
     await until(lambda: "yaie_async build" not in {thread.name for thread in threading.enumerate()}, seconds=1)
-    assert build_turn.is_free()
+    assert build_lock.is_free()
     gate.open()
     assert (await loader.load_model()).dtype == torch.float16
 
@@ -317,7 +317,7 @@ async def test_many_at_once(
         await until(readers, seconds=30)
         for name in list(kinds)[1:] * 2:
             group.start_soon(load, name)
-        await until(lambda: build_turn.is_wanted() or has_given_way(), seconds=30)
+        await until(lambda: build_lock.is_contended() or has_given_way(), seconds=30)
         await until(has_given_way, seconds=1)
         await until(lambda: sum(map(len, got.values())) == 8, seconds=30)
         assert not got["org/slow"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from yaie_async.build.memory import available_memory
 from yaie_async.cli.options import Wishes
 from yaie_async.cli.outcome import Outcome, describe_error
 from yaie_async.cli.several import describe_failures, for_each
@@ -12,6 +11,7 @@ from yaie_async.cli.tables import columns
 from yaie_async.core.plan import Plan
 from yaie_async.loader.display import size
 from yaie_async.loader.model_loader import ModelLoader
+from yaie_async.model.memory import available_memory
 
 
 def plan(models: list[str], wishes: Wishes, *, dtype: str) -> Outcome:

@@ -19,8 +19,8 @@ from yaie_async.cli.outcome import Outcome
 from yaie_async.cli.tables import columns
 from yaie_async.core.errors import InvalidArgumentError, OfflineError
 from yaie_async.core.plan import digest_kind
+from yaie_async.fetch.digest import digest_of
 from yaie_async.fetch.settings import read_settings
-from yaie_async.fetch.verify import digest_of
 from yaie_async.loader.display import size
 from yaie_async.store.cache import RepoCache
 

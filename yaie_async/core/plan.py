@@ -151,7 +151,7 @@ def digest_kind(etag: str) -> str | None:
 def choose_small(files: Mapping[str, RepoFile], *, code: bool, model: str) -> tuple[RepoFile, ...]:
     """The files beside the weights that a model or its tokenizer may read, in the order of linking.
 
-    tokenizer_config.json and config.json are the last: see `yaie_async.store.snapshots.holding`.
+    tokenizer_config.json and config.json are the last: see `yaie_async.store.completeness.holding`.
 
     Raises:
         IncompatibleModelError: when there is no config.json, saying what is there instead.

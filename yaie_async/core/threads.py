@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
-from yaie_async.core.cores import Cores
+from yaie_async.core.affinity import Cores
 from yaie_async.core.workers import Workers, is_there
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from yaie_async.core.cores import Cores
+from yaie_async.core.affinity import Cores
 
 # Seconds that a thread waits for more work before it ends. No thread outlives a load by more.
 _PATIENCE = 1.0

@@ -15,8 +15,9 @@ from yaie_async.core.progress import Meter
 from yaie_async.core.tasks import task_group
 from yaie_async.core.threads import run_owned
 from yaie_async.core.trace import span
-from yaie_async.fetch.answers import gave_up
+from yaie_async.fetch.digest import Digest
 from yaie_async.fetch.downloader import Downloader, Running
+from yaie_async.fetch.failures import gave_up
 from yaie_async.fetch.location import Location, OtherBytesError
 from yaie_async.fetch.pace import SLOWEST, Pace, least
 from yaie_async.fetch.ranges import FetchFile, Range
@@ -24,7 +25,6 @@ from yaie_async.fetch.retry import GaveUpError, Kind, RetryPolicy, TransientErro
 from yaie_async.fetch.sink import FullError, RangeSink
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.transport import drainable
-from yaie_async.fetch.verify import Digest
 from yaie_async.store.blockmap import BLOCK
 from yaie_async.store.partials import Ownership, Partial
 

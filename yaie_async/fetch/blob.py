@@ -14,15 +14,15 @@ from yaie_async.core.plan import RepoFile
 from yaie_async.core.progress import Meter
 from yaie_async.core.threads import run_owned
 from yaie_async.fetch.assembly import Assembly, LostError, PrunedError, RangesIgnoredError
+from yaie_async.fetch.digest import digest_of
 from yaie_async.fetch.location import Location, OtherBytesError
 from yaie_async.fetch.session import Session
 from yaie_async.fetch.stop import Stop
-from yaie_async.fetch.verify import digest_of
-from yaie_async.store.access import cache_errors
+from yaie_async.store.arriving_file import ArrivingFile
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.claims import claim_or_create, discard_orphans, others_alive
-from yaie_async.store.landing import Landing
 from yaie_async.store.locks import blob_lock
+from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.partials import Partial
 
 logger = logging.getLogger("yaie_async")
@@ -39,11 +39,11 @@ async def fetch_blob(
     meter: Meter,
     *,
     weights: bool,
-    landing: Landing | None = None,
+    arriving: ArrivingFile | None = None,
 ) -> bool:
     """Make `blobs/<etag>` exist; return whether this call wrote it, or it was there (or linked) already.
 
-    `landing` is told of the bytes as they come, where this call is the one that fetches them.
+    `arriving` is told of the bytes as they come, where this call is the one that fetches them.
 
     **Cancellation:** every thread has ended, the lock is given back, the partial is kept for whoever comes next.
     What else awaits the same blob takes over.
@@ -59,7 +59,7 @@ async def fetch_blob(
     async def lead() -> bool:
         nonlocal led
         led = True
-        return await _Fetch(session, cache, commit, file, meter, weights=weights, landing=landing).run()
+        return await _Fetch(session, cache, commit, file, meter, weights=weights, arriving=arriving).run()
 
     fresh = await flight(lead)
     if session.flights.get(key) is flight:
@@ -81,7 +81,7 @@ class _Fetch:
         meter: Meter,
         *,
         weights: bool,
-        landing: Landing | None,
+        arriving: ArrivingFile | None,
     ) -> None:
         assert file.etag is not None and file.size is not None
         self._session = session
@@ -92,7 +92,7 @@ class _Fetch:
         self._size = file.size
         self._meter = meter
         self._weights = weights
-        self._landing = landing
+        self._arriving = arriving
         self._there = False
         # Set in the thread that opened it, so that a cancelled call leaves no descriptor without an owner.
         self._partial: Partial | None = None
@@ -171,8 +171,8 @@ class _Fetch:
             except RangesIgnoredError:
                 self._meter.held(-assembly.counted)
                 whole = True
-                if self._landing is not None:
-                    self._landing.fail()  # all of it is written again, into the same inode
+                if self._arriving is not None:
+                    self._arriving.fail()  # all of it is written again, into the same inode
             except PrunedError:
                 self._meter.held(-assembly.counted)
                 await self._go_on(self._rescue)
@@ -215,9 +215,9 @@ class _Fetch:
 
     def _own(self, make: Callable[[], Partial]) -> None:
         self._partial = make()
-        if self._landing is not None:
-            self._partial.landing = self._landing
-            self._landing.begin(self._partial.path, self._partial.blocks)
+        if self._arriving is not None:
+            self._partial.arriving = self._arriving
+            self._arriving.begin(self._partial.path, self._partial.blocks)
 
     def _claim(self) -> Partial:
         return claim_or_create(self._cache.blobs, self._etag, self._size, lock_held=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from yaie_async.fetch.bucket import TokenBucket
 from yaie_async.fetch.ranges import FetchFile, Range
+from yaie_async.fetch.rate_limit import TokenBucket
 from yaie_async.fetch.scheduler import Scheduler
 from yaie_async.fetch.sink import RangeSink
 from yaie_async.store.blockmap import BLOCK

@@ -10,7 +10,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from yaie_async.core.errors import ClosedHubError, HubUnavailableError
-from yaie_async.fetch.answers import Asked, failure, transport_failure
+from yaie_async.fetch.failures import Asked, failure, transport_failure
 from yaie_async.fetch.session import Session
 from yaie_async.fetch.settings import origin
 from yaie_async.fetch.transport import DrainTransport

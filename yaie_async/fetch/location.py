@@ -9,7 +9,7 @@ import anyio
 import httpx
 
 from yaie_async.core.plan import RepoFile
-from yaie_async.fetch.answers import Asked
+from yaie_async.fetch.failures import Asked
 from yaie_async.fetch.http import answer
 from yaie_async.fetch.metadata import file_url, normal_etag
 from yaie_async.fetch.retry import TransientError

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from yaie_async.core.errors import HubUnavailableError, LoaderError
 from yaie_async.core.plan import Listing, RepoFile, check_etag, check_path, is_commit
 from yaie_async.core.threads import run_owned
-from yaie_async.fetch.answers import Asked, gave_up
+from yaie_async.fetch.failures import Asked, gave_up
 from yaie_async.fetch.http import answer
 from yaie_async.fetch.retry import GaveUpError, RetryPolicy, with_retries
 from yaie_async.fetch.session import Session

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from yaie_async.fetch.stop import Stop
-from yaie_async.store.access import cache_errors
 from yaie_async.store.blockmap import BLOCK
 from yaie_async.store.diskio import write_all
+from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.partials import Partial
 
 

@@ -26,11 +26,11 @@ from yaie_async.core.threads import run_owned
 from yaie_async.fetch.blob import fetch_blob
 from yaie_async.fetch.metadata import commit_of, complete, listing_of
 from yaie_async.fetch.session import Session
-from yaie_async.store.access import free_bytes
+from yaie_async.store.arriving_file import ArrivingFile
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.claims import held_bytes
-from yaie_async.store.landing import Landing
-from yaie_async.store.snapshots import Holding, holding, select
+from yaie_async.store.completeness import Holding, holding, select
+from yaie_async.store.os_errors import free_bytes
 
 logger = logging.getLogger("yaie_async")
 
@@ -122,7 +122,7 @@ async def ensure(
     revision: str,
     need: Need,
     meter: Meter,
-    on_small: Callable[[tuple[Landing, ...]], None],
+    on_small: Callable[[tuple[ArrivingFile, ...]], None],
 ) -> Path:
     """Make the snapshot hold what is needed and return its folder.
 
@@ -163,12 +163,14 @@ class _Job:
         self._fresh: set[str] = set()  # etags of the blobs that this job has written
         self._linked: set[str] = set()  # paths of files that were in the snapshot when it began
         self._weights: dict[str, anyio.CancelScope] = {}
-        self._landings: dict[str, Landing] = {}
+        self._arrivals: dict[str, ArrivingFile] = {}
         self._small_linked = anyio.Event()
         # Each has a lock and two descriptors; as many wait ready as are under way, so that no connection idles.
         self._open_files = anyio.CapacityLimiter(2 * session.max_connections)
 
-    async def run(self, revision: str, replaces: str | None, on_small: Callable[[tuple[Landing, ...]], None]) -> None:
+    async def run(
+        self, revision: str, replaces: str | None, on_small: Callable[[tuple[ArrivingFile, ...]], None]
+    ) -> None:
         self._meter.stage("downloading")
         guess = await self._plan()
         await self._check_disk(guess.files)
@@ -191,7 +193,7 @@ class _Job:
                 for file in exact.weights:
                     if file not in guess.weights:
                         weights.start_soon(self._weight, file)
-                on_small(tuple(self._landing(file) for file in exact.weights))
+                on_small(tuple(self._arriving(file) for file in exact.weights))
             group.cancel_scope.cancel()
         await run_owned(partial(self._link, [config]), name="link")
 
@@ -215,33 +217,33 @@ class _Job:
     async def _weight(self, file: RepoFile) -> None:
         with anyio.CancelScope() as scope:
             self._weights[file.path] = scope
-            await self._fetch(file, self._landing(file))
+            await self._fetch(file, self._arriving(file))
             await self._small_linked.wait()
             await run_owned(partial(self._link, [file]), name="link")
 
-    def _landing(self, file: RepoFile) -> Landing:
-        if file.path not in self._landings:
+    def _arriving(self, file: RepoFile) -> ArrivingFile:
+        if file.path not in self._arrivals:
             assert file.etag is not None
             places = self._cache.blob(file.etag), self._cache.pointer(self._commit, file.path)
-            self._landings[file.path] = Landing(file.path, file.size or 0, *places)
-        return self._landings[file.path]
+            self._arrivals[file.path] = ArrivingFile(file.path, file.size or 0, *places)
+        return self._arrivals[file.path]
 
     def _drop(self, paths: set[str]) -> None:
         for path in paths:
             self._weights[path].cancel()
 
-    async def _fetch(self, file: RepoFile, landing: Landing | None = None) -> None:
+    async def _fetch(self, file: RepoFile, arriving: ArrivingFile | None = None) -> None:
         assert file.etag is not None
-        weights = landing is not None
+        weights = arriving is not None
         async with self._open_files:
             if file.path in self._linked:
                 self._meter.cached(file.size or 0)
             elif await fetch_blob(
-                self._session, self._cache, self._commit, file, self._meter, weights=weights, landing=landing
+                self._session, self._cache, self._commit, file, self._meter, weights=weights, arriving=arriving
             ):
                 self._fresh.add(file.etag)
-            if landing is not None:
-                landing.complete()
+            if arriving is not None:
+                arriving.complete()
 
     def _link(self, files: list[RepoFile]) -> None:
         for file in files:

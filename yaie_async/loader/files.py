@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from yaie_async.build.memory import estimate_memory
-from yaie_async.build.request import BuildRequest
 from yaie_async.core.plan import Plan, PlannedFile, RepoFile, Wanted, WeightRules, choose
 from yaie_async.core.progress import Meter
 from yaie_async.core.threads import run_owned
@@ -19,13 +17,15 @@ from yaie_async.fetch.selection import Patterns, choose_files, fetch_chosen
 from yaie_async.fetch.session import Session
 from yaie_async.fetch.snapshot import Need, Resolution, bytes_missing, ensure, listing_for, resolve
 from yaie_async.loader.source import Directory, find_source
-from yaie_async.store.access import free_bytes
+from yaie_async.model.memory import estimate_memory
+from yaie_async.model.request import BuildRequest
+from yaie_async.store.arriving_file import ArrivingFile
 from yaie_async.store.cache import RepoCache, files_below
-from yaie_async.store.landing import Landing
-from yaie_async.store.snapshots import read_json
+from yaie_async.store.completeness import read_json
+from yaie_async.store.os_errors import free_bytes
 
 # Told of the weights that are still landing once all other files are there.
-OnSmall = Callable[[tuple[Landing, ...]], None]
+OnSmall = Callable[[tuple[ArrivingFile, ...]], None]
 
 
 @dataclass(frozen=True, slots=True)

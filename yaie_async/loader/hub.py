@@ -214,15 +214,6 @@ class Hub:
 
 def import_layers() -> None:
     """Import what loaders import on the loop's thread later, and the official client with it. Blocks."""
-    import yaie_async.build.backend
-    import yaie_async.build.model
-    import yaie_async.build.quiet
-    import yaie_async.build.skeleton
-    import yaie_async.build.tokenizer
-    import yaie_async.loader.display
-    import yaie_async.loader.files
-    import yaie_async.loader.prefetch
-    import yaie_async.loader.streamed  # noqa: F401
     from yaie_async.fetch.session import import_transports
 
     import_transports()

@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
-from yaie_async.build.arguments import check_model_kwargs
-from yaie_async.build.responsive import quick_switching, smooth_imports
 from yaie_async.core.progress import Meter, OnProgress, Progress
 from yaie_async.core.tasks import SharedCall, task_group
 from yaie_async.core.threads import run_detached
 from yaie_async.loader.hub import Hub, invalid_argument
+from yaie_async.model.arguments import check_model_kwargs
+from yaie_async.model.responsive import quick_switching, smooth_imports
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from yaie_async.build.request import BuildRequest
     from yaie_async.core.plan import Plan, RepoFile
     from yaie_async.fetch.selection import Patterns
     from yaie_async.fetch.session import Session
     from yaie_async.loader.files import ModelFiles
     from yaie_async.loader.streamed import StreamedBuild
+    from yaie_async.model.request import BuildRequest
 
 logger = logging.getLogger("yaie_async")
 
@@ -205,7 +205,7 @@ class ModelLoader:
 
         Whoever still holds the model keeps it alive.
         """
-        from yaie_async.build.memory import release_memory
+        from yaie_async.model.memory import release_memory
 
         self._built_model.forget()
         self._built_tokenizer.forget()
@@ -232,8 +232,8 @@ class ModelLoader:
 
     async def _prepare(self, files: ModelFiles, request: BuildRequest, streamed: StreamedBuild) -> None:
         """While the weights arrive: import, refuse what its config tells can't be loaded, and build the model."""
-        from yaie_async.build.libraries import import_libraries
-        from yaie_async.build.preflight import check_config
+        from yaie_async.model.imports import import_libraries
+        from yaie_async.model.preflight import check_config
 
         await run_detached(partial(import_libraries, responsive=self._responsive), name="imports")
         await streamed.wait_for_small()
@@ -249,7 +249,7 @@ class ModelLoader:
             await streamed.run(config, files.parameters)
 
     async def _build(self, request: BuildRequest) -> PreTrainedModel:
-        from yaie_async.build.model import build_model
+        from yaie_async.model.model import build_model
 
         cancelled = threading.Event()  # a build whose turn has not come by then is not begun
         try:
@@ -264,8 +264,8 @@ class ModelLoader:
             meter.stage("building")
 
             def build() -> PreTrainedTokenizerBase:
-                from yaie_async.build.libraries import import_libraries
-                from yaie_async.build.tokenizer import build_tokenizer
+                from yaie_async.model.imports import import_libraries
+                from yaie_async.model.tokenizer import build_tokenizer
 
                 import_libraries(responsive=self._responsive)
                 return build_tokenizer(files.request(**self._build_options()))

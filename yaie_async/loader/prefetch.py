@@ -17,7 +17,7 @@ from yaie_async.core.threads import run_owned
 from yaie_async.loader.display import size
 from yaie_async.loader.model_loader import ModelLoader
 from yaie_async.loader.source import split_revision
-from yaie_async.store.access import free_bytes
+from yaie_async.store.os_errors import free_bytes
 
 if TYPE_CHECKING:
     from yaie_async.fetch.selection import Patterns

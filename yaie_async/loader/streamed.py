@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from yaie_async.build.estimate import cast_bytes, estimate_seconds
-from yaie_async.build.request import BuildRequest
-from yaie_async.build.responsive import leaving_a_core
-from yaie_async.build.streaming import StreamAbandoned, build_streaming, why_not_streamable
-from yaie_async.build.turn import build_turn
 from yaie_async.core.progress import Meter, Progress
 from yaie_async.core.threads import run_detached
-from yaie_async.store.landing import Landing
+from yaie_async.model.estimate import cast_bytes, estimate_seconds
+from yaie_async.model.lock import build_lock
+from yaie_async.model.request import BuildRequest
+from yaie_async.model.responsive import leaving_a_core
+from yaie_async.model.streaming import StreamAbandoned, build_streaming, why_not_streamable
+from yaie_async.store.arriving_file import ArrivingFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,14 +43,14 @@ class StreamedBuild:
         self._request = request
         self._meter = meter
         self._responsive = responsive
-        self._landings: tuple[Landing, ...] = ()
+        self._arriving: tuple[ArrivingFile, ...] = ()
         self._small = anyio.Event()
         self._whole = anyio.Event()
         self._model: PreTrainedModel | None = None
 
-    def small_are_there(self, landings: tuple[Landing, ...]) -> None:
-        """All files but the weights are there, and these are still landing."""
-        self._landings = landings
+    def small_are_there(self, arriving: tuple[ArrivingFile, ...]) -> None:
+        """All files but the weights are there, and these are still arriving."""
+        self._arriving = arriving
         self._small.set()
 
     def all_are_there(self) -> None:
@@ -71,39 +71,42 @@ class StreamedBuild:
 
         **Raises:** LoaderError when the libraries can't be imported.
         """
-        if not self._landings:
+        if not self._arriving:
             return
-        landings = {landing.path: landing for landing in self._landings}
-        reason = why_not_streamable(config, self._request, landings)
+        arriving = {arriving.path: arriving for arriving in self._arriving}
+        reason = why_not_streamable(config, self._request, arriving)
         if reason is not None:
             self._log(reason)
             return
-        size = sum(landing.size for landing in self._landings)
+        size = sum(arriving.size for arriving in self._arriving)
         stored = parameters or config.get("dtype") or config.get("torch_dtype")
         cast = cast_bytes(size, self._request.dtype, stored)
         if await self._is_time(estimate_seconds(cast)):
             # A cast takes all cores, or the model would be ready later: by 6 % of 7 s, on two cores.
-            await self._build(config, landings, leaving_a_core() if self._responsive and not cast else nullcontext())
+            await self._build(config, arriving, leaving_a_core() if self._responsive and not cast else nullcontext())
         else:
             self._log("its weights were there before a build could begin")
 
     async def _is_time(self, estimate: float) -> bool:
         """Wait until it is; False once the snapshot is whole."""
         while not self._whole.is_set():
-            if is_due(self._meter.snapshot(), estimate) and build_turn.is_free():
+            if is_due(self._meter.snapshot(), estimate) and build_lock.is_free():
                 return True
             with anyio.move_on_after(_LOOK):
                 await self._whole.wait()
         return False
 
     async def _build(
-        self, config: Mapping[str, Any], landings: Mapping[str, Landing], surroundings: AbstractContextManager[None]
+        self,
+        config: Mapping[str, Any],
+        arriving: Mapping[str, ArrivingFile],
+        surroundings: AbstractContextManager[None],
     ) -> None:
         cancelled = threading.Event()
 
         def build() -> PreTrainedModel:
             with surroundings:
-                return build_streaming(self._request, config, landings, cancelled=cancelled.is_set)
+                return build_streaming(self._request, config, arriving, cancelled=cancelled.is_set)
 
         try:
             self._model = await run_detached(build, name="build")
@@ -115,7 +118,7 @@ class StreamedBuild:
     def take_model(self) -> PreTrainedModel | None:
         """The model, if there is one and it was built of the very bytes that are in the snapshot now."""
         model, self._model = self._model, None
-        if model is not None and any(landing.failed for landing in self._landings):
+        if model is not None and any(arriving.failed for arriving in self._arriving):
             self._log("some of the bytes that it was built of came again")
             return None
         return model

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from yaie_async.build.responsive import quick_switching, smooth_imports
 from yaie_async.core.threads import run_detached
 from yaie_async.loader.hub import import_layers
+from yaie_async.model.responsive import quick_switching, smooth_imports
 
 
 async def warm_imports() -> None:
@@ -23,6 +23,6 @@ async def warm_imports() -> None:
     with quick_switching():
         with smooth_imports():
             await run_detached(import_layers, name="layers")
-        from yaie_async.build.libraries import import_libraries
+        from yaie_async.model.imports import import_libraries
 
         await run_detached(partial(import_libraries, responsive=True), name="imports")

@@ -7,7 +7,7 @@ from pathlib import Path
 from yaie_async.core.plan import WeightRules, is_commit
 from yaie_async.localhub.models import ModelMissing, RevisionMissing, Snapshot, folders, listing, segments
 from yaie_async.store.cache import RepoCache
-from yaie_async.store.snapshots import Holding, holding
+from yaie_async.store.completeness import Holding, holding
 
 
 class CachedModels:

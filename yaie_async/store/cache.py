@@ -24,7 +24,7 @@ from pathlib import Path
 from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
 
 from yaie_async.core.plan import RepoFile, is_commit
-from yaie_async.store.access import cache_errors
+from yaie_async.store.os_errors import cache_errors
 
 _TAG = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"

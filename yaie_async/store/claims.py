@@ -9,7 +9,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from yaie_async.store.access import cache_errors
 from yaie_async.store.blockmap import (
     HEADER_SIZE,
     MISSING,
@@ -24,6 +23,7 @@ from yaie_async.store.blockmap import (
     map_name,
 )
 from yaie_async.store.diskio import write_all
+from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.owners import Here, Takeover, is_alive, look_around
 from yaie_async.store.partials import Ownership, Partial, remove
 

@@ -14,7 +14,7 @@ import anyio
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from yaie_async.core.threads import run_owned
-from yaie_async.store.access import cache_errors
+from yaie_async.store.os_errors import cache_errors
 
 
 def _nothing() -> None: ...

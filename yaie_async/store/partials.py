@@ -24,7 +24,7 @@ from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
-from yaie_async.store.access import cache_errors
+from yaie_async.store.arriving_file import ArrivingFile
 from yaie_async.store.blockmap import (
     HEADER_SIZE,
     SYNCED,
@@ -38,7 +38,7 @@ from yaie_async.store.blockmap import (
     marks,
 )
 from yaie_async.store.diskio import copy_sparse, fdatasync, sync_directory, write_all
-from yaie_async.store.landing import Landing
+from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.owners import this_process
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL
@@ -59,14 +59,14 @@ class Partial:
         fd: the data file, for `pwrite` and `pread`; -1 once closed.
         etag: the blob's name.
         size: of the blob and of the data file, in bytes.
-        landing: told of what is recorded, if there is one.
+        arriving: told of what is recorded, if there is one.
     """
 
     def __init__(self, map_path: Path, header: MapHeader, state: bytearray, fds: tuple[int, int]) -> None:
         self.etag = header.etag
         self.size = header.size
         self.fd, self._map_fd = fds
-        self.landing: Landing | None = None
+        self.arriving: ArrivingFile | None = None
         self._directory = map_path.parent
         self._map_path = map_path
         self._data_path = map_path.with_name(header.data)
@@ -127,8 +127,8 @@ class Partial:
         with self._lock, cache_errors(self._map_path):
             write_all(self._map_fd, self._written[first:stop], HEADER_SIZE + first)
             self._state[first:stop] = bytes([WRITTEN]) * (stop - first)
-        if self.landing is not None:
-            self.landing.landed(first, stop)
+        if self.arriving is not None:
+            self.arriving.landed(first, stop)
 
     def sync(self) -> None:
         """Put what is recorded on the disk (`fdatasync`), and record that.

@@ -1,0 +1,210 @@
+"""Keeping the loop awake: what is changed process-wide is given back exactly, and its absence harms nobody."""
+
+import ctypes
+import gc
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from types import ModuleType
+
+import pytest
+
+from tests.support.process import in_a_new_process
+from yaie_async.model.responsive import (
+    OPENMP,
+    TORCH,
+    leaving_a_core,
+    open_libraries,
+    quick_switching,
+    smooth_imports,
+)
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    interval, enabled = sys.getswitchinterval(), gc.isenabled()
+    yield
+    sys.setswitchinterval(interval)
+    (gc.enable if enabled else gc.disable)()
+
+
+def test_the_interval_is_lowered_and_restored() -> None:
+    """During a load threads switch ten times as often, afterwards as before."""
+    before = sys.getswitchinterval()
+    with quick_switching():
+        assert sys.getswitchinterval() == pytest.approx(before / 10)
+    assert sys.getswitchinterval() == before
+
+
+def test_the_last_of_several_loads_restores() -> None:
+    """The first load to end leaves the interval to the others; an error restores it too."""
+    before = sys.getswitchinterval()
+    first = ExitStack()
+    first.enter_context(quick_switching())
+    with pytest.raises(ValueError, match="stop"), quick_switching():
+        first.close()
+        assert sys.getswitchinterval() < before
+        raise ValueError("stop")
+    assert sys.getswitchinterval() == before
+
+
+def test_what_the_application_sets_meanwhile_stays() -> None:
+    """An interval that somebody else set during the load is not overwritten."""
+    with quick_switching():
+        sys.setswitchinterval(0.002)
+    assert sys.getswitchinterval() == pytest.approx(0.002)
+
+
+def test_many_threads_leave_it_as_it_was() -> None:
+    """Loads that come and go in many threads restore the interval in the end."""
+    before = sys.getswitchinterval()
+
+    def load() -> None:
+        for _ in range(50):
+            with quick_switching(), smooth_imports():
+                pass
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sys.getswitchinterval() == before
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_collection_waits_and_is_restored(*, enabled: bool) -> None:
+    """gc is held during the imports, and only switched on again where it was on."""
+    (gc.enable if enabled else gc.disable)()
+    with smooth_imports():
+        assert not gc.isenabled()
+    assert gc.isenabled() is enabled
+
+
+def test_an_error_restores_collection() -> None:
+    """An import that fails leaves gc on."""
+    with pytest.raises(ImportError), smooth_imports():
+        raise ImportError("broken")
+    assert gc.isenabled()
+
+
+def _no_dlopen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
+
+
+def _no_ctypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_name: object) -> None:
+        raise OSError("not here")
+
+    monkeypatch.setattr(ctypes, "CDLL", fail)
+
+
+def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+
+
+@pytest.mark.parametrize("lacking", [_no_dlopen, _no_ctypes, _no_torch])
+def test_a_platform_that_lacks_the_trick_is_none_the_worse(monkeypatch: pytest.MonkeyPatch, lacking: object) -> None:
+    """Without dlopen, without ctypes, without torch: the import simply loads its libraries itself."""
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert callable(lacking)
+    lacking(monkeypatch)
+    assert not open_libraries(TORCH)
+
+
+_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is only one core")
+
+
+@_CORES
+@pytest.mark.parametrize("openmp", ["of torch's own", "of the system"])
+def test_who_counts_cores_while_it_is_imported_sees_them_all(openmp: str) -> None:
+    """OpenMP, OpenBLAS, MKL and torch have as many threads as after a plain import, and all cores.
+
+    The import has a core less, and so has what is built first.
+    """
+    code = """
+import contextlib, os, time
+from yaie_async.model import imports, responsive as keeping
+responsive, openmp = json.loads(sys.argv[1])
+libraries.OPENMP = openmp
+seen, started = set(), threading.Event()
+def run():
+    global number
+    number = threading.get_native_id()
+    started.set()
+    libraries.import_libraries(responsive=responsive)
+thread = threading.Thread(target=run)
+thread.start()
+started.wait()
+while thread.is_alive():
+    try:
+        seen.add(len(os.sched_getaffinity(number)))
+    except ProcessLookupError:
+        pass
+    time.sleep(0.001)
+import torch
+def build():
+    with keeping.leaving_a_core() if responsive else contextlib.nullcontext():
+        torch.ones(500, 500) @ torch.ones(500, 500)
+builder = threading.Thread(target=build)
+builder.start()
+builder.join()
+while any(os.path.exists(f"/proc/self/task/{one}") for one in (number, builder.native_id)):
+    time.sleep(0.001)
+tasks = [len(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]
+print(json.dumps([sorted(seen), [tasks, torch.get_num_interop_threads(), torch.__config__.parallel_info()]]))
+"""
+    cores = len(os.sched_getaffinity(0))
+    names = OPENMP if openmp == "of torch's own" else ["nothing.so"]
+    seen, found = in_a_new_process(code, json.dumps([True, names]))
+    assert seen == [cores - 1, cores]
+    seen, plain = in_a_new_process(code, json.dumps([False, names]))
+    assert seen == [cores]
+    assert found == plain
+    assert len(plain[0]) > 1  # OpenBLAS has started some
+
+
+@_CORES
+def test_extension_modules_are_loaded_as_before_in_the_end() -> None:
+    """However the imports end, and not if somebody else has changed it meanwhile."""
+    before = ExtensionFileLoader.create_module
+    with pytest.raises(ImportError), leaving_a_core():
+        assert ExtensionFileLoader.create_module is not before
+        raise ImportError("broken")
+    assert ExtensionFileLoader.create_module is before
+
+    def other(self: ExtensionFileLoader, spec: ModuleSpec) -> ModuleType:
+        return before(self, spec)
+
+    try:
+        with leaving_a_core():
+            ExtensionFileLoader.create_module = other  # type: ignore[method-assign]
+        assert ExtensionFileLoader.create_module is other
+    finally:
+        ExtensionFileLoader.create_module = before  # type: ignore[method-assign]
+
+
+def test_the_objects_of_the_imports_are_frozen_once() -> None:
+    """If torch was imported, what the imports made is kept out of later collections; the interval is back."""
+    code = (
+        "import gc, sys\n"
+        "from yaie_async.model.responsive import quick_switching, smooth_imports\n"
+        "before = sys.getswitchinterval()\n"
+        "assert gc.get_freeze_count() == 0\n"
+        "with quick_switching(), smooth_imports():\n"
+        "    import torch\n"
+        "frozen = gc.get_freeze_count()\n"
+        "assert frozen > 10_000, frozen\n"
+        "assert gc.isenabled() and sys.getswitchinterval() == before\n"
+        "with smooth_imports():\n"
+        "    pass\n"
+        "assert gc.get_freeze_count() <= frozen\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,123 @@
+"""Bytes as they land, seen by a reader in another thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from yaie_async.store.arriving_file import ArrivalError, ArrivingFile
+from yaie_async.store.blockmap import BLOCK
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+def never() -> bool:
+    return False
+
+
+Waiting = Callable[[ArrivingFile, Future[object]], None]
+
+
+@pytest.fixture
+def waiting(readers: Callable[..., int]) -> Waiting:
+    """Wait until a job waits for bytes of a landing."""
+
+    def wait(arriving: ArrivingFile, job: Future[object]) -> None:
+        while not readers(arriving):
+            assert not job.done()
+            time.sleep(0.001)
+
+    return wait
+
+
+def test_open_and_wait(tmp_path: Path, pool: ThreadPoolExecutor, waiting: Waiting) -> None:
+    """A reader gets the file when it begins, and its bytes when the last of their blocks has landed."""
+    arriving = ArrivingFile("a", 3 * BLOCK + 5)
+    (tmp_path / "data").touch()
+    opening = pool.submit(arriving.open, never)
+    waiting(arriving, opening)
+    arriving.begin(tmp_path / "data", b"\1\0\0\0")
+    os.close(opening.result(5))
+    arriving.wait(0, BLOCK, never)
+    job = pool.submit(arriving.wait, BLOCK - 1, 3 * BLOCK + 5, never)
+    waiting(arriving, job)
+    arriving.landed(1, 3)
+    waiting(arriving, job)
+    arriving.landed(3, 4)
+    assert job.result(5) is None
+    assert not arriving.failed
+
+
+@pytest.mark.parametrize(
+    "end",
+    [lambda arriving, _: arriving.fail(), lambda arriving, path: arriving.begin(path, b"\0")],
+)
+def test_failure(
+    tmp_path: Path, pool: ThreadPoolExecutor, end: Callable[[ArrivingFile, Path], None], waiting: Waiting
+) -> None:
+    """A failed download, and one that starts over in another file, end every wait at once and for good."""
+    arriving = ArrivingFile("a", BLOCK)
+    arriving.begin(tmp_path / "one", b"\0")
+    job = pool.submit(arriving.wait, 0, BLOCK, never)
+    waiting(arriving, job)
+    end(arriving, tmp_path / "two")
+    with pytest.raises(ArrivalError):
+        job.result(5)
+    assert arriving.failed
+    arriving.landed(0, 1)
+    with pytest.raises(ArrivalError):
+        arriving.wait(0, BLOCK, never)
+    with pytest.raises(ArrivalError):
+        arriving.open(never)
+
+
+def test_reader_that_gives_up(tmp_path: Path, pool: ThreadPoolExecutor, waiting: Waiting) -> None:
+    """A reader that no longer wants to wait does not, within a tenth of a second; bytes that are there it gets."""
+    arriving = ArrivingFile("a", 2 * BLOCK)
+    arriving.begin(tmp_path / "data", b"\1\0")
+    given_up = threading.Event()
+    job = pool.submit(arriving.wait, 0, 2 * BLOCK, given_up.is_set)
+    waiting(arriving, job)
+    began = time.monotonic()
+    given_up.set()
+    with pytest.raises(ArrivalError):
+        job.result(5)
+    assert time.monotonic() - began < 0.1
+    arriving.wait(0, BLOCK, given_up.is_set)
+    assert not arriving.failed
+
+
+def test_file_that_is_published_or_pruned(tmp_path: Path) -> None:
+    """Under its final names the file is opened too; one that is gone is a failure of this reader."""
+    blob, pointer = tmp_path / "blob", tmp_path / "pointer"
+    arriving = ArrivingFile("a", 1, blob, pointer)
+    (tmp_path / "partial").touch()
+    arriving.begin(tmp_path / "partial", b"\0")
+    os.close(arriving.open(never))
+    for source, target in ((tmp_path / "partial", blob), (blob, pointer)):
+        source.rename(target)
+        os.close(arriving.open(never))
+    arriving.complete()
+    arriving.wait(0, 1, never)
+    pointer.unlink()
+    with pytest.raises(ArrivalError):
+        arriving.open(never)
+
+
+def test_file_that_was_there(tmp_path: Path) -> None:
+    """What never landed here is read where it is."""
+    arriving = ArrivingFile("a", 1, tmp_path / "blob", tmp_path / "pointer")
+    (tmp_path / "pointer").touch()
+    arriving.complete()
+    os.close(arriving.open(never))
+    arriving.wait(0, 1, never)

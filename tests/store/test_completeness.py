@@ -1,0 +1,166 @@
+"""How much of a model a snapshot holds: never more is believed than the disk proves."""
+
+import json
+import os
+import time
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from yaie_async.core.plan import RepoFile, WeightRules
+from yaie_async.store.cache import RepoCache
+from yaie_async.store.completeness import Holding, holding, read_json
+
+COMMIT = "a" * 40
+# In the order in which this package links them.
+ORDER = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "config.json")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> RepoCache:
+    cache = RepoCache(tmp_path / "cache", "org/name")
+    cache.prepare(COMMIT)
+    return cache
+
+
+def enter(cache: RepoCache, *paths: str, content: str = "{}") -> None:
+    """Link files one after the other, as far apart as the file system can tell."""
+    for path in paths:
+        etag = path.replace("/", "_").ljust(40, "0")
+        cache.blob(etag).write_text(content)
+        latest = max((link.lstat().st_ctime_ns for link in cache.snapshot(COMMIT).rglob("*")), default=0)
+        while not cache.has(COMMIT, path):
+            cache.link(COMMIT, path, etag, fresh=True)
+            if cache.pointer(COMMIT, path).lstat().st_ctime_ns <= latest:
+                cache.pointer(COMMIT, path).unlink()
+                time.sleep(0.001)
+
+
+def held(cache: RepoCache, *, weights: bool = True, code: bool = False, rules: WeightRules | None = None) -> Holding:
+    return holding(cache, COMMIT, weights=weights, code=code, rules=rules or WeightRules())
+
+
+def write_tree(cache: RepoCache, *paths: str) -> None:
+    tree = cache.folder / "trees" / f"{COMMIT}.json"
+    tree.parent.mkdir()
+    files = {path: {"size": 2, "blob_id": path.ljust(40, "0")} for path in paths}
+    tree.write_text(json.dumps({"format_version": 1, "files": files}))
+
+
+def test_what_we_have_linked_to_the_end_is_whole(cache: RepoCache) -> None:
+    """All files in our order are whole, for the tokenizer and for the model."""
+    enter(cache, *ORDER)
+    assert held(cache) is held(cache, weights=False) is Holding.WHOLE
+
+
+@pytest.mark.parametrize("count", range(len(ORDER)))
+def test_a_kill_before_any_link_is_seen(count: int, cache: RepoCache) -> None:
+    """Any shorter run in our order has no config.json, and holds nothing for anyone."""
+    enter(cache, *ORDER[:count])
+    assert held(cache) is held(cache, weights=False) is Holding.MISSING
+
+
+def test_weights_after_a_tokenizer(cache: RepoCache) -> None:
+    """A tokenizer that was fetched alone is whole; the model is when its weights have come, in either shape."""
+    *small, config = [path for path in ORDER if path != "model.safetensors"]
+    enter(cache, *small, config)
+    assert (held(cache, weights=False), held(cache)) == (Holding.WHOLE, Holding.MISSING)
+    enter(cache, "model.safetensors")
+    assert held(cache) is Holding.WHOLE
+
+
+def test_a_sharded_set_is_whole_with_its_last_shard(cache: RepoCache) -> None:
+    """The index names the shards: without one of them, or without the index, the model is not there."""
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    enter(cache, *shards)
+    enter(cache, *(path for path in ORDER if path != "model.safetensors"))
+    assert held(cache) is Holding.MISSING
+    index = json.dumps({"weight_map": {"a": shards[0], "b": shards[1]}})
+    enter(cache, "model.safetensors.index.json", content=index)
+    assert held(cache) is Holding.WHOLE
+    cache.pointer(COMMIT, shards[0]).unlink()
+    assert held(cache) is Holding.MISSING
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("config.json", "tokenizer_config.json", "tokenizer.json"),
+        ("config.json", "tokenizer_config.json"),
+        ("tokenizer_config.json", "config.json", "tokenizer.json"),
+        ("tokenizer_config.json", "config.json"),
+        ("config.json",),
+        ("tokenizer_config.json", "tokenizer.json", "config.json"),
+    ],
+)
+def test_another_order_proves_nothing(order: tuple[str, ...], cache: RepoCache) -> None:
+    """Files that transformers fetched one by one are usable offline, and online the Hub is asked what is missing."""
+    enter(cache, *order)
+    assert held(cache, weights=False) is Holding.USABLE
+
+
+def test_a_copied_cache_is_usable(cache: RepoCache) -> None:
+    """A cache that was copied with other times has lost the proof, and nothing else."""
+    enter(cache, *ORDER)
+    for path in reversed(ORDER):
+        pointer = cache.pointer(COMMIT, path)
+        target = os.readlink(pointer)
+        pointer.unlink()
+        time.sleep(0.006)
+        pointer.symlink_to(target)
+    assert held(cache) is Holding.USABLE
+
+
+def test_code_is_never_proved_by_order(cache: RepoCache) -> None:
+    """Which .py files a repository has is known from a listing only."""
+    enter(cache, "modeling_x.py", *ORDER)
+    assert held(cache, code=True) is Holding.USABLE
+    assert held(cache) is Holding.WHOLE
+
+
+def test_the_official_listing_decides(cache: RepoCache) -> None:
+    """With the official client's listing every subset of the files is whole only if it is all of them."""
+    write_tree(cache, *ORDER, "modeling_x.py", "README.md", "onnx/model.onnx")
+    for count in range(len(ORDER)):
+        for some in combinations(ORDER, count):
+            other = RepoCache(cache.root, "org/name")
+            for path in cache.snapshot(COMMIT).iterdir():
+                path.unlink()
+            enter(other, *some)
+            assert held(other) is Holding.MISSING
+    enter(cache, *ORDER)
+    assert held(cache) is Holding.WHOLE
+    assert held(cache, code=True) is Holding.MISSING
+    enter(cache, "modeling_x.py")
+    assert held(cache, code=True) is Holding.WHOLE
+
+
+def test_a_dangling_link_is_missing(cache: RepoCache) -> None:
+    """A file whose blob was removed is not there, whatever the snapshot lists."""
+    enter(cache, *ORDER)
+    os.unlink(cache.pointer(COMMIT, "model.safetensors").resolve())
+    assert held(cache) is Holding.MISSING
+    assert held(cache, weights=False) is Holding.WHOLE
+
+
+def test_weights_of_another_kind_are_not_there(cache: RepoCache) -> None:
+    """A snapshot with a pickle holds nothing for whom pickles are refused, nor for another variant."""
+    enter(cache, *("pytorch_model.bin" if path == "model.safetensors" else path for path in ORDER))
+    assert held(cache) is Holding.WHOLE
+    assert held(cache, rules=WeightRules(pickle=False)) is Holding.MISSING
+    assert held(cache, rules=WeightRules(variant="fp16")) is Holding.MISSING
+
+
+def test_json_is_read_from_the_link_or_the_blob(cache: RepoCache) -> None:
+    """A file that is verified and not yet linked can be read; what is no JSON, or nested without end, is None."""
+    etag = "d" * 40
+    file = RepoFile("config.json", 2, etag)
+    assert read_json(cache, COMMIT, file) is None
+    cache.blob(etag).write_text('{"a": 1}')
+    assert read_json(cache, COMMIT, file) == {"a": 1}
+    cache.link(COMMIT, "config.json", etag, fresh=True)
+    assert read_json(cache, COMMIT, RepoFile("config.json")) == {"a": 1}
+    for content in (b"{", b"\xff", b"[" * 100_000):
+        cache.blob(etag).write_bytes(content)
+        assert read_json(cache, COMMIT, file) is None

@@ -1,0 +1,58 @@
+"""What the operating system says of the cache becomes an error that names the place and a way out."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from yaie_async.core.errors import CacheAccessError, DiskFullError, IntegrityError
+from yaie_async.store.os_errors import cache_errors, free_bytes
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk(number: int, tmp_path: Path) -> None:
+    """No space, no quota and too large a file are all a DiskFullError with bytes needed and free."""
+    says = rf"full at {tmp_path}: 1,234 bytes .* HF_HUB_CACHE"
+    with pytest.raises(DiskFullError, match=says) as caught, cache_errors(tmp_path, needed=1234):
+        raise OSError(number, os.strerror(number))
+    assert (caught.value.needed, caught.value.path) == (1234, str(tmp_path))
+    assert caught.value.free > 0
+    assert caught.value.errno == errno.ENOSPC
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_cache_that_may_not_be_written(number: int, tmp_path: Path) -> None:
+    """The error says that what is there still loads, and names the file that the system named."""
+    inner = str(tmp_path / "inner")
+    says = r"can't be written at .*local_files_only=True"
+    with pytest.raises(CacheAccessError, match=says) as caught, cache_errors(tmp_path):
+        raise OSError(number, os.strerror(number), inner)
+    assert (caught.value.path, caught.value.errno) == (inner, number)
+
+
+def test_any_other_failure(tmp_path: Path) -> None:
+    """An I/O error is a CacheAccessError with the system's words; what is no OSError is left alone."""
+    with pytest.raises(CacheAccessError, match="Input/output error") as caught, cache_errors(tmp_path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert caught.value.errno == errno.EIO
+    with pytest.raises(KeyError), cache_errors(tmp_path):
+        raise KeyError
+
+
+def test_an_error_of_ours_passes(tmp_path: Path) -> None:
+    """IntegrityError is an OSError too, and is not translated again."""
+    ours = IntegrityError("x", expected="a", found="b")
+    with pytest.raises(IntegrityError) as caught, cache_errors(tmp_path):
+        raise ours
+    assert caught.value is ours
+
+
+def test_free_bytes_of_what_is_not_there_yet(tmp_path: Path) -> None:
+    """The free space of a folder that will be made is that of the file system it will be on."""
+    stat = os.statvfs(tmp_path)
+    for path in (tmp_path, tmp_path / "a" / "b" / "c"):
+        assert abs(free_bytes(path) - stat.f_bavail * stat.f_frsize) < 1 << 30
+    (tmp_path / "file").write_text("")
+    assert free_bytes(tmp_path / "file" / "below") > 0

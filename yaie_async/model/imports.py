@@ -1,0 +1,57 @@
+"""The heavy imports, in one place: seconds of work, done in a worker thread, never at module import."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+
+from yaie_async.core.trace import span
+from yaie_async.model.responsive import OPENMP, TORCH, leaving_a_core, open_libraries, smooth_imports
+
+# Two threads that import the same packages for the first time can meet in an import cycle; Python then breaks
+# the deadlock by handing one of them a half-initialised module (importlib's _DeadlockError).
+_importing = threading.Lock()
+
+
+def import_libraries(*, responsive: bool = False) -> None:
+    """Import torch, accelerate and what a build needs of transformers. Cheap from the second call on.
+
+    Args:
+        responsive: leave the GIL to the other threads as far as it goes; see `yaie_async.model.responsive`.
+
+    Raises:
+        LoaderError: one of them is missing or broken in this environment.
+    """
+    with _importing, span("imports", "imports"), ExitStack() as stack:
+        if responsive:
+            stack.enter_context(smooth_imports())
+            with span("imports", "open libraries"):
+                # OpenMP is to count the cores before one of them is left, or not to be met by surprise.
+                if open_libraries(OPENMP) or open_libraries(TORCH):
+                    stack.enter_context(leaving_a_core())
+                open_libraries(TORCH)
+        try:
+            with span("imports", "import torch"):
+                import torch  # noqa: F401
+            with span("imports", "import accelerate"):
+                import accelerate  # type: ignore[import-untyped]  # noqa: F401
+            with span("imports", "import transformers"):
+                from transformers import (  # noqa: F401
+                    AutoConfig,
+                    AutoModelForCausalLM,
+                    AutoTokenizer,
+                    GenerationMixin,
+                    PreTrainedModel,
+                    PreTrainedTokenizerFast,
+                )
+                from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: F401
+                from transformers.models.auto import modeling_auto  # noqa: F401
+                from transformers.quantizers import auto  # noqa: F401
+        except ImportError as error:
+            from yaie_async.core.errors import LoaderError
+
+            message = (
+                f"a library that builds models can't be imported: {error}. "
+                "Reinstall it in this environment: pip install --upgrade torch transformers accelerate"
+            )
+            raise LoaderError(message) from error

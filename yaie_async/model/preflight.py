@@ -1,0 +1,208 @@
+"""Decides from config.json alone, before any weights arrive, whether a model can be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from yaie_async.model.checkpoint import code_file
+
+if TYPE_CHECKING:
+    from yaie_async.model.request import BuildRequest
+
+_DTYPES = {
+    "float16": "float16", "half": "float16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32",
+    "float64": "float64", "double": "float64",
+}  # fmt: skip
+"""What torch accepts as its default dtype, which transformers sets while it builds; float8 is not among it."""
+
+_TASKS = {
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": "AutoModelForSeq2SeqLM",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "AutoModelForSequenceClassification",
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": "AutoModelForTokenClassification",
+    "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": "AutoModelForQuestionAnswering",
+    "MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES": "AutoModelForMultipleChoice",
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES": "AutoModelForMaskedLM",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES": "AutoModelForSpeechSeq2Seq",
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES": "AutoModelForImageClassification",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "AutoModelForImageTextToText",
+    "MODEL_MAPPING_NAMES": "AutoModel",
+}
+"""Tables of `transformers.models.auto.modeling_auto` that are not for causal language models, by preference."""
+
+
+def check_config(config: Mapping[str, Any], request: BuildRequest) -> None:
+    """Refuse what can't be built as a causal language model with these arguments.
+
+    Raises:
+        InvalidArgumentError: the dtype.
+        UnsafeFileError: code in the repo that was not consented to.
+        IncompatibleModelError: names the architecture and says what to use instead.
+        LoaderError: transformers can't be imported.
+    """
+    resolve_dtype(request.dtype)
+    _check_stored_dtype(config, request)
+
+    from yaie_async.model.imports import import_libraries
+
+    import_libraries()
+    if not _uses_remote_code(config, request):
+        _check_model_type(config, request)
+        _check_architecture(config, request)
+    _check_quantisation(config, request)
+
+
+def resolve_dtype(dtype: Any) -> str:
+    """Return the canonical name of a dtype, or "auto". Takes a name or a `torch.dtype`; imports neither.
+
+    Raises:
+        InvalidArgumentError: it is unknown, or nothing that weights can be cast to.
+    """
+    if dtype == "auto":
+        return "auto"
+    is_torch_dtype = type(dtype).__module__ == "torch" and type(dtype).__name__ == "dtype"
+    name = str(dtype).removeprefix("torch.") if is_torch_dtype else dtype
+    if isinstance(name, str) and name in _DTYPES:
+        return _DTYPES[name]
+    from yaie_async.core.errors import InvalidArgumentError
+
+    message = f"dtype={dtype!r} is not a floating-point dtype that a model can be loaded in; use one of "
+    raise InvalidArgumentError(message + ", ".join(sorted({*_DTYPES.values(), "auto"})))
+
+
+def architecture(config: Mapping[str, Any]) -> str | None:
+    """Return the first architecture that a config names, else its model type, else None."""
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else config.get("model_type")
+    return first if isinstance(first, str) else None
+
+
+def is_remote(config: Mapping[str, Any]) -> bool:
+    """Whether the repo brings its own class for AutoModelForCausalLM."""
+    auto_map = config.get("auto_map")
+    return isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map
+
+
+def _check_stored_dtype(config: Mapping[str, Any], request: BuildRequest) -> None:
+    stored = config.get("dtype", config.get("torch_dtype"))
+    if request.dtype == "auto" and stored is not None and str(stored).removeprefix("torch.") not in _DTYPES:
+        raise _incompatible(
+            config,
+            request,
+            f'its config names the dtype {stored!r}, so dtype="auto" can\'t be used; pass dtype="float16"',
+        )
+
+
+def _uses_remote_code(config: Mapping[str, Any], request: BuildRequest) -> bool:
+    """Whether the repo's own classes will be run; transformers prefers its own where there is no consent."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from yaie_async.core.errors import UnsafeFileError
+
+    auto_map = config.get("auto_map")
+    if not isinstance(auto_map, dict) or not auto_map.keys() & {"AutoConfig", "AutoModelForCausalLM"}:
+        return False
+    if request.trust_remote_code:
+        if not is_remote(config) and config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            brings = ", ".join(sorted(auto_map))
+            raise _incompatible(config, request, f"its own code has no AutoModelForCausalLM (it has {brings})")
+        return True
+    if config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.get("model_type") in CONFIG_MAPPING:
+        return False
+    reference = str(auto_map.get("AutoModelForCausalLM") or auto_map.get("AutoConfig"))
+    message = (
+        f"{request.source} can only be loaded by running code from its repo ({reference}), and nothing was run. "
+        "Read that code; if you trust it, pass trust_remote_code=True"
+    )
+    raise UnsafeFileError(message, model=request.source, file=code_file(reference))
+
+
+def _check_model_type(config: Mapping[str, Any], request: BuildRequest) -> None:
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise _incompatible(config, request, "its config.json has no model_type; it was not saved by transformers")
+    if model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    if model_type not in CONFIG_MAPPING:
+        raise _incompatible(
+            config,
+            request,
+            f"this transformers does not know the model type {model_type!r}; a newer one might: "
+            "pip install --upgrade transformers",
+        )
+    if _is_registered(model_type):
+        return
+    raise _incompatible(config, request, _instead(config, model_type))
+
+
+def _is_registered(model_type: str) -> bool:
+    """Whether the application has registered a class of its own (`AutoModelForCausalLM.register`)."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[model_type] in AutoModelForCausalLM._model_mapping  # noqa: SLF001 - there is no public way
+
+
+def _check_architecture(config: Mapping[str, Any], request: BuildRequest) -> None:
+    """A classifier of a known model type would load with a random head, and an encoder as half of a model."""
+    from transformers.models.auto import modeling_auto
+
+    named = architecture(config)
+    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if named is None or named in causal.values() or named == config.get("model_type"):
+        return
+    auto_class = _auto_class_of(named)
+    if auto_class in (None, "AutoModel") or (auto_class == "AutoModelForMaskedLM" and config.get("is_decoder")):
+        return
+    raise _incompatible(config, request, f"it is not a causal language model; use {auto_class}")
+
+
+def _auto_class_of(named: str) -> str | None:
+    from transformers.models.auto import modeling_auto
+
+    for table, auto_class in _TASKS.items():
+        classes = getattr(modeling_auto, table, {}).values()
+        if any(named == entry or (isinstance(entry, tuple | list) and named in entry) for entry in classes):
+            return auto_class
+    return None
+
+
+def _instead(config: Mapping[str, Any], model_type: str) -> str:
+    from transformers.models.auto import modeling_auto
+
+    auto_class = _auto_class_of(architecture(config) or "") or next(
+        (name for table, name in _TASKS.items() if model_type in getattr(modeling_auto, table, {})), None
+    )
+    use = f"use {auto_class}" if auto_class else "use the class that its model card names"
+    return f"it is not a causal language model; {use}"
+
+
+def _check_quantisation(config: Mapping[str, Any], request: BuildRequest) -> None:
+    """transformers only logs an unknown method, and then reads quantised numbers as plain weights."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    quantisation = config.get("quantization_config")
+    if not isinstance(quantisation, dict):
+        return
+    method = quantisation.get("quant_method")
+    if method == "bitsandbytes" or quantisation.get("load_in_8bit") or quantisation.get("load_in_4bit"):
+        return
+    if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise _incompatible(
+            config,
+            request,
+            f"this transformers does not know its quantisation {method!r}; a newer one might: "
+            "pip install --upgrade transformers",
+        )
+
+
+def _incompatible(config: Mapping[str, Any], request: BuildRequest, why: str) -> Exception:
+    from yaie_async.core.errors import IncompatibleModelError
+
+    named = architecture(config)
+    message = f"{request.source} ({named or 'unknown architecture'}) can't be loaded: {why}"
+    return IncompatibleModelError(message, architecture=named, model=request.source, file="config.json")

@@ -1,0 +1,144 @@
+"""Builds a model while its weights still land: it is ready with its last byte, or given up for the stock build.
+
+The route is `from_pretrained(None, config=..., state_dict=...)` of the model's class, with a state dict whose values
+are read when transformers asks for them. tests/model/test_contract.py pins what that relies on; where another
+release of transformers does something else, the build is given up.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yaie_async.core.trace import span
+from yaie_async.model.checkpoint import snapshot_directory
+from yaie_async.model.filesystem import is_local
+from yaie_async.model.imports import import_libraries
+from yaie_async.model.lock import BuildCancelled, build_lock
+from yaie_async.model.pretrained import load_checked, pretrained_arguments
+from yaie_async.model.skeleton import add_generation, model_class, view_of
+from yaie_async.model.tensors import ArrivingFiles
+from yaie_async.store.arriving_file import ArrivalError, ArrivingFile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from yaie_async.model.request import BuildRequest
+
+# Keywords of `from_pretrained` that have the same effect here; of the others only those that config.json has.
+_KEYWORDS = {"attn_implementation", "experts_implementation", "low_cpu_mem_usage", "max_memory", "variant"}
+
+
+class StreamAbandoned(Exception):
+    """Raised when a streaming build was given up: build the finished snapshot with `build_model`.
+
+    Attributes:
+        reason: why, for the log.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def why_not_streamable(config: Mapping[str, Any], request: BuildRequest, weights: Iterable[str]) -> str | None:
+    """Return why a model has to be built from the finished snapshot, or None. Reads nothing.
+
+    Args:
+        config: the parsed config.json.
+        request: what is to be built.
+        weights: the names of its weight files.
+    """
+    if not all(name.endswith(".safetensors") for name in weights):
+        return "its weights are no safetensors"
+    parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
+    if any(part.get("quantization_config") is not None for part in parts):
+        return "it is quantised"
+    if request.dtype == "auto" and not (config.get("dtype") or config.get("torch_dtype")):
+        return 'dtype="auto" has to look into the weights, since its config names none'
+    devices = request.device_map.values() if isinstance(request.device_map, Mapping) else [request.device_map]
+    if any(device in ("disk", "meta") for device in devices):
+        return "a part of it stays on the disk"
+    other = [name for name in request.model_kwargs if name not in _KEYWORDS and name not in config]
+    return f"{other[0]}= is for stock transformers only" if other else None
+
+
+def build_streaming(
+    request: BuildRequest,
+    config: Mapping[str, Any],
+    arriving: Mapping[str, ArrivingFile],
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> PreTrainedModel:
+    """Build the model that `build_model` would build of the finished snapshot, bit for bit, as its weights land.
+
+    Blocks until the last byte has landed. Nothing is verified by then: the caller keeps the model to itself until
+    every digest is, and drops it where one is wrong. It takes its turn to build only if no other build has it or
+    waits for it, and gives it up where it lacks bytes while another one waits.
+
+    Args:
+        request: what is to be built. Its snapshot has all small files but config.json.
+        config: the parsed config.json. It passed `check_config`, and `why_not_streamable` found nothing.
+        arriving: every weight file by name.
+        cancelled: asked before every 4 MiB, and every few milliseconds while bytes are missing.
+
+    Raises:
+        BuildCancelled: `cancelled` said so.
+        StreamAbandoned: anything else went wrong, perhaps because of bytes that are not verified yet. The memory is
+            free and the turn is given back; `build_model` tells errors of the model.
+        LoaderError: the libraries can't be imported.
+    """
+    import_libraries()
+    with build_lock.acquired_if_free() as mine:
+        if not mine:
+            raise StreamAbandoned("another build has its turn")
+        files = ArrivingFiles(arriving, cancelled, build_lock.is_contended)
+        try:
+            with span("build", "streaming build", model=request.source):
+                return load_checked(lambda: _load(request, config, files), request, config)
+        except Exception as error:
+            # The frames of the failed build hold the half-built model.
+            traceback.clear_frames(error.__traceback__)
+            if cancelled():
+                raise BuildCancelled from error
+            raise StreamAbandoned(_reason(error)) from error
+        finally:
+            files.close()
+
+
+def _load(request: BuildRequest, config: Mapping[str, Any], files: ArrivingFiles) -> tuple[Any, Mapping[str, Any]]:
+    snapshot = snapshot_directory(request)
+    _check_surroundings(snapshot)
+    with view_of(snapshot, config) as view:
+        arguments = pretrained_arguments(request, view, pickled=False)
+        found, found_config, rest = model_class(arguments)
+        if type(found_config).extra_files:
+            raise StreamAbandoned("it has more weight files than its index names")
+        model, info = found.from_pretrained(None, config=found_config, state_dict=files.tensors(), **rest)
+        add_generation(model, view, trust_remote_code=arguments["trust_remote_code"])
+    return model, info
+
+
+def _check_surroundings(snapshot: Path) -> None:
+    """Give up where stock does something else that depends on more than the model's files."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+    from transformers.integrations.fsdp import is_fsdp_enabled
+
+    if not is_local(snapshot):
+        raise StreamAbandoned("its cache is not known to be on a local file system")
+    if (snapshot / "adapter_config.json").exists():
+        raise StreamAbandoned("it has an adapter")
+    if is_deepspeed_zero3_enabled() or is_fsdp_enabled():  # type: ignore[no-untyped-call]
+        raise StreamAbandoned("its parameters are to be distributed over several processes")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, StreamAbandoned):
+        return error.reason
+    if isinstance(error, ArrivalError):
+        if build_lock.is_contended():
+            return "another build waits for its turn"
+        return f"the download of {error} failed or starts over"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,0 +1,203 @@
+"""Tensors of weight files that are still landing, each read when `from_pretrained` asks for it.
+
+A tensor that keeps its dtype on the CPU is a slice of its file, mapped privately for reading and writing: its pages
+are the page cache's, shared by all processes, and a write to a weight copies the page and never reaches the file. A
+tensor that is cast or goes to another device is read and cast piece by piece as the pieces land, through one small
+buffer: a private copy of it in its stored dtype is never held. (Mapping these too would be no gain: unmapping a big
+mapping whose pages were touched stalls the process for 37-130 ms.)
+
+The mapping is read only where bytes have landed. Blocks land whole and begin on pages, so a page of the mapping that
+somebody wrote to lacks no bytes that come later.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from yaie_async.model.header import HeaderError, Stored, header_length, parse_header
+from yaie_async.store.arriving_file import ArrivalError, ArrivingFile
+
+if TYPE_CHECKING:
+    import torch
+
+# Bytes read and cast at a time: small enough to stay in a processor's cache in between, and a block of a download.
+_PIECE = 4 << 20
+
+_DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "U16": "uint16", "I16": "int16", "F16": "float16", "BF16": "bfloat16", "U32": "uint32", "I32": "int32",
+    "F32": "float32", "U64": "uint64", "I64": "int64", "F64": "float64",
+}  # fmt: skip
+
+
+class ArrivingFiles:
+    """The weight files of one build, read by several threads at once while they land.
+
+    Args:
+        arriving: the files; where two hold a tensor of one name, the later name in sorted order wins, as in stock.
+        cancelled: asked before every piece.
+        unwanted: asked where bytes are missing: whether to give up rather than wait for them.
+    """
+
+    def __init__(
+        self, arriving: Mapping[str, ArrivingFile], cancelled: Callable[[], bool], unwanted: Callable[[], bool]
+    ) -> None:
+        self._cancelled = cancelled
+        self._unwanted = unwanted
+        self._changed = threading.Condition()
+        self._reading = 0
+        self._closed = False
+        self._buffers: list[bytearray] = []
+        self._descriptors: list[int] = []
+        self._arriving = arriving
+
+    def tensors(self) -> dict[str, ArrivingTensor]:
+        """All tensors by name, as soon as the headers have landed.
+
+        Raises:
+            ArrivalError, HeaderError.
+        """
+        found: dict[str, ArrivingTensor] = {}
+        for name in sorted(self._arriving):
+            file = _File(self._arriving[name], self._opened(self._arriving[name]))
+            try:
+                found |= {key: ArrivingTensor(self, file, stored) for key, stored in self._header(file).items()}
+            except HeaderError as error:
+                raise HeaderError(f"{name}: {error}") from error
+        return found
+
+    def _opened(self, arriving: ArrivingFile) -> int:
+        with self.reading():
+            descriptor = arriving.open(self._gives_up)
+            self._descriptors.append(descriptor)
+            return descriptor
+
+    def _header(self, file: _File) -> Mapping[str, Stored]:
+        size = file.arriving.size
+        first = bytearray(min(8, size))
+        with self.reading():
+            self.read(file, 0, memoryview(first))
+            text = bytearray(header_length(bytes(first), size))
+            self.read(file, 8, memoryview(text))
+        return parse_header(bytes(text), size)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around the use of a descriptor: `close` waits for it."""
+        with self._changed:
+            if self._closed:
+                raise ArrivalError("closed")
+            self._reading += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reading -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def buffer(self) -> Iterator[bytearray]:
+        """A buffer of one piece: as many are made as threads read at once, and they are used again."""
+        try:
+            buffer = self._buffers.pop()
+        except IndexError:
+            buffer = bytearray(_PIECE)
+        yield buffer
+        self._buffers.append(buffer)
+
+    def wait(self, file: _File, start: int, stop: int) -> None:
+        if self._cancelled() or self._closed:
+            raise ArrivalError(file.arriving.path)
+        file.arriving.wait(start, stop, self._gives_up)
+
+    def read(self, file: _File, start: int, into: memoryview) -> None:
+        """Fill `into` with the bytes from `start`, once they have landed."""
+        self.wait(file, start, start + len(into))
+        while into:
+            count = os.preadv(file.descriptor, [into], start)
+            if not count:
+                raise ArrivalError(file.arriving.path)
+            start, into = start + count, into[count:]
+
+    def _gives_up(self) -> bool:
+        return self._closed or self._cancelled() or self._unwanted()
+
+    def close(self) -> None:
+        """Make every read fail, wait until the threads have left, and close the files. Mappings live on."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: not self._reading)
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+
+class _File:
+    """One weight file: its landing, an open descriptor, and the private mapping of all its bytes."""
+
+    def __init__(self, arriving: ArrivingFile, descriptor: int) -> None:
+        self.arriving = arriving
+        self.descriptor = descriptor
+        # ACCESS_COPY is MAP_PRIVATE with reading and writing. mmap keeps a descriptor of its own; an empty file
+        # can't be mapped, and has no tensors.
+        self.mapping = mmap.mmap(descriptor, arriving.size, access=mmap.ACCESS_COPY) if arriving.size else None
+
+
+class ArrivingTensor:
+    """Stands in a state dict for a tensor that may not be there yet.
+
+    transformers takes `value[...].to(device=..., dtype=...)`, in a pool of threads: only then are device and dtype
+    known, and only then is anything read.
+    """
+
+    def __init__(self, files: ArrivingFiles, file: _File, stored: Stored) -> None:
+        self._files = files
+        self._file = file
+        self._stored = stored
+
+    def __getitem__(self, index: object) -> ArrivingTensor:
+        if index is not ...:
+            raise TypeError(f"a tensor that is landing is only read whole, not {index!r}")
+        return self
+
+    def to(self, *, device: Any, dtype: torch.dtype) -> torch.Tensor:
+        """The tensor on this device in this dtype. Blocks until its bytes have landed.
+
+        Raises:
+            ArrivalError.
+        """
+        import torch
+
+        stored = self._stored
+        has: torch.dtype = getattr(torch, _DTYPES[stored.dtype])
+        kept = has == dtype and torch.device(device).type == "cpu" and stored.start % stored.item == 0
+        with self._files.reading():
+            if kept and stored.stop > stored.start:
+                return self._mapped(has)
+            return self._copied(has, torch.empty(stored.shape, dtype=dtype, device=device))
+
+    def _mapped(self, dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
+        start, stop = self._stored.start, self._stored.stop
+        self._files.wait(self._file, start, stop)
+        count = (stop - start) // self._stored.item
+        assert self._file.mapping is not None
+        return torch.frombuffer(self._file.mapping, dtype=dtype, count=count, offset=start).view(self._stored.shape)
+
+    def _copied(self, dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        flat, item = tensor.view(-1), self._stored.item
+        with self._files.buffer() as buffer:
+            for start in range(self._stored.start, self._stored.stop, _PIECE):
+                stop = min(start + _PIECE, self._stored.stop)
+                self._files.read(self._file, start, memoryview(buffer)[: stop - start])
+                first = (start - self._stored.start) // item
+                piece = torch.frombuffer(buffer, dtype=dtype, count=(stop - start) // item)
+                flat[first : first + len(piece)].copy_(piece)
+        return tensor
