@@ -133,13 +133,13 @@ def test_who_counts_cores_while_it_is_imported_sees_them_all(openmp: str) -> Non
 import contextlib, os, time
 from yaie_async.model import imports, responsive as keeping
 responsive, openmp = json.loads(sys.argv[1])
-libraries.OPENMP = openmp
+imports.OPENMP = openmp
 seen, started = set(), threading.Event()
 def run():
     global number
     number = threading.get_native_id()
     started.set()
-    libraries.import_libraries(responsive=responsive)
+    imports.import_libraries(responsive=responsive)
 thread = threading.Thread(target=run)
 thread.start()
 started.wait()
