@@ -5,6 +5,7 @@ This module and `model_loader` import nothing heavy: the layers below are import
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,6 +28,19 @@ if TYPE_CHECKING:
     import httpx
 
     from yaie_async.fetch.session import Session
+
+
+_LAYERS = (
+    "loader.display",
+    "loader.files",
+    "loader.prefetch",
+    "loader.streamed",
+    "model.backend",
+    "model.model",
+    "model.progress_bars",
+    "model.skeleton",
+    "model.tokenizer",
+)
 
 
 class Hub:
@@ -213,7 +227,9 @@ class Hub:
 
 
 def import_layers() -> None:
-    """Import what loaders import on the loop's thread later, and the official client with it. Blocks."""
+    """Import what loaders would import on the loop's thread later, and the official client with it. Blocks."""
+    for name in _LAYERS:
+        importlib.import_module(f"yaie_async.{name}")
     from yaie_async.fetch.session import import_transports
 
     import_transports()
