@@ -57,14 +57,18 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
 
 def _prepared(case: str, directory: Path) -> Callable[[], object]:
     from yaie_async.model.imports import import_libraries
-    from yaie_async.model.request import BuildRequest
     from yaie_async.model.tokenizer import build_tokenizer
 
     import_libraries(responsive=True)  # all cases in the state in which a load builds: nothing left for gc to walk
     from transformers import AutoTokenizer
 
     if case == _US:
-        return lambda: build_tokenizer(BuildRequest(str(directory)))
+        from yaie_async.core.manifest import Need
+        from yaie_async.model.request import BuildRequest
+        from yaie_async.store.directory import directory_manifest
+
+        request = BuildRequest(directory_manifest(directory, Need(weights=False)))
+        return lambda: build_tokenizer(request)
     if case == _STOCK:
         return lambda: AutoTokenizer.from_pretrained(str(directory))
     from tokenizers.models import BPE

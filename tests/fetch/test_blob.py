@@ -12,7 +12,7 @@ from tests.fetch.fetching import SIZE, bodies, fetch, locks_are_free, nothing_is
 from tests.support.faults import Corrupt, Stall
 from tests.support.hub import HubServer
 from yaie_async import IntegrityError
-from yaie_async.core.plan import RepoFile
+from yaie_async.core.manifest import RepoFile
 from yaie_async.core.progress import Meter
 from yaie_async.fetch import blob as blob_module
 from yaie_async.fetch.blob import fetch_blob

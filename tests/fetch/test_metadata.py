@@ -25,7 +25,7 @@ from tests.support.faults import (
 )
 from tests.support.hub import HubServer
 from yaie_async import HubUnavailableError, ModelNotFoundError, RevisionNotFoundError, StalledError, UnsafeFileError
-from yaie_async.core.plan import RepoFile
+from yaie_async.core.manifest import RepoFile
 from yaie_async.fetch import metadata
 from yaie_async.fetch.metadata import commit_of, complete, listing_of, normal_etag
 from yaie_async.fetch.retry import RetryPolicy

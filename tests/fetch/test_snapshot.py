@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 from tests.fetch.fetching import opened, put
 from tests.support.hub import HubServer
 from yaie_async import DiskFullError, Hub, ModelLoader, OfflineError
-from yaie_async.core.plan import RepoFile
+from yaie_async.core.manifest import RepoFile
 from yaie_async.fetch import snapshot
 from yaie_async.fetch.snapshot import bytes_missing, check_disk
 from yaie_async.store.blockmap import BLOCK

@@ -164,16 +164,16 @@ async def test_a_model_of_bytes_that_came_again(
 ) -> None:
     """A model that was finished before its bytes turned out to be wrong is not handed out."""
     for again in (False, True):
-        arrival = Arrival(made("llama"), tmp_path / str(again), "org/tiny")
+        arrival = await anyio.to_thread.run_sync(Arrival, made("llama"), tmp_path / str(again), "org/tiny")
         meter = Meter("org/tiny")
         meter.stage("downloading")
         meter.expect(total=1, files=1)
         meter.held(1)
-        streamed = StreamedBuild(arrival.request, meter, responsive=True)
-        streamed.small_are_there(tuple(arrival.arriving.values()))
+        streamed = StreamedBuild(meter, responsive=True)
+        streamed.small_are_there(arrival.request.manifest, tuple(arrival.arriving.values()))
         arrival.begin()
         arrival.land_rest()
-        await streamed.run(arrival.config, {})
+        await streamed.run(arrival.request)
         if again:
             arrival.begin()
         assert (streamed.take_model() is None) is again

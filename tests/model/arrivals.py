@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from tests.support import models
+from tests.support.requests import request_of
 from yaie_async.model.model import build_model
-from yaie_async.model.request import BuildRequest
 from yaie_async.model.streaming import build_streaming
 from yaie_async.store import arriving_file as arriving_file_module
 from yaie_async.store.arriving_file import ArrivingFile
@@ -32,9 +31,9 @@ class Arrival:
     """
 
     def __init__(self, directory: Path, cache: Path, repo_id: str, **options: Any) -> None:
-        self.request = BuildRequest(repo_id, models.COMMIT, str(cache), trust_remote_code=True, **options)
-        self.config: Mapping[str, Any] = json.loads((directory / "config.json").read_text())
         self.snapshot = models.add_to_cache(directory, cache, repo_id)
+        self.request = request_of(repo_id, models.COMMIT, str(cache), trust_remote_code=True, **options)
+        self.config = self.request.config
         self.arriving: dict[str, ArrivingFile] = {}
         self._blobs: dict[str, Path] = {}
         self.whole: dict[str, bytes] = {}
@@ -100,7 +99,7 @@ class Arrival:
             assert sha256(blob.read_bytes()).hexdigest() == blob.name, name
 
     def stream(self, cancelled: Callable[[], bool] = lambda: False) -> Any:
-        return build_streaming(self.request, self.config, self.arriving, cancelled=cancelled)
+        return build_streaming(self.request, self.arriving, cancelled=cancelled)
 
     def stock(self) -> Any:
         return build_model(self.request)

@@ -15,9 +15,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
+from tests.support.requests import tokenizer_request_of
 from yaie_async.model import backend, tokenizer
 from yaie_async.model.backend import build_backend, read_parts
-from yaie_async.model.request import BuildRequest
 
 ALPHABET = "etaoin shrdlu ETAOIN 0123456789 .,;:!?'\"\\/(){}[]<>|_-\n\t\r äöüßéñçø σπ ждий 日本語 한국 العربية 🙂👍🏽‍ \u200b\u0301\ufeff"
 RARE = [*range(0xD800), *range(0xE000, 0x110000, 97)]
@@ -243,7 +243,7 @@ def test_it_makes_the_same_tokenizer(
     """Class, state, settings, what it does and saves, and how it copies: as stock transformers, and not built by it."""
     directory = write(tmp_path / "it", plain(document_of(kind)), tokenizer_class=name, extra_special_tokens=["<new>"])
     with caplog.at_level("DEBUG", logger="yaie_async"):
-        mine: Any = tokenizer.build_tokenizer(BuildRequest(str(directory)))
+        mine: Any = tokenizer.build_tokenizer(tokenizer_request_of(directory))
     assert "by transformers alone" not in caplog.text
     stock: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     stock.pad_token = mine.pad_token
@@ -275,7 +275,7 @@ def test_it_makes_the_same_tokenizer(
 def test_others_are_left_to_transformers(tmp_path: Path, read: list[object], kind: Any, config: dict[str, Any]) -> None:
     """A class that is not known to give the same gets nothing from here."""
     directory = write(tmp_path / "it", plain(document_of(kind)), **config)
-    mine: Any = tokenizer.build_tokenizer(BuildRequest(str(directory)))
+    mine: Any = tokenizer.build_tokenizer(tokenizer_request_of(directory))
     stock: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     assert not read
     assert type(mine) is type(stock)
@@ -296,7 +296,7 @@ def test_a_class_that_transformers_takes_instead_of_the_declared_one(
     """It knows some that are declared wrongly, by the model's type; the tokenizer is the same."""
     directory = write(tmp_path / "it", plain(document_of(byte_level)), tokenizer_class=name)
     (directory / "config.json").write_text(json.dumps({"model_type": model_type}))
-    mine: Any = tokenizer.build_tokenizer(BuildRequest(str(directory)))
+    mine: Any = tokenizer.build_tokenizer(tokenizer_request_of(directory))
     stock: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     stock.pad_token = mine.pad_token
     assert read
@@ -309,7 +309,7 @@ def test_a_doubt_is_left_to_transformers(tmp_path: Path, read: list[object], cap
     """What is refused here is built by transformers, and the log says so."""
     directory = write(tmp_path / "it", DOUBTS["dropout"](document_of(byte_level)))
     with caplog.at_level("DEBUG", logger="yaie_async"):
-        mine: Any = tokenizer.build_tokenizer(BuildRequest(str(directory)))
+        mine: Any = tokenizer.build_tokenizer(tokenizer_request_of(directory))
     assert mine.backend_tokenizer.model.dropout == pytest.approx(0.1)
     assert not read
     assert "is built by transformers alone" in caplog.text
@@ -319,5 +319,5 @@ def test_a_doubt_is_left_to_transformers(tmp_path: Path, read: list[object], cap
 def test_a_small_file_is_left_to_transformers(tmp_path: Path, read: list[object], monkeypatch: Any) -> None:
     """Where nothing is to be gained, nothing is risked."""
     monkeypatch.setattr(tokenizer, "_LARGE", 10**6)
-    tokenizer.build_tokenizer(BuildRequest(str(write(tmp_path / "it", plain(document_of(byte_level))))))
+    tokenizer.build_tokenizer(tokenizer_request_of(write(tmp_path / "it", plain(document_of(byte_level)))))
     assert not read

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, core_model_loading
 from transformers.generation import GenerationMixin
 
 from tests.support import models
+from tests.support.requests import request_of
 from yaie_async.model.pretrained import pretrained_arguments
-from yaie_async.model.request import BuildRequest
 from yaie_async.model.skeleton import model_class
 
 CHANGED = "transformers no longer does what the streaming build relies on (see this module's docstring): "
@@ -60,7 +60,7 @@ def route(checkpoint: Callable[[str], Path]) -> Callable[..., Any]:
 
     def load(kind: str | Path, value: Callable[[str, torch.Tensor], Any], **options: Any) -> Any:
         directory = checkpoint(kind) if isinstance(kind, str) else kind
-        request = BuildRequest(str(directory), trust_remote_code=True, **options)
+        request = request_of(str(directory), trust_remote_code=True, **options)
         found, config, rest = model_class(pretrained_arguments(request, directory, pickled=False))
         stored: dict[str, torch.Tensor] = {}
         for file in sorted(directory.glob("*.safetensors")):
@@ -165,7 +165,7 @@ def test_directory_and_state_dict(checkpoint: Callable[[str], Path]) -> None:
 
 def test_unused_keywords(checkpoint: Callable[[str], Path]) -> None:
     """AutoConfig takes what is the config's and where its file is, and gives everything else back."""
-    request = BuildRequest(str(checkpoint("llama")), model_kwargs={"rms_norm_eps": 0.5, "max_memory": {"cpu": 1}})
+    request = request_of(str(checkpoint("llama")), model_kwargs={"rms_norm_eps": 0.5, "max_memory": {"cpu": 1}})
     arguments = pretrained_arguments(request, Path(request.source), pickled=False)
     config, rest = AutoConfig.from_pretrained(**arguments, return_unused_kwargs=True)
     assert config.rms_norm_eps == 0.5

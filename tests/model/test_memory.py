@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from yaie_async.model.memory import estimate_memory
+from tests.support.requests import request_of
+from yaie_async.model.estimate import estimate_memory
 from yaie_async.model.model import build_model
-from yaie_async.model.request import BuildRequest
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_estimate_of_a_real_model(checkpoint: Callable[[str], Path]) -> None:
     """The estimate is within the file's header of what the built model takes."""
     directory = checkpoint("llama-fp32")
     size = (directory / "model.safetensors").stat().st_size
-    model = build_model(BuildRequest(str(directory)))
+    model = build_model(request_of(str(directory)))
     built = sum(tensor.nbytes for tensor in model.state_dict().values())
     assert built <= estimate_memory(size, "float16", "float32") <= built + 2000
 
@@ -50,7 +50,8 @@ def test_release_imports_nothing() -> None:
     """Memory is released without importing torch, and with it."""
     code = (
         "import sys\n"
-        "from yaie_async.model.memory import estimate_memory, release_memory\n"
+        "from yaie_async.model.estimate import estimate_memory\n"
+        "from yaie_async.model.memory import release_memory\n"
         "from yaie_async.model.arguments import check_model_kwargs\n"
         "check_model_kwargs({'attn_implementation': 'sdpa'})\n"
         "release_memory()\n"

@@ -16,9 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.support import models
+from tests.support.requests import request_of
 from yaie_async.core import errors
 from yaie_async.model.model import BuildCancelled, build_model
-from yaie_async.model.request import BuildRequest
 
 KINDS = [
     *((name, "float16") for name in models.FACTORIES),
@@ -85,7 +85,7 @@ def test_bit_identity(checkpoint: Callable[[str], Path], tmp_path: Path, kind: s
         source = models.unique_repo_id(kind)
         models.add_to_cache(directory, tmp_path, source)
         location = {"commit": models.COMMIT, "cache_dir": str(tmp_path)}
-    built = build_model(BuildRequest(source, dtype=dtype, trust_remote_code=True, **location))
+    built = build_model(request_of(source, dtype=dtype, trust_remote_code=True, **location))
     if location:
         location = {"revision": models.COMMIT, "cache_dir": str(tmp_path)}
     assert_same_model(built, stock_model(source, dtype, **location))
@@ -93,7 +93,7 @@ def test_bit_identity(checkpoint: Callable[[str], Path], tmp_path: Path, kind: s
 
 def test_keywords_are_passed_on(checkpoint: Callable[[str], Path]) -> None:
     """Keywords that from_pretrained and the config know have the effect that they have in stock."""
-    request = BuildRequest(str(checkpoint("llama")), model_kwargs={"attn_implementation": "eager", "rms_norm_eps": 0.5})
+    request = request_of(str(checkpoint("llama")), model_kwargs={"attn_implementation": "eager", "rms_norm_eps": 0.5})
     built = build_model(request)
     stock = stock_model(request.source, "float16", attn_implementation="eager", rms_norm_eps=0.5)
     assert_same_model(built, stock)
@@ -102,7 +102,7 @@ def test_keywords_are_passed_on(checkpoint: Callable[[str], Path]) -> None:
 
 def test_offload_on_purpose(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     """A device_map that names the disk is obeyed: parameters on meta are then no error."""
-    request = BuildRequest(
+    request = request_of(
         str(checkpoint("llama")),
         dtype="float32",
         device_map={"model": "cpu", "lm_head": "disk"},
@@ -120,7 +120,7 @@ def test_repo_named_like_a_file_here(
     models.add_to_cache(checkpoint("llama"), tmp_path / "cache", "gpt2")
     (tmp_path / "gpt2").write_text("not a model")
     monkeypatch.chdir(tmp_path)
-    built = build_model(BuildRequest("gpt2", commit=models.COMMIT, cache_dir=str(tmp_path / "cache")))
+    built = build_model(request_of("gpt2", commit=models.COMMIT, cache_dir=str(tmp_path / "cache")))
     assert type(built).__name__ == "LlamaForCausalLM"
     assert built.config.name_or_path == built.name_or_path == "gpt2"
 
@@ -129,7 +129,7 @@ def test_many_threads_at_once(checkpoint: Callable[[str], Path]) -> None:
     """Builds of float16 and float32 models in many threads all come out right, and no global stays changed."""
     before = torch.get_default_dtype(), torch.nn.init.normal_, torch.linspace
     sources = [str(checkpoint(kind)) for kind in ("llama", "llama-tied", "gpt2")]
-    requests = [BuildRequest(source, dtype=dtype) for source in sources for dtype in ("float16", "float32")] * 4
+    requests = [request_of(source, dtype=dtype) for source in sources for dtype in ("float16", "float32")] * 4
     random.Random(1).shuffle(requests)
     with ThreadPoolExecutor(8) as pool:
         built = list(pool.map(build_model, requests))
@@ -140,7 +140,7 @@ def test_many_threads_at_once(checkpoint: Callable[[str], Path]) -> None:
 
 def test_cancelled_while_waiting(checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A build whose turn comes after it was cancelled is not begun, and the next one is not held up."""
-    request = BuildRequest(str(checkpoint("llama")))
+    request = request_of(str(checkpoint("llama")))
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     with pytest.raises(BuildCancelled):
         build_model(request, cancelled=lambda: True)
@@ -164,7 +164,7 @@ def test_one_build_at_a_time(checkpoint: Callable[[str], Path]) -> None:
 
     def build(_: int) -> None:
         nonlocal inside
-        build_model(BuildRequest(source), cancelled=entered)
+        build_model(request_of(source), cancelled=entered)
         with guard:
             inside -= 1
 
@@ -184,7 +184,7 @@ def test_default_dtype_that_model_code_changes(checkpoint: Callable[[str], Path]
         "        torch.set_default_dtype(torch.float64)\n        return super().eval()",
     ))  # fmt: skip
     with pytest.raises(errors.IncompatibleModelError, match="default dtype was torch.float64 after") as caught:
-        build_model(BuildRequest(str(directory), trust_remote_code=True))
+        build_model(request_of(str(directory), trust_remote_code=True))
     assert torch.get_default_dtype() == torch.float32
     assert caught.value.model == str(directory)
 
@@ -196,7 +196,7 @@ def test_remote_code_of_two_directories_with_one_name(tmp_path: Path) -> None:
         directory = models.remote_code(tmp_path / parent / "model")
         code = directory / "modeling_tiny.py"
         code.write_text(code.read_text() + f"\n    parent = {parent!r}\n")
-        built[parent] = build_model(BuildRequest(str(directory), trust_remote_code=True)).parent
+        built[parent] = build_model(request_of(str(directory), trust_remote_code=True)).parent
     assert built == {"a": "a", "b": "b"}
 
 
@@ -206,17 +206,17 @@ def test_failed_build_restores_everything(own_copy: Callable[[str], Path]) -> No
     whole = (directory / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(whole[:-50])
     with pytest.raises(errors.IncompatibleModelError):
-        build_model(BuildRequest(str(directory)))
+        build_model(request_of(str(directory)))
     assert torch.get_default_dtype() == torch.float32
     (directory / "model.safetensors").write_bytes(whole)
-    assert build_model(BuildRequest(str(directory))).dtype == torch.float16
+    assert build_model(request_of(str(directory))).dtype == torch.float16
 
 
 def test_no_output(checkpoint: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
     """A build draws no progress bar, and bars of other threads are left as they were."""
     from transformers.utils import logging
 
-    build_model(BuildRequest(str(checkpoint("llama-sharded"))))
+    build_model(request_of(str(checkpoint("llama-sharded"))))
     assert capfd.readouterr() == ("", "")
     hook = logging.set_tqdm_hook(None)
     assert hook is None
@@ -231,7 +231,8 @@ def test_first_builds_of_a_process_in_many_threads(checkpoint: Callable[[str], P
         "from yaie_async.model.request import BuildRequest\n"
         "from yaie_async.model.tokenizer import build_tokenizer\n"
         "assert not {'torch', 'transformers', 'huggingface_hub'} & sys.modules.keys()\n"
-        "requests = [BuildRequest(name) for name in sys.argv[1:]]\n"
+        "from tests.support.requests import request_of\n"
+        "requests = [request_of(name) for name in sys.argv[1:]]\n"
         "with ThreadPoolExecutor(8) as pool:\n"
         "    jobs = [pool.submit(f, r) for r in requests for f in (build_tokenizer, build_model)]\n"
         "    print([type(job.result()).__name__ for job in jobs])\n"

@@ -17,11 +17,11 @@ from tests.support import models
 BUILD = """
 import sys, threading
 from yaie_async.model.model import build_model
-from yaie_async.model.request import BuildRequest
+from tests.support.requests import request_of
 from yaie_async.model.tokenizer import build_tokenizer
 cache, commit, *repos = sys.argv[1:]
 for repo in repos:
-    request = BuildRequest(repo, commit=commit, cache_dir=cache, trust_remote_code=True)
+    request = request_of(repo, commit=commit, cache_dir=cache, trust_remote_code=True)
     build_tokenizer(request)
     build_model(request)
 threads = [t for t in threading.enumerate() if "conversion" in t.name]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from yaie_async.core.manifest import Listing, Manifest, Need, RepoFile
 from yaie_async.model import filesystem
 from yaie_async.model.estimate import cast_bytes, estimate_seconds
 from yaie_async.model.filesystem import file_system, is_local
@@ -50,7 +51,9 @@ MOUNTS = """\
 def test_why_not(changes: dict[str, Any], options: dict[str, Any], weights: list[str], reason: str | None) -> None:
     """What depends on more than config.json and the tensors is built from the finished snapshot."""
     config = {"model_type": "llama", "dtype": "float16", "rope_theta": 10000.0, **changes}
-    found = why_not_streamable(config, BuildRequest("a/b", **options), weights)
+    files = tuple(RepoFile(path) for path in weights)
+    manifest = Manifest("a/b", Path("a/b"), Listing(None, {}), Need(weights=True), weights=files, config=config)
+    found = why_not_streamable(BuildRequest(manifest, **options))
     assert found == reason if reason is None else reason in str(found)
 
 

@@ -12,8 +12,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.support import models
+from tests.support.requests import request_of
 from yaie_async.core import errors
-from yaie_async.model.request import BuildRequest
 from yaie_async.model.tokenizer import build_tokenizer
 
 TEXT = "hello, wörld 123\n\t hell"
@@ -33,7 +33,7 @@ def test_same_as_stock(checkpoint: Callable[[str], Path], tmp_path: Path, kind: 
         models.add_to_cache(directory, tmp_path, source)
         mine = {"commit": models.COMMIT, "cache_dir": str(tmp_path)}
         theirs = {"revision": models.COMMIT, "cache_dir": str(tmp_path)}
-    built = build_tokenizer(BuildRequest(source, trust_remote_code=True, **mine))
+    built = build_tokenizer(request_of(source, trust_remote_code=True, **mine))
     stock: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=True, **theirs)
     assert type(built) is type(stock)
     assert built.name_or_path == stock.name_or_path == source
@@ -58,7 +58,7 @@ def test_same_as_stock(checkpoint: Callable[[str], Path], tmp_path: Path, kind: 
 
 def test_pad_token_of_its_own(checkpoint: Callable[[str], Path]) -> None:
     """A pad token that the tokenizer has is kept."""
-    assert build_tokenizer(BuildRequest(str(checkpoint("qwen2")))).pad_token == "<pad>"
+    assert build_tokenizer(request_of(str(checkpoint("qwen2")))).pad_token == "<pad>"
 
 
 def test_neither_pad_nor_eos(own_copy: Callable[[str], Path]) -> None:
@@ -66,7 +66,7 @@ def test_neither_pad_nor_eos(own_copy: Callable[[str], Path]) -> None:
     directory = own_copy("llama")
     models.bpe_tokenizer(directory, eos=False)
     with pytest.raises(errors.TokenizerError, match="neither a pad token nor an eos token") as caught:
-        build_tokenizer(BuildRequest(str(directory)))
+        build_tokenizer(request_of(str(directory)))
     assert caught.value.model == str(directory)
 
 
@@ -79,7 +79,7 @@ def test_damaged_files(own_copy: Callable[[str], Path], damage: str) -> None:
     else:
         (directory / ("tokenizer.json" if damage == "broken" else "tokenizer_config.json")).write_text("{")
     with pytest.raises(errors.TokenizerError, match="can't be built") as caught:
-        build_tokenizer(BuildRequest(str(directory)))
+        build_tokenizer(request_of(str(directory)))
     assert caught.value.__cause__ is not None
 
 
@@ -93,7 +93,7 @@ def test_remote_code_without_consent(own_copy: Callable[[str], Path]) -> None:
     }
     path.write_text(json.dumps(config))
     with pytest.raises(errors.UnsafeFileError, match="pass trust_remote_code=True"):
-        build_tokenizer(BuildRequest(str(directory)))
+        build_tokenizer(request_of(str(directory)))
 
 
 def test_class_chosen_by_repo_id(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_class_chosen_by_repo_id(checkpoint: Callable[[str], Path], tmp_path: Pa
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
     models.add_to_cache(directory, tmp_path, repo)
-    built = build_tokenizer(BuildRequest(repo, commit=models.COMMIT, cache_dir=str(tmp_path)))
+    built = build_tokenizer(request_of(repo, commit=models.COMMIT, cache_dir=str(tmp_path)))
     stock = AutoTokenizer.from_pretrained(repo, revision=models.COMMIT, cache_dir=str(tmp_path), local_files_only=True)
     assert type(built) is type(stock)
     assert type(built).__name__ == "TokenizersBackend"

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import file_download
 
 from yaie_async.core.errors import CacheAccessError
-from yaie_async.core.plan import RepoFile
+from yaie_async.core.manifest import RepoFile
 from yaie_async.store.cache import RepoCache
 
 COMMIT, OTHER = "a" * 40, "b" * 40

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from yaie_async.core.plan import RepoFile, WeightRules
+from yaie_async.core.manifest import Listing, Need, RepoFile, WeightRules
+from yaie_async.store import completeness
 from yaie_async.store.cache import RepoCache
-from yaie_async.store.completeness import Holding, holding, read_json
+from yaie_async.store.completeness import Holding, read
 
 COMMIT = "a" * 40
 # In the order in which this package links them.
@@ -38,7 +39,7 @@ def enter(cache: RepoCache, *paths: str, content: str = "{}") -> None:
 
 
 def held(cache: RepoCache, *, weights: bool = True, code: bool = False, rules: WeightRules | None = None) -> Holding:
-    return holding(cache, COMMIT, weights=weights, code=code, rules=rules or WeightRules())
+    return completeness.held(cache, COMMIT, Need(weights, code, rules or WeightRules())).holding
 
 
 def write_tree(cache: RepoCache, *paths: str) -> None:
@@ -76,7 +77,7 @@ def test_a_sharded_set_is_whole_with_its_last_shard(cache: RepoCache) -> None:
     enter(cache, *shards)
     enter(cache, *(path for path in ORDER if path != "model.safetensors"))
     assert held(cache) is Holding.MISSING
-    index = json.dumps({"weight_map": {"a": shards[0], "b": shards[1]}})
+    index = json.dumps({"metadata": {}, "weight_map": {"a": shards[0], "b": shards[1]}})
     enter(cache, "model.safetensors.index.json", content=index)
     assert held(cache) is Holding.WHOLE
     cache.pointer(COMMIT, shards[0]).unlink()
@@ -152,15 +153,22 @@ def test_weights_of_another_kind_are_not_there(cache: RepoCache) -> None:
     assert held(cache, rules=WeightRules(variant="fp16")) is Holding.MISSING
 
 
-def test_json_is_read_from_the_link_or_the_blob(cache: RepoCache) -> None:
-    """A file that is verified and not yet linked can be read; what is no JSON, or nested without end, is None."""
+def test_a_file_is_read_from_the_link_or_the_blob(cache: RepoCache) -> None:
+    """A file that is verified and not yet linked can be read; one that is neither is None."""
     etag = "d" * 40
-    file = RepoFile("config.json", 2, etag)
-    assert read_json(cache, COMMIT, file) is None
+    listing, file = Listing(COMMIT, {}), RepoFile("config.json", 2, etag)
+    assert read(cache, listing, file) is None
     cache.blob(etag).write_text('{"a": 1}')
-    assert read_json(cache, COMMIT, file) == {"a": 1}
+    assert read(cache, listing, file) == b'{"a": 1}'
     cache.link(COMMIT, "config.json", etag, fresh=True)
-    assert read_json(cache, COMMIT, RepoFile("config.json")) == {"a": 1}
-    for content in (b"{", b"\xff", b"[" * 100_000):
-        cache.blob(etag).write_bytes(content)
-        assert read_json(cache, COMMIT, file) is None
+    assert read(cache, listing, RepoFile("config.json")) == b'{"a": 1}'
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000])
+def test_a_damaged_config_is_an_error_of_the_model(content: bytes, cache: RepoCache) -> None:
+    """What is no JSON, or nested without end, is no whole model, and the error says why."""
+    enter(cache, *ORDER)
+    cache.pointer(COMMIT, "config.json").resolve().write_bytes(content)
+    found = completeness.held(cache, COMMIT, Need(weights=True))
+    assert found.holding is Holding.MISSING
+    assert found.error is not None and found.error.file == "config.json"

@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from yaie_async.cli.outcome import Outcome
 from yaie_async.cli.tables import columns
 from yaie_async.core.errors import InvalidArgumentError, OfflineError
-from yaie_async.core.plan import digest_kind
+from yaie_async.core.names import digest_kind
 from yaie_async.fetch.digest import digest_of
 from yaie_async.fetch.settings import read_settings
 from yaie_async.loader.display import size

@@ -10,7 +10,7 @@ import anyio
 import anyio.abc
 import httpx
 
-from yaie_async.core.plan import RepoFile
+from yaie_async.core.manifest import RepoFile
 from yaie_async.core.progress import Meter
 from yaie_async.core.tasks import task_group
 from yaie_async.core.threads import run_owned

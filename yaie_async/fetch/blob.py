@@ -10,7 +10,7 @@ from functools import partial
 import anyio
 
 from yaie_async.core.errors import IntegrityError
-from yaie_async.core.plan import RepoFile
+from yaie_async.core.manifest import RepoFile
 from yaie_async.core.progress import Meter
 from yaie_async.core.threads import run_owned
 from yaie_async.fetch.assembly import Assembly, LostError, PrunedError, RangesIgnoredError

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 
-from yaie_async.core.plan import digest_kind
+from yaie_async.core.names import digest_kind
 
 # Reading into one reused buffer is as fast as a populated mmap, without its SIGBUS and unmapping stalls.
 _BUFFER = 1024 * 1024

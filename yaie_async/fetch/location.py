@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import httpx
 
-from yaie_async.core.plan import RepoFile
+from yaie_async.core.manifest import RepoFile
 from yaie_async.fetch.failures import Asked
 from yaie_async.fetch.http import answer
 from yaie_async.fetch.metadata import file_url, normal_etag

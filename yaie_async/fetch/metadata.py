@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 from yaie_async.core.errors import HubUnavailableError, LoaderError
-from yaie_async.core.plan import Listing, RepoFile, check_etag, check_path, is_commit
+from yaie_async.core.manifest import Listing, RepoFile
+from yaie_async.core.names import check_etag, check_path, is_commit
 from yaie_async.core.threads import run_owned
 from yaie_async.fetch.failures import Asked, gave_up
 from yaie_async.fetch.http import answer

@@ -211,17 +211,18 @@ class Hub:
         own error. Where there is no room for all: DiskFullError for each, and nothing is fetched.
         """
         async with self:
-            from yaie_async.fetch.selection import Patterns
+            from yaie_async.core.manifest import Need, WeightRules
+            from yaie_async.fetch.patterns import Patterns
             from yaie_async.loader.prefetch import Prefetch
 
             patterns = Patterns(*(((p,) if isinstance(p, str) else tuple(p)) for p in (include, exclude)))
             prefetch = Prefetch(
-                self,
+                self.session,
                 models,
                 revision=revision,
+                need=Need(weights=True, code=trust_remote_code, rules=WeightRules(pickle=allow_pickle)),
                 patterns=patterns if include or exclude else None,
-                trust_remote_code=trust_remote_code,
-                allow_pickle=allow_pickle,
+                on_progress=self.on_progress,
             )
             return await prefetch.run()
 

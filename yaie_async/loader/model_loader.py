@@ -6,8 +6,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from yaie_async.core.plan import Plan, RepoFile
-    from yaie_async.fetch.selection import Patterns
+    from yaie_async.core.manifest import Manifest, Need
+    from yaie_async.core.plan import Plan
     from yaie_async.fetch.session import Session
     from yaie_async.loader.files import ModelFiles
     from yaie_async.loader.streamed import StreamedBuild
@@ -166,39 +166,23 @@ class ModelLoader:
         **Raises:** as `load_model`, but for errors of the build.
         """
         async with self._working() as (session, files, meter):
-            folder = await files.ensure(session, meter, weights=True)
+            manifest = await files.manifest(session, self._need(weights=True))
+            manifest = await files.fetch(session, manifest, meter)
             meter.stage("ready")
-            return folder
-
-    async def prefetch_as(
-        self, name: str, patterns: Patterns | None, planned: Callable[[Mapping[Path, int]], Awaitable[None]]
-    ) -> Path:
-        """`prefetch` for `Hub.prefetch`: under the name that was asked for, and no body before `planned` returns.
-
-        `planned` is told how many bytes are missing, by blob. With `patterns` they choose the files.
-
-        **Cancellation and errors:** as `prefetch`, and what `planned` raises. The log says how much is kept.
-        """
-        async with self._working(name=name) as (session, found, meter):
-            files, wanted = await found.wanted(session, patterns)
-            try:
-                await planned(await files.missing(wanted))
-                folder = await files.prefetch(session, meter, patterns)
-            except anyio.get_cancelled_exc_class():
-                with anyio.CancelScope(shield=True):
-                    await _log_kept(name, files, wanted)
-                raise
-            meter.stage("ready")
-            return folder
+            return manifest.folder
 
     async def plan(self) -> Plan:
-        """What `load` would fetch and need, told without fetching a file.
+        """What `load` would fetch and need, without fetching a file.
+
+        **Cancellation:** nothing is left behind.
 
         **Raises:** as `prefetch`.
         """
         async with self._hub() as hub:
+            from yaie_async.loader.files import plan_of
+
             files = await self._find(hub.session)
-            return await files.plan(hub.session, self._dtype)
+            return await plan_of(files, await files.manifest(hub.session, self._need(weights=True)), self._dtype)
 
     async def unload(self) -> None:
         """Drop the loader's references to model and tokenizer, and give memory back. The next await loads again.
@@ -216,37 +200,29 @@ class ModelLoader:
         async with self._working() as (session, files, meter):
             from yaie_async.loader.streamed import StreamedBuild
 
-            request = files.request(**self._build_options())
-            streamed = StreamedBuild(request, meter, responsive=self._responsive)
+            streamed = StreamedBuild(meter, responsive=self._responsive)
             async with task_group() as group:
-                group.start_soon(self._prepare, files, request, streamed)
-                await files.ensure(session, meter, weights=True, on_small=streamed.small_are_there)
+                group.start_soon(self._prepare, session, streamed)
+                manifest = await files.manifest(session, self._need(weights=True))
+                manifest = await files.fetch(session, manifest, meter, streamed.small_are_there)
                 streamed.all_are_there()
             meter.stage("building")
             model = streamed.take_model()
             if model is None:
-                model = await self._build(request)
+                model = await self._build(self._request(session, manifest))
             meter.stage("ready")
             self._log_ready(meter, "the model", begin)
             return model
 
-    async def _prepare(self, files: ModelFiles, request: BuildRequest, streamed: StreamedBuild) -> None:
-        """While the weights arrive: import, refuse what its config tells can't be loaded, and build the model."""
+    async def _prepare(self, session: Session, streamed: StreamedBuild) -> None:
+        """While the weights arrive: import, refuse what its config says can't be loaded, and build the model."""
         from yaie_async.model.imports import import_libraries
         from yaie_async.model.preflight import check_config
 
         await run_detached(partial(import_libraries, responsive=self._responsive), name="imports")
-        await streamed.wait_for_small()
-
-        def check() -> dict[str, Any] | None:
-            config = files.config()
-            if config is not None:
-                check_config(config, request)
-            return config
-
-        config = await run_detached(check, name="preflight")
-        if config is not None:
-            await streamed.run(config, files.parameters)
+        request = self._request(session, await streamed.wait_for_small())
+        await run_detached(partial(check_config, request.config, request), name="preflight")
+        await streamed.run(request)
 
     async def _build(self, request: BuildRequest) -> PreTrainedModel:
         from yaie_async.model.model import build_model
@@ -260,7 +236,8 @@ class ModelLoader:
     async def _load_tokenizer(self, *, quiet: bool = False) -> PreTrainedTokenizerBase:
         begin = time.monotonic()
         async with self._working(quiet=quiet) as (session, files, meter):
-            await files.ensure(session, meter, weights=False)
+            manifest = await files.manifest(session, self._need(weights=False))
+            manifest = await files.fetch(session, manifest, meter)
             meter.stage("building")
 
             def build() -> PreTrainedTokenizerBase:
@@ -268,7 +245,7 @@ class ModelLoader:
                 from yaie_async.model.tokenizer import build_tokenizer
 
                 import_libraries(responsive=self._responsive)
-                return build_tokenizer(files.request(**self._build_options()))
+                return build_tokenizer(self._request(session, manifest))
 
             tokenizer = await run_detached(build, name="tokenizer")
             meter.stage("ready")
@@ -280,21 +257,28 @@ class ModelLoader:
         facts = {"model": self.model, "stage": "ready", "bytes": meter.snapshot().bytes_done, "seconds": seconds}
         logger.debug("%s: %s is ready after %.1f s", self.model, what, seconds, extra=facts)
 
-    def _build_options(self) -> dict[str, Any]:
-        return {
-            "dtype": self._dtype,
-            "device_map": self._device_map,
-            "trust_remote_code": self._trust_remote_code,
-            "allow_pickle": self._allow_pickle,
-            "model_kwargs": self._model_kwargs,
-        }
+    def _need(self, *, weights: bool) -> Need:
+        from yaie_async.core.manifest import Need, WeightRules
+
+        rules = WeightRules(variant=self._model_kwargs.get("variant"), pickle=self._allow_pickle)
+        return Need(weights=weights, code=self._trust_remote_code, rules=rules)
+
+    def _request(self, session: Session, manifest: Manifest) -> BuildRequest:
+        from yaie_async.model.request import BuildRequest
+
+        return BuildRequest(
+            manifest,
+            cache_dir=None if manifest.commit is None else str(session.settings.cache_dir),
+            dtype=self._dtype,
+            device_map=self._device_map,
+            trust_remote_code=self._trust_remote_code,
+            model_kwargs=self._model_kwargs,
+        )
 
     @asynccontextmanager
-    async def _working(
-        self, *, quiet: bool = False, name: str | None = None
-    ) -> AsyncIterator[tuple[Session, ModelFiles, Meter]]:
+    async def _working(self, *, quiet: bool = False) -> AsyncIterator[tuple[Session, ModelFiles, Meter]]:
         """An open Hub's session, the files of this loader, and a meter that is reported to whoever watches."""
-        meter = Meter(name or self.model)
+        meter = Meter(self.model)
         if not quiet:
             self._meter = meter
         async with AsyncExitStack() as stack:
@@ -310,7 +294,7 @@ class ModelLoader:
             try:
                 yield hub.session, files, meter
             except Exception:
-                if not files.confirmed:
+                if files.resolution and files.resolution.unconfirmed:
                     self._files.forget()  # the next await asks the Hub again
                 raise
 
@@ -334,28 +318,7 @@ class ModelLoader:
                 del hubs[key]  # a process that comes by ever new options would keep one for each
 
     async def _find(self, session: Session) -> ModelFiles:
-        from yaie_async.core.plan import WeightRules
         from yaie_async.loader.files import find_files
 
-        return await self._files(
-            lambda: find_files(
-                session,
-                self._model_argument,
-                self._revision,
-                code=self._trust_remote_code,
-                rules=WeightRules(variant=self._model_kwargs.get("variant"), pickle=self._allow_pickle),
-            )
-        )
-
-
-async def _log_kept(name: str, files: ModelFiles, wanted: tuple[RepoFile, ...]) -> None:
-    """Say how much of a fetch that is stopped is on the disk: of what the meter has counted, whole blocks stay."""
-    from yaie_async.core.errors import LoaderError
-    from yaie_async.loader.display import size
-
-    whole = sum(file.size or 0 for file in wanted)
-    with suppress(LoaderError):  # a cache that can't be read any more
-        kept = whole - sum((await files.missing(wanted)).values())
-        facts = {"model": name, "stage": "downloading", "bytes": kept, "bytes_total": whole}
-        if whole:
-            logger.info("%s: stopped; %s of %s are kept", name, size(kept), size(whole), extra=facts)
+        need = self._need(weights=True)
+        return await self._files(lambda: find_files(session, self._model_argument, self._revision, need))

@@ -5,23 +5,24 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from yaie_async.core.errors import DiskFullError, LoaderError, PrefetchError
+from yaie_async.core.manifest import Manifest, Need
+from yaie_async.core.progress import Meter, OnProgress
 from yaie_async.core.tasks import task_group
 from yaie_async.core.threads import run_owned
-from yaie_async.loader.display import size
-from yaie_async.loader.model_loader import ModelLoader
+from yaie_async.fetch.patterns import Patterns
+from yaie_async.fetch.session import Session
+from yaie_async.loader.display import size, watching
+from yaie_async.loader.files import ModelFiles, find_files
 from yaie_async.loader.source import split_revision
+from yaie_async.model.responsive import quick_switching
 from yaie_async.store.os_errors import free_bytes
-
-if TYPE_CHECKING:
-    from yaie_async.fetch.selection import Patterns
-    from yaie_async.loader.hub import Hub
 
 logger = logging.getLogger("yaie_async")
 
@@ -30,20 +31,29 @@ class Prefetch:
     """One call of `Hub.prefetch`.
 
     Args:
-        hub: an open Hub.
+        session: of an open Hub.
         names: the models, as they were asked for.
         revision: of those that name none of their own.
-        patterns: which files; None for what a load needs.
-        options: more arguments of each `ModelLoader`.
+        need: what a load needs of each.
+        patterns: which files instead of those; None for what a load needs.
+        on_progress: called for each model; None for a bar or log lines.
     """
 
     def __init__(
-        self, hub: Hub, names: Sequence[str], *, revision: str | None, patterns: Patterns | None, **options: Any
+        self,
+        session: Session,
+        names: Sequence[str],
+        *,
+        revision: str | None,
+        need: Need,
+        patterns: Patterns | None,
+        on_progress: OnProgress | None,
     ) -> None:
-        self._hub = hub
+        self._session = session
         self._names = tuple(dict.fromkeys(names))
+        self._need = need
         self._patterns = patterns
-        self._options = options
+        self._on_progress = on_progress
         self._snapshots: dict[str, Path] = {}
         self._failures: dict[str, LoaderError] = {}
         # By what they stand for: "gpt2" and "gpt2@main" are one model, whose bytes count once.
@@ -68,13 +78,8 @@ class Prefetch:
 
         **Raises:** PrefetchError at the end, if one failed; of a single model, its own error.
         """
-        async with task_group() as group:
-            for model, revision in self._models:
-                group.start_soon(self._one, model, revision)
-            if self._models:
-                await self._all_planned.wait()
-                await self._check_room()
-            self._go.set()
+        with quick_switching():
+            await self._run()
         snapshots = {name: self._snapshots[name] for name in self._names if name in self._snapshots}
         failures = {name: self._failures[name] for name in self._names if name in self._failures}
         if not failures:
@@ -88,16 +93,38 @@ class Prefetch:
             snapshots=snapshots,
         )
 
+    async def _run(self) -> None:
+        async with task_group() as group:
+            for model, revision in self._models:
+                group.start_soon(self._one, model, revision)
+            if self._models:
+                await self._all_planned.wait()
+                await self._check_room()
+            self._go.set()
+
     async def _one(self, model: str, revision: str) -> None:
         names = self._models[model, revision]
         try:
-            loader = ModelLoader(model, revision=revision, hub=self._hub, **self._options)
-            snapshot = await loader.prefetch_as(names[0], self._patterns, partial(self._planned, (model, revision)))
-            self._snapshots |= dict.fromkeys(names, snapshot)
+            self._snapshots |= dict.fromkeys(names, await self._fetch(model, revision, name=names[0]))
         except LoaderError as error:
             self._failures |= dict.fromkeys(names, error)
         finally:
             self._count((model, revision))  # one that failed before it was planned is not waited for
+
+    async def _fetch(self, model: str, revision: str, *, name: str) -> Path:
+        meter = Meter(name)
+        async with watching(meter, self._on_progress):
+            files = await find_files(self._session, model, revision, self._need)
+            manifest = await files.manifest(self._session, self._need, self._patterns)
+            try:
+                await self._planned((model, revision), await files.missing(manifest))
+                manifest = await files.fetch(self._session, manifest, meter)
+            except anyio.get_cancelled_exc_class():
+                with anyio.CancelScope(shield=True):
+                    await _log_kept(name, files, manifest)
+                raise
+            meter.stage("ready")
+            return manifest.folder
 
     def _count(self, planned: tuple[str, str]) -> None:
         self._unplanned.discard(planned)
@@ -113,7 +140,7 @@ class Prefetch:
             raise copy.copy(self._full)
 
     async def _check_room(self) -> None:
-        root = self._hub.session.settings.cache_dir
+        root = self._session.settings.cache_dir
         needed, free = sum(self._missing.values()), await run_owned(partial(free_bytes, root), name="disk")
         if needed > free:
             self._full = DiskFullError(
@@ -126,3 +153,13 @@ class Prefetch:
         elif len(self._models) > 1:
             facts = {"stage": "resolving", "bytes": needed}
             logger.info("%d models: %s to fetch, %s free", len(self._models), size(needed), size(free), extra=facts)
+
+
+async def _log_kept(name: str, files: ModelFiles, manifest: Manifest) -> None:
+    """Log how much of a fetch that is stopped is on the disk. The meter counts more: only whole blocks are kept."""
+    whole = sum(file.size or 0 for file in manifest.files)
+    with suppress(LoaderError):  # the cache can't be read any more
+        kept = whole - sum((await files.missing(manifest)).values())
+        facts = {"model": name, "stage": "downloading", "bytes": kept, "bytes_total": whole}
+        if whole and manifest.commit is not None:
+            logger.info("%s: stopped; %s of %s are kept", name, size(kept), size(whole), extra=facts)

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from yaie_async.core.errors import InvalidArgumentError, ModelNotFoundError, UnsafeFileError
-from yaie_async.core.plan import check_path
+from yaie_async.core.names import check_path
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 
+from yaie_async.core.manifest import Manifest
 from yaie_async.core.progress import Meter, Progress
 from yaie_async.core.threads import run_detached
 from yaie_async.model.estimate import cast_bytes, estimate_seconds
@@ -34,22 +34,22 @@ class StreamedBuild:
     """One attempt to build a model while its weights land. All methods are called on the loop's thread.
 
     Args:
-        request: what is to be built.
         meter: of its download.
         responsive: leave a core to the event loop.
     """
 
-    def __init__(self, request: BuildRequest, meter: Meter, *, responsive: bool) -> None:
-        self._request = request
+    def __init__(self, meter: Meter, *, responsive: bool) -> None:
         self._meter = meter
         self._responsive = responsive
+        self._manifest: Manifest | None = None
         self._arriving: tuple[ArrivingFile, ...] = ()
         self._small = anyio.Event()
         self._whole = anyio.Event()
         self._model: PreTrainedModel | None = None
 
-    def small_are_there(self, arriving: tuple[ArrivingFile, ...]) -> None:
-        """All files but the weights are there, and these are still arriving."""
+    def small_are_there(self, manifest: Manifest, arriving: tuple[ArrivingFile, ...]) -> None:
+        """All files of the sharp manifest but its weights are in the cache, and these are still arriving."""
+        self._manifest = manifest
         self._arriving = arriving
         self._small.set()
 
@@ -57,15 +57,17 @@ class StreamedBuild:
         """The snapshot is whole and verified: a build that has not begun by now has nothing to gain."""
         self._whole.set()
 
-    async def wait_for_small(self) -> None:
+    async def wait_for_small(self) -> Manifest:
+        """The sharp manifest, once `small_are_there`.
+
+        **Cancellation:** at once.
+        """
         await self._small.wait()
+        assert self._manifest is not None
+        return self._manifest
 
-    async def run(self, config: Mapping[str, Any], parameters: Mapping[str, int]) -> None:
-        """Build the model when its time has come; log why, where it can't be.
-
-        Args:
-            config: the parsed config.json.
-            parameters: the Hub's count of them by safetensors dtype, empty where it has not said.
+    async def run(self, request: BuildRequest) -> None:
+        """Build the model when its time has come; log the reason where it can't be.
 
         **Cancellation:** control returns at once; the thread ends within one tensor and gives back what it has.
 
@@ -73,19 +75,16 @@ class StreamedBuild:
         """
         if not self._arriving:
             return
-        arriving = {arriving.path: arriving for arriving in self._arriving}
-        reason = why_not_streamable(config, self._request, arriving)
+        reason = why_not_streamable(request)
         if reason is not None:
-            self._log(reason)
+            self._log(request.source, reason)
             return
-        size = sum(arriving.size for arriving in self._arriving)
-        stored = parameters or config.get("dtype") or config.get("torch_dtype")
-        cast = cast_bytes(size, self._request.dtype, stored)
+        cast = cast_bytes(request.manifest.size, request.dtype, request.manifest.stored)
         if await self._is_time(estimate_seconds(cast)):
             # A cast takes all cores, or the model would be ready later: by 6 % of 7 s, on two cores.
-            await self._build(config, arriving, leaving_a_core() if self._responsive and not cast else nullcontext())
+            await self._build(request, leaving_a_core() if self._responsive and not cast else nullcontext())
         else:
-            self._log("its weights were there before a build could begin")
+            self._log(request.source, "its weights were there before a build could begin")
 
     async def _is_time(self, estimate: float) -> bool:
         """Wait until it is; False once the snapshot is whole."""
@@ -96,22 +95,18 @@ class StreamedBuild:
                 await self._whole.wait()
         return False
 
-    async def _build(
-        self,
-        config: Mapping[str, Any],
-        arriving: Mapping[str, ArrivingFile],
-        surroundings: AbstractContextManager[None],
-    ) -> None:
+    async def _build(self, request: BuildRequest, surroundings: AbstractContextManager[None]) -> None:
         cancelled = threading.Event()
+        arriving = {arriving.path: arriving for arriving in self._arriving}
 
         def build() -> PreTrainedModel:
             with surroundings:
-                return build_streaming(self._request, config, arriving, cancelled=cancelled.is_set)
+                return build_streaming(request, arriving, cancelled=cancelled.is_set)
 
         try:
             self._model = await run_detached(build, name="build")
         except StreamAbandoned as abandoned:
-            self._log(abandoned.reason)
+            self._log(request.source, abandoned.reason)
         finally:
             cancelled.set()
 
@@ -119,13 +114,15 @@ class StreamedBuild:
         """The model, if there is one and it was built of the very bytes that are in the snapshot now."""
         model, self._model = self._model, None
         if model is not None and any(arriving.failed for arriving in self._arriving):
-            self._log("some of the bytes that it was built of came again")
+            assert self._manifest is not None
+            self._log(self._manifest.model, "some of the bytes that it was built of came again")
             return None
         return model
 
-    def _log(self, reason: str) -> None:
-        facts = {"model": self._request.source, "stage": "building"}
-        logger.info("%s is built from the finished snapshot: %s", self._request.source, reason, extra=facts)
+    @staticmethod
+    def _log(model: str, reason: str) -> None:
+        facts = {"model": model, "stage": "building"}
+        logger.info("%s is built from the finished snapshot: %s", model, reason, extra=facts)
 
 
 def is_due(progress: Progress, estimate: float) -> bool:

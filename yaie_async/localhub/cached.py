@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from yaie_async.core.plan import WeightRules, is_commit
+from yaie_async.core.manifest import Need
+from yaie_async.core.names import is_commit
 from yaie_async.localhub.models import ModelMissing, RevisionMissing, Snapshot, folders, listing, segments
 from yaie_async.store.cache import RepoCache
-from yaie_async.store.completeness import Holding, holding
+from yaie_async.store.completeness import Holding, held
 
 
 class CachedModels:
@@ -51,9 +52,8 @@ class CachedModels:
         if snapshot not in self._whole:
             cache = RepoCache(self._root, model)
             tree = cache.tree(snapshot.name)
-            if (tree is None or not tree.keys() <= cache.files(snapshot.name).keys()) and holding(
-                cache, snapshot.name, weights=True, code=False, rules=WeightRules()
-            ) is Holding.MISSING:
+            everything = tree is not None and tree.keys() <= cache.files(snapshot.name).keys()
+            if not everything and held(cache, snapshot.name, Need(weights=True)).holding is Holding.MISSING:
                 return False
             self._whole.add(snapshot)
         return True

@@ -1,18 +1,33 @@
-"""What a build casts, and how long it takes, told from sizes and names alone."""
+"""What a build casts, how long it takes and how much memory the model needs, estimated from sizes and names alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from yaie_async.model.preflight import resolve_dtype
-
-# The floats of safetensors headers, with the bytes of an element. Nothing else is cast.
-_FLOATS = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
+from yaie_async.model.dtypes import BY_CODE, float_dtype, resolve_dtype
 
 # Seconds, 0.5 of them for the first import of a model's own module; and bytes of a checkpoint per second. Measured
 # on two shared cores, 0.6-1.2 GB: 1.3-1.9 GB/s from bfloat16, 2.5-5.9 from float32.
 _FIXED, _CAST = 0.6, 1.5e9
+
+
+def estimate_memory(total_bytes: int, dtype: Any, stored: str | Mapping[str, int] | None) -> int:
+    """Estimate the bytes of a model's parameters once it is built.
+
+    Args:
+        total_bytes: size of its weight files.
+        dtype: what was asked for: a dtype name, a `torch.dtype`, or "auto".
+        stored: how the weights are stored: the dtype that the config names, or elements per safetensors
+            dtype (`{"F16": 7_000_000}`, as the Hub's model info has it), or None where unknown.
+    """
+    asked = float_dtype(dtype)
+    if isinstance(stored, Mapping):
+        known = [(count, BY_CODE.get(code)) for code, count in stored.items()]
+        bits = [count * (asked if asked and has.is_cast else has).bits for count, has in known if has is not None]
+        return sum(bits) // 8 if len(bits) == len(known) else total_bytes
+    has = float_dtype(stored)
+    return total_bytes if asked is None or has is None else total_bytes * asked.bits // has.bits
 
 
 def cast_bytes(size: int, dtype: Any, stored: str | Mapping[str, int] | None) -> int:
@@ -20,16 +35,16 @@ def cast_bytes(size: int, dtype: Any, stored: str | Mapping[str, int] | None) ->
 
     Args:
         size: bytes of its weight files.
-        dtype: what was asked for: a dtype name, a `torch.dtype`, or "auto".
-        stored: how the weights are stored: the dtype that the config names, or elements per safetensors dtype, or
-            None where unknown (then all of it counts as cast: a build that starts early gives way to others).
+        dtype: as for `estimate_memory`.
+        stored: as for `estimate_memory`. Where it is None all of it counts as cast: a build that starts early gives
+            way to others.
     """
     asked = resolve_dtype(dtype)
     if asked == "auto":
         return 0
     if isinstance(stored, Mapping):
-        floats = [(count, *_FLOATS[name]) for name, count in stored.items() if name in _FLOATS]
-        return sum(count * item for count, name, item in floats if name != asked)
+        known = [(count, BY_CODE[code]) for code, count in stored.items() if code in BY_CODE]
+        return sum(count * has.bits // 8 for count, has in known if has.is_cast and has.name != asked)
     return 0 if stored is not None and str(stored).removeprefix("torch.") == asked else size
 
 

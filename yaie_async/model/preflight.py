@@ -6,15 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from yaie_async.model.checkpoint import code_file
+from yaie_async.model.dtypes import float_dtype, resolve_dtype
 
 if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
-
-_DTYPES = {
-    "float16": "float16", "half": "float16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32",
-    "float64": "float64", "double": "float64",
-}  # fmt: skip
-"""What torch accepts as its default dtype, which transformers sets while it builds; float8 is not among it."""
 
 _TASKS = {
     "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": "AutoModelForSeq2SeqLM",
@@ -52,24 +47,6 @@ def check_config(config: Mapping[str, Any], request: BuildRequest) -> None:
     _check_quantisation(config, request)
 
 
-def resolve_dtype(dtype: Any) -> str:
-    """Return the canonical name of a dtype, or "auto". Takes a name or a `torch.dtype`; imports neither.
-
-    Raises:
-        InvalidArgumentError: it is unknown, or nothing that weights can be cast to.
-    """
-    if dtype == "auto":
-        return "auto"
-    is_torch_dtype = type(dtype).__module__ == "torch" and type(dtype).__name__ == "dtype"
-    name = str(dtype).removeprefix("torch.") if is_torch_dtype else dtype
-    if isinstance(name, str) and name in _DTYPES:
-        return _DTYPES[name]
-    from yaie_async.core.errors import InvalidArgumentError
-
-    message = f"dtype={dtype!r} is not a floating-point dtype that a model can be loaded in; use one of "
-    raise InvalidArgumentError(message + ", ".join(sorted({*_DTYPES.values(), "auto"})))
-
-
 def architecture(config: Mapping[str, Any]) -> str | None:
     """Return the first architecture that a config names, else its model type, else None."""
     named = config.get("architectures")
@@ -85,7 +62,7 @@ def is_remote(config: Mapping[str, Any]) -> bool:
 
 def _check_stored_dtype(config: Mapping[str, Any], request: BuildRequest) -> None:
     stored = config.get("dtype", config.get("torch_dtype"))
-    if request.dtype == "auto" and stored is not None and str(stored).removeprefix("torch.") not in _DTYPES:
+    if request.dtype == "auto" and stored is not None and float_dtype(stored) is None:
         raise _incompatible(
             config,
             request,

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yaie_async.model.preflight import architecture, resolve_dtype
+from yaie_async.model.dtypes import resolve_dtype
+from yaie_async.model.preflight import architecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,14 +20,13 @@ _AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def load_checked(
-    load: Callable[[], tuple[PreTrainedModel, Mapping[str, Any]]], request: BuildRequest, config: Mapping[str, Any]
+    load: Callable[[], tuple[PreTrainedModel, Mapping[str, Any]]], request: BuildRequest
 ) -> PreTrainedModel:
     """Load a model, refuse one that is not what its checkpoint says, and name it. It is this build's turn.
 
     Args:
         load: calls `from_pretrained` and returns the model and its loading info.
         request: what is built.
-        config: its parsed config.json.
 
     Raises:
         IncompatibleModelError: a part of it is random, or torch's default dtype is another one than before.
@@ -36,10 +36,10 @@ def load_checked(
 
     if request.trust_remote_code:
         _forget_remote_classes()
-    with _default_dtype_kept(request, config), no_progress_bars():
+    with _default_dtype_kept(request), no_progress_bars():
         model, info = load()
-    _check_loaded(info, request, config)
-    _check_placed(model, request, config)
+    _check_loaded(info, request)
+    _check_placed(model, request)
     if request.commit is not None:
         model.name_or_path = request.source
         model.config.name_or_path = request.source
@@ -85,7 +85,7 @@ def _forget_remote_classes() -> None:
 
 
 @contextmanager
-def _default_dtype_kept(request: BuildRequest, config: Mapping[str, Any]) -> Iterator[None]:
+def _default_dtype_kept(request: BuildRequest) -> Iterator[None]:
     import torch
 
     from yaie_async.core.errors import IncompatibleModelError
@@ -103,20 +103,20 @@ def _default_dtype_kept(request: BuildRequest, config: Mapping[str, Any]) -> Ite
             "can't be trusted (it is restored). Its own code may set it, or other code in this process builds models "
             "at the same time"
         )
-        raise IncompatibleModelError(message, architecture=architecture(config), model=request.source)
+        raise IncompatibleModelError(message, architecture=architecture(request.config), model=request.source)
 
 
-def _check_loaded(info: Mapping[str, Any], request: BuildRequest, config: Mapping[str, Any]) -> None:
+def _check_loaded(info: Mapping[str, Any], request: BuildRequest) -> None:
     """Refuse a model of which a part is random, which transformers only warns about."""
     missing = sorted(info["missing_keys"])
     mismatched = sorted(f"{name}: {tuple(has)} for {tuple(wants)}" for name, has, wants in info["mismatched_keys"])
     if missing:
-        raise _unfilled(f"its checkpoint lacks {_some(missing)}", request, config)
+        raise _unfilled(f"its checkpoint lacks {_some(missing)}", request)
     if mismatched:
-        raise _unfilled(f"tensors have other shapes than its config says: {_some(mismatched)}", request, config)
+        raise _unfilled(f"tensors have other shapes than its config says: {_some(mismatched)}", request)
 
 
-def _check_placed(model: PreTrainedModel, request: BuildRequest, config: Mapping[str, Any]) -> None:
+def _check_placed(model: PreTrainedModel, request: BuildRequest) -> None:
     device_map = getattr(model, "hf_device_map", {})
     asked_for = {"max_memory", "offload_folder"} & request.model_kwargs.keys()
     if request.device_map in _AUTOMATIC and not asked_for and "disk" in device_map.values():
@@ -129,17 +129,17 @@ def _check_placed(model: PreTrainedModel, request: BuildRequest, config: Mapping
         if tensor.is_meta and not _is_inside(name, offloaded)
     ]
     if on_meta:
-        raise _unfilled(f"{_some(on_meta)} got no data (transformers#44940)", request, config)
+        raise _unfilled(f"{_some(on_meta)} got no data (transformers#44940)", request)
 
 
 def _is_inside(name: str, modules: Iterable[str]) -> bool:
     return any(module in ("", name) or name.startswith(f"{module}.") for module in modules)
 
 
-def _unfilled(why: str, request: BuildRequest, config: Mapping[str, Any]) -> Exception:
+def _unfilled(why: str, request: BuildRequest) -> Exception:
     from yaie_async.core.errors import IncompatibleModelError
 
-    named = architecture(config)
+    named = architecture(request.config)
     message = (
         f"{request.source} ({named or 'unknown architecture'}) can't be loaded as a causal language model: {why}; "
         "stock transformers would fill these with random numbers"

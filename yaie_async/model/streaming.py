@@ -8,12 +8,11 @@ release of transformers does something else, the build is given up.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yaie_async.core.trace import span
-from yaie_async.model.checkpoint import snapshot_directory
 from yaie_async.model.filesystem import is_local
 from yaie_async.model.imports import import_libraries
 from yaie_async.model.lock import BuildCancelled, build_lock
@@ -43,15 +42,10 @@ class StreamAbandoned(Exception):
         self.reason = reason
 
 
-def why_not_streamable(config: Mapping[str, Any], request: BuildRequest, weights: Iterable[str]) -> str | None:
-    """Return why a model has to be built from the finished snapshot, or None. Reads nothing.
-
-    Args:
-        config: the parsed config.json.
-        request: what is to be built.
-        weights: the names of its weight files.
-    """
-    if not all(name.endswith(".safetensors") for name in weights):
+def why_not_streamable(request: BuildRequest) -> str | None:
+    """Why a model has to be built from the finished snapshot, or None. Reads nothing."""
+    config = request.config
+    if not all(file.path.endswith(".safetensors") for file in request.manifest.weights):
         return "its weights are no safetensors"
     parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
     if any(part.get("quantization_config") is not None for part in parts):
@@ -67,7 +61,6 @@ def why_not_streamable(config: Mapping[str, Any], request: BuildRequest, weights
 
 def build_streaming(
     request: BuildRequest,
-    config: Mapping[str, Any],
     arriving: Mapping[str, ArrivingFile],
     *,
     cancelled: Callable[[], bool] = lambda: False,
@@ -79,8 +72,8 @@ def build_streaming(
     waits for it, and gives it up where it lacks bytes while another one waits.
 
     Args:
-        request: what is to be built. Its snapshot has all small files but config.json.
-        config: the parsed config.json. It passed `check_config`, and `why_not_streamable` found nothing.
+        request: what is to be built. Its snapshot has all small files but config.json, its config passed
+            `check_config`, and `why_not_streamable` found nothing.
         arriving: every weight file by name.
         cancelled: asked before every 4 MiB, and every few milliseconds while bytes are missing.
 
@@ -97,7 +90,7 @@ def build_streaming(
         files = ArrivingFiles(arriving, cancelled, build_lock.is_contended)
         try:
             with span("build", "streaming build", model=request.source):
-                return load_checked(lambda: _load(request, config, files), request, config)
+                return load_checked(lambda: _load(request, files), request)
         except Exception as error:
             # The frames of the failed build hold the half-built model.
             traceback.clear_frames(error.__traceback__)
@@ -108,10 +101,9 @@ def build_streaming(
             files.close()
 
 
-def _load(request: BuildRequest, config: Mapping[str, Any], files: ArrivingFiles) -> tuple[Any, Mapping[str, Any]]:
-    snapshot = snapshot_directory(request)
-    _check_surroundings(snapshot)
-    with view_of(snapshot, config) as view:
+def _load(request: BuildRequest, files: ArrivingFiles) -> tuple[Any, Mapping[str, Any]]:
+    _check_surroundings(request.folder)
+    with view_of(request.folder, request.config) as view:
         arguments = pretrained_arguments(request, view, pickled=False)
         found, found_config, rest = model_class(arguments)
         if type(found_config).extra_files:

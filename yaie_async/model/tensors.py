@@ -28,12 +28,6 @@ if TYPE_CHECKING:
 # Bytes read and cast at a time: small enough to stay in a processor's cache in between, and a block of a download.
 _PIECE = 4 << 20
 
-_DTYPES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "U16": "uint16", "I16": "int16", "F16": "float16", "BF16": "bfloat16", "U32": "uint32", "I32": "int32",
-    "F32": "float32", "U64": "uint64", "I64": "int64", "F64": "float64",
-}  # fmt: skip
-
 
 class ArrivingFiles:
     """The weight files of one build, read by several threads at once while they land.
@@ -84,7 +78,10 @@ class ArrivingFiles:
             self.read(file, 0, memoryview(first))
             text = bytearray(header_length(bytes(first), size))
             self.read(file, 8, memoryview(text))
-        return parse_header(bytes(text), size)
+        tensors = parse_header(bytes(text), size)
+        if foreign := {stored.dtype.code for stored in tensors.values() if stored.dtype.name is None}:
+            raise HeaderError(f"{', '.join(sorted(foreign))} is not read while it arrives")
+        return tensors
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -173,7 +170,7 @@ class ArrivingTensor:
         import torch
 
         stored = self._stored
-        has: torch.dtype = getattr(torch, _DTYPES[stored.dtype])
+        has: torch.dtype = getattr(torch, str(stored.dtype.name))
         kept = has == dtype and torch.device(device).type == "cpu" and stored.start % stored.item == 0
         with self._files.reading():
             if kept and stored.stop > stored.start:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from yaie_async.core.trace import span
-from yaie_async.model.checkpoint import snapshot_directory
 from yaie_async.model.imports import import_libraries
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def build_tokenizer(request: BuildRequest) -> PreTrainedTokenizerBase:
 
 
 def _build(request: BuildRequest) -> PreTrainedTokenizerBase:
-    directory = os.fspath(snapshot_directory(request))
+    directory = os.fspath(request.folder)
     config = _named_config(directory, request)
     tokenizer = _build_quickly(directory, request, config) or _from_pretrained(directory, request, config)
     if request.commit is not None:

@@ -23,7 +23,9 @@ from pathlib import Path
 
 from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
 
-from yaie_async.core.plan import RepoFile, is_commit
+from yaie_async.core.manifest import RepoFile
+from yaie_async.core.names import is_commit
+from yaie_async.store.directory import files_below
 from yaie_async.store.os_errors import cache_errors
 
 _TAG = (
@@ -32,21 +34,6 @@ _TAG = (
     "# For information about cache directory tags, see:\n"
     "#\thttps://bford.info/cachedir/\n"
 )
-
-
-def files_below(top: Path) -> dict[str, RepoFile]:
-    """All files below a folder, by walking it. Those that are links have the name of the blob as etag."""
-    found = {}
-    for folder, _, names in os.walk(top):
-        for name in names:
-            full = Path(folder, name)
-            try:
-                size = full.stat().st_size
-            except OSError:
-                continue  # its blob is gone: as good as not there
-            path = full.relative_to(top).as_posix()
-            found[path] = RepoFile(path, size, os.readlink(full).rpartition("/")[2] if full.is_symlink() else None)
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,388 @@
+"""What a load wants of a repository, decided once: a frozen manifest, which every later step reads.
+
+It is drafted from the listing, by the usual names of files, and sharpened once config.json and the shard index can be
+read. Pure: nothing here opens a file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from yaie_async.core.errors import IncompatibleModelError, ModelFileNotFoundError, UnsafeFileError
+from yaie_async.core.names import check_path
+
+# Small files that transformers may open: at the top of the repository, and the folder of chat templates.
+_SMALL = re.compile(
+    r"[^/]+\.json|tokenizer[^/]*|vocab[^/]*|merges\.txt|[^/]+\.model|[^/]+\.tiktoken"
+    r"|special_tokens[^/]*|added_tokens[^/]*|[^/]+\.jinja|additional_chat_templates/[^/]+\.jinja"
+)
+_CODE = re.compile(r".+\.py")
+_INDEX = re.compile(r".+\.index(\..+)?\.json")
+# Weights and pickles of any kind. None of them is a small file, whatever its name (`tokenizer.pkl`, `vocab.bin`).
+_HEAVY = re.compile(r".+\.(safetensors|bin|pt|pth|pkl|pickle|ckpt|h5|msgpack|onnx|onnx_data|tflite|gguf|ot|mlmodel)")
+# What `transformers_weights` in config.json may name.
+_EXPLICIT = (".safetensors", ".safetensors.index.json")
+
+CONFIG = "config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RepoFile:
+    """One file of a repository at one commit.
+
+    Attributes:
+        path: relative, with slashes.
+        size: bytes; None where a mirror leaves it out and no HEAD has been made yet.
+        etag: the name of its blob: sha256 for LFS files, git's blob sha1 otherwise; None as for `size`.
+    """
+
+    path: str
+    size: int | None = None
+    etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All files of a repository at one commit.
+
+    Attributes:
+        commit: 40 hex digits; None for a directory.
+        files: by path.
+        parameters: the Hub's count of parameters by safetensors dtype ("F16"), empty where it gives none.
+    """
+
+    commit: str | None
+    files: Mapping[str, RepoFile]
+    parameters: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightRules:
+    """What the caller's arguments say about weights.
+
+    Attributes:
+        variant: the `variant=` of `from_pretrained`, never picked unasked.
+        safetensors: False where `use_safetensors=False` asks for pickles.
+        pickle: False where pickles are refused.
+    """
+
+    variant: str | None = None
+    safetensors: bool = True
+    pickle: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Which part of a model is wanted.
+
+    Attributes:
+        weights: with its weights, or only what the tokenizer needs.
+        code: with its `.py` files.
+        rules: which weights are acceptable.
+    """
+
+    weights: bool
+    code: bool = False
+    rules: WeightRules = WeightRules()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The files that are wanted of a repository at one commit, and where they are.
+
+    Attributes:
+        model: repo id, or the path of a directory.
+        folder: the snapshot's folder, or the directory.
+        listing: what the files were chosen from.
+        need: what they were chosen for; None for a choice by patterns, which asks for no load.
+        small: configuration, tokenizer, index and code files.
+        weights: the shards, in the order in which a build reads them; all files of a choice by patterns.
+        index: path of the shard index among `small`; None where one file holds all weights.
+        config: the parsed config.json; None until it can be read, and for a tokenizer, which needs no config.
+        sharp: decided. A draft of a load with weights goes by the usual names, until config.json and the index decide.
+        complete: the folder has all of the files.
+    """
+
+    model: str
+    folder: Path
+    listing: Listing
+    need: Need | None
+    small: tuple[RepoFile, ...] = ()
+    weights: tuple[RepoFile, ...] = ()
+    index: str | None = None
+    config: Mapping[str, Any] | None = None
+    sharp: bool = False
+    complete: bool = False
+
+    @property
+    def commit(self) -> str | None:
+        return self.listing.commit
+
+    @property
+    def files(self) -> tuple[RepoFile, ...]:
+        """All files in the order of linking; see `last`."""
+        return tuple(sorted((*self.small, *self.weights), key=lambda file: file.path == self.last))
+
+    @property
+    def last(self) -> str:
+        """The file that is linked after all others, so that a kill in between never leaves what looks whole.
+
+        See `yaie_async.store.completeness`: for a load it is config.json; for a choice by patterns, which must never
+        look like a finished load, tokenizer_config.json.
+        """
+        return CONFIG if self.need else TOKENIZER_CONFIG
+
+    @property
+    def size(self) -> int:
+        """Bytes of all weight files."""
+        return sum(file.size or 0 for file in self.weights)
+
+    @property
+    def pickled(self) -> bool:
+        """Whether the weights are pickles (`.bin`) and not safetensors."""
+        named = self.index or (self.weights[0].path if self.weights else "")
+        return ".bin" in PurePosixPath(named).suffixes
+
+    @property
+    def stored(self) -> Mapping[str, int] | str | None:
+        """How the weights are stored: elements by safetensors dtype, else the dtype of the config, else None."""
+        config = self.config or {}
+        return self.listing.parameters or config.get("dtype") or config.get("torch_dtype")
+
+    def with_sizes(self, known: Mapping[str, RepoFile]) -> Manifest:
+        """The same manifest with files replaced by those of `known`, by path."""
+        return replace(
+            self,
+            listing=replace(self.listing, files={**self.listing.files, **known}),
+            small=tuple(known.get(file.path, file) for file in self.small),
+            weights=tuple(known.get(file.path, file) for file in self.weights),
+        )
+
+    def sharpened(self, read: Callable[[RepoFile], bytes | None]) -> Manifest:
+        """The manifest as config.json and the shard index decide it, as far as both can be read.
+
+        Args:
+            read: the bytes of a file; None where it has not arrived yet.
+
+        Returns:
+            A sharp manifest; a draft, with a better guess, where one of the two has not arrived.
+
+        Raises:
+            IncompatibleModelError: config.json or the index is damaged, or no weights of a readable kind exist.
+            UnsafeFileError: only pickles exist and they are refused, or a path leaves the folder.
+            ModelFileNotFoundError: a weight file that is named does not exist.
+        """
+        if self.sharp or self.need is None:
+            return self
+        files = self.listing.files
+        raw = read(files[CONFIG])
+        if raw is None:
+            return self
+        config = _parse_object(raw, CONFIG, self.model)
+        index, names = _weight_set(files, config, self.need.rules, self.model)
+        small = tuple(file for file in self.small if file.path != self.index)
+        draft = replace(self, config=config, index=index)
+        if index is None:
+            return replace(draft, small=small, weights=_existing(files, names, CONFIG, self.model), sharp=True)
+        draft = replace(draft, small=(files[index], *small))
+        raw = read(files[index])
+        if raw is None:
+            return replace(draft, weights=tuple(files[name] for name in names))
+        weights = _existing(files, _shards(raw, index, self.model), index, self.model)
+        return replace(draft, weights=weights, sharp=True)
+
+
+def draft(listing: Listing, need: Need, *, model: str, folder: Path) -> Manifest:
+    """The manifest of a load as far as the names of the files tell.
+
+    Raises:
+        IncompatibleModelError: no config.json exists, or no file that could be a weight file of a readable kind.
+        UnsafeFileError: only pickles exist and they are refused.
+    """
+    files = listing.files
+    if CONFIG not in files:
+        raise _no_config_error(files, model)
+    small = _small(files, code=need.code)
+    index: str | None = None
+    names: tuple[str, ...] = ()
+    if need.weights:
+        try:
+            index, names = _usual_weights(files, need.rules, model)
+        except (IncompatibleModelError, UnsafeFileError):
+            # config.json may name one of these.
+            if not any(path.endswith(_EXPLICIT) for path in files):
+                raise
+    return Manifest(
+        model,
+        folder,
+        listing,
+        need,
+        small=(files[index], *small) if index else small,
+        weights=tuple(files[name] for name in names),
+        index=index,
+        sharp=not need.weights,
+    )
+
+
+def _small(files: Mapping[str, RepoFile], *, code: bool) -> tuple[RepoFile, ...]:
+    """The files beside the weights that a model or its tokenizer may read, in the order of linking.
+
+    tokenizer_config.json and config.json are the last: see `yaie_async.store.completeness`.
+    """
+    last = (TOKENIZER_CONFIG, CONFIG)
+    chosen = [
+        path
+        for path in files
+        if path not in (*last, "adapter_config.json")  # adapters are not loaded
+        and not _HEAVY.fullmatch(path)
+        and not _INDEX.fullmatch(path)
+        and (_SMALL.fullmatch(path) or (code and _CODE.fullmatch(path)))
+    ]
+    return tuple(files[path] for path in (*sorted(chosen), *(path for path in last if path in files)))
+
+
+def _weight_set(
+    files: Mapping[str, RepoFile], config: Mapping[str, Any], rules: WeightRules, model: str
+) -> tuple[str | None, tuple[str, ...]]:
+    """The index (or None) and the names of the one weight set that `from_pretrained` takes (a guess, with an index)."""
+    explicit = config.get("transformers_weights")
+    if explicit is None:
+        return _usual_weights(files, rules, model)
+    if isinstance(explicit, str):
+        check_path(explicit, model=model, listed_in=CONFIG)
+    if not isinstance(explicit, str) or not explicit.endswith(_EXPLICIT):
+        raise IncompatibleModelError(
+            f"config.json of {model} names the weights {explicit!r} (transformers_weights), which is neither a "
+            "safetensors file nor a safetensors index. Tell the model's authors; another revision may be whole.",
+            model=model,
+            file=CONFIG,
+        )
+    if not explicit.endswith(".index.json"):
+        return None, (explicit,)
+    _existing(files, (explicit,), CONFIG, model)
+    return explicit, ()
+
+
+def _usual_weights(files: Mapping[str, RepoFile], rules: WeightRules, model: str) -> tuple[str | None, tuple[str, ...]]:
+    infix = f".{rules.variant}" if rules.variant else ""
+    for stem, suffix, allowed in (
+        ("model", "safetensors", rules.safetensors),
+        ("pytorch_model", "bin", rules.pickle),
+    ):
+        if not allowed:
+            continue
+        single = f"{stem}{infix}.{suffix}"
+        if single in files:
+            return None, (single,)
+        index = f"{stem}.{suffix}.index{infix}.json"
+        if index in files:
+            return index, _guess_shards(files, stem, infix, suffix)
+    if rules.safetensors and not rules.pickle:
+        pickles = sorted(path for path in files if re.fullmatch(r"pytorch_model.*\.bin", path))
+        if pickles:
+            raise UnsafeFileError(
+                f"The weights of {model} exist only as a pickle ({pickles[0]}), and allow_pickle=False was given. "
+                "Choose a revision with safetensors, or pass allow_pickle=True to read it with torch's weights_only "
+                "unpickler.",
+                model=model,
+                file=pickles[0],
+            )
+    raise _no_weights_error(files, rules, model)
+
+
+def _guess_shards(files: Mapping[str, RepoFile], stem: str, infix: str, suffix: str) -> tuple[str, ...]:
+    variant = re.escape(infix)
+    usual = re.compile(rf"{stem}(?:{variant}-\d+-of-\d+|-\d+-of-\d+{variant})\.{suffix}")
+    return tuple(sorted(path for path in files if usual.fullmatch(path)))
+
+
+def _shards(raw: bytes, index: str, model: str) -> tuple[str, ...]:
+    """The shards that an index names, each once, sorted: the order in which a build reads them."""
+    parsed = _parse_object(raw, index, model)
+    weight_map = parsed.get("weight_map")
+    # transformers reads both, and fails without "metadata".
+    if not isinstance(parsed.get("metadata"), dict) or not isinstance(weight_map, dict) or not weight_map:
+        problem = "has no weight_map or no metadata"
+    elif not all(isinstance(name, str) for name in weight_map.values()):
+        problem = "has no weight_map of file names"
+    else:
+        for name in weight_map.values():
+            check_path(name, model=model, listed_in=index)
+        return tuple(sorted(set(weight_map.values())))
+    raise IncompatibleModelError(
+        f"The shard index {index} of {model} {problem}, so its weights can't be found. "
+        "Fetch or save the model again; another revision may be whole.",
+        model=model,
+        file=index,
+    )
+
+
+def _existing(
+    files: Mapping[str, RepoFile], names: tuple[str, ...], listed_in: str, model: str
+) -> tuple[RepoFile, ...]:
+    for name in names:
+        if name not in files:
+            raise ModelFileNotFoundError(
+                f"{listed_in} of {model} names {name}, which does not exist. "
+                "Fetch or save the model again; another revision may be whole.",
+                model=model,
+                file=name,
+            )
+    return tuple(files[name] for name in names)
+
+
+def _parse_object(raw: bytes, path: str, model: str) -> Mapping[str, Any]:
+    try:
+        parsed = json.loads(raw)
+        problem = "it is not a JSON object"
+    except (ValueError, RecursionError) as error:
+        parsed, problem = None, str(error)
+    if isinstance(parsed, dict):
+        return parsed
+    raise IncompatibleModelError(
+        f"{model}: {path} can't be read ({problem}). Fetch or save the model again; another revision may be whole.",
+        model=model,
+        file=path,
+    )
+
+
+def _no_config_error(files: Mapping[str, RepoFile], model: str) -> IncompatibleModelError:
+    if "adapter_config.json" in files:
+        hint = (
+            "It is a PEFT adapter: load the base model that adapter_config.json names, then add the adapter with peft."
+        )
+    elif any(path.endswith(".gguf") for path in files):
+        hint = "It has GGUF files, for llama.cpp: load the original checkpoint that they were made from."
+    elif "model_index.json" in files:
+        hint = "It is a diffusers pipeline, not a language model."
+    elif "params.json" in files:
+        hint = "It is in its author's own format: load the version for transformers (often named *-hf)."
+    else:
+        hint = "It is not a transformers model: check the name, or save the model with save_pretrained."
+    return IncompatibleModelError(
+        f"{model} has no config.json, so it can't be loaded. {hint}", model=model, file=CONFIG
+    )
+
+
+def _no_weights_error(files: Mapping[str, RepoFile], rules: WeightRules, model: str) -> IncompatibleModelError:
+    wanted = "no model.safetensors and no pytorch_model.bin" if rules.safetensors else "no pytorch_model.bin"
+    variant = f" of the variant {rules.variant!r}" if rules.variant else ""
+    found = sorted(path for path in files if "/" not in path and _HEAVY.fullmatch(path))
+    has = f"It has {', '.join(found[:5])}." if found else "It has no weight files at all."
+    if rules.variant:
+        hint = "Leave variant out, or choose a revision that has it."
+    elif any(path.endswith(".gguf") for path in found):
+        hint = "GGUF files are for llama.cpp: load the original checkpoint that they were made from."
+    elif any(path.startswith("adapter_model.") for path in found):
+        hint = "That is a PEFT adapter: load its base model, then add the adapter with peft."
+    else:
+        hint = "Convert it with save_pretrained, or choose a revision that has them."
+    return IncompatibleModelError(
+        f"{model} has {wanted}{variant} at its top, so it can't be loaded. {has} {hint}", model=model
+    )

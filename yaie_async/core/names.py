@@ -1,0 +1,71 @@
+"""Names that a server or a caller chooses: paths, etags, commits. One place decides which are safe to use on disk."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath, PureWindowsPath
+
+from yaie_async.core.errors import UnsafeFileError
+
+_HEX = re.compile(r"[0-9a-f]+")
+
+
+def check_path(path: str, *, model: str, listed_in: str = "its listing") -> None:
+    """Refuse a path that could leave its folder, by the rules of POSIX and of Windows.
+
+    Raises:
+        UnsafeFileError: for `..`, absolute paths, drives, NUL, lone surrogates and empty segments.
+    """
+    parts = path.replace("\\", "/").split("/")
+    windows = PureWindowsPath(path)
+    if (
+        any(part in ("", ".", "..") for part in parts)
+        or "\0" in path
+        or not _encodes(path)
+        or windows.drive
+        or windows.root
+        or PurePosixPath(path).is_absolute()
+    ):
+        raise UnsafeFileError(
+            f"{model}: {listed_in} names the file {path!r}, which is outside the model; nothing was read or written. "
+            "Do not use this model, and report it to the Hub.",
+            model=model,
+            file=path,
+        )
+
+
+def check_etag(etag: str, *, model: str, file: str) -> None:
+    """Refuse an etag that is not a plain file name: it becomes one.
+
+    Raises:
+        UnsafeFileError: for anything but a non-empty name without separators.
+    """
+    plain = etag not in ("", ".", "..") and not any(c in etag for c in "/\\\0") and len(etag) <= 200
+    if not plain or not _encodes(etag):
+        raise UnsafeFileError(
+            f"The server names {file} of {model} by the etag {etag!r}, which is not a plain name. "
+            "Nothing was written. Check HF_ENDPOINT: this is not how a Hub answers.",
+            model=model,
+            file=file,
+        )
+
+
+def _encodes(name: str) -> bool:
+    """Whether a name from JSON can be a name on disk. JSON allows a lone surrogate, which no encoding has."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a full commit hash, by the rule of the official client (lower-case hex only)."""
+    return len(revision) == 40 and _HEX.fullmatch(revision) is not None
+
+
+def digest_kind(etag: str) -> str | None:
+    """Which digest an etag is: "sha256" or "git-sha1"; None for any other etag."""
+    if _HEX.fullmatch(etag) is None:
+        return None
+    return {64: "sha256", 40: "git-sha1"}.get(len(etag))

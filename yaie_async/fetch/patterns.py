@@ -1,0 +1,38 @@
+"""Files chosen by patterns, as `hf download --include --exclude` chooses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from huggingface_hub.utils import filter_repo_objects
+
+from yaie_async.core.errors import InvalidArgumentError
+from yaie_async.core.manifest import RepoFile
+
+
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """Which files of a repository.
+
+    Attributes:
+        include: a file matches one of these; empty for all files.
+        exclude: and none of these.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def choose(self, files: Mapping[str, RepoFile], *, model: str) -> tuple[RepoFile, ...]:
+        """Those that match, by the official client's own rules.
+
+        Raises:
+            InvalidArgumentError: when none does.
+        """
+        include = list(self.include) or None
+        paths = list(filter_repo_objects(files, allow_patterns=include, ignore_patterns=list(self.exclude)))
+        if not paths:
+            wanted = f"include {', '.join(self.include) or '*'}; exclude {', '.join(self.exclude) or 'nothing'}"
+            there = ", ".join(sorted(files)[:5]) + (", ..." if len(files) > 5 else "")
+            raise InvalidArgumentError(f"No file of {model} matches ({wanted}). It has {there}.", model=model)
+        return tuple(files[path] for path in paths)

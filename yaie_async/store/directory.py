@@ -1,0 +1,41 @@
+"""A model in a directory: what is there, and the manifest of a load from it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from yaie_async.core.manifest import Listing, Manifest, Need, RepoFile, draft
+from yaie_async.store.os_errors import cache_errors
+
+
+def directory_manifest(path: Path, need: Need) -> Manifest:
+    """The manifest of a load from a directory. Blocks.
+
+    Raises:
+        IncompatibleModelError, UnsafeFileError, ModelFileNotFoundError: it holds no whole model.
+        CacheAccessError: config.json or the index can't be read.
+    """
+    manifest = draft(Listing(None, files_below(path)), need, model=str(path), folder=path)
+    return replace(manifest.sharpened(lambda file: _read(path / file.path)), complete=True)
+
+
+def _read(path: Path) -> bytes:
+    with cache_errors(path):
+        return path.read_bytes()
+
+
+def files_below(top: Path) -> dict[str, RepoFile]:
+    """All files below a folder, by walking it. Those that are links have the name of the blob as etag."""
+    found = {}
+    for folder, _, names in os.walk(top):
+        for name in names:
+            full = Path(folder, name)
+            try:
+                size = full.stat().st_size
+            except OSError:
+                continue  # its blob is gone: as good as not there
+            path = full.relative_to(top).as_posix()
+            found[path] = RepoFile(path, size, os.readlink(full).rpartition("/")[2] if full.is_symlink() else None)
+    return found
