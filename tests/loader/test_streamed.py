@@ -155,7 +155,7 @@ async def test_a_wrong_byte_is_never_in_the_model(
     loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
     model = await load_held(gate, loader)
     assert len(why_stock()) == 1, why_stock()
-    assert "model.safetensors" in why_stock()[0] or "came again" in why_stock()[0]
+    assert "model.safetensors" in why_stock()[0] or "were fetched again" in why_stock()[0]
     assert_same_model(model, stock_model("org/tiny", "float16", revision=loader.commit, cache_dir=str(tmp_path)))
 
 
@@ -178,7 +178,7 @@ async def test_a_model_of_bytes_that_came_again(
             arrival.begin()
         assert (streamed.take_model() is None) is again
     assert why_stock() == [
-        "org/tiny is built from the finished snapshot: some of the bytes that it was built of came again"
+        "org/tiny is built from the finished snapshot: some of the bytes that it was built from were fetched again"
     ]
 
 
@@ -309,7 +309,7 @@ async def test_many_at_once(
         got[name].append(await loaders[name].load_model())
 
     def has_given_way() -> bool:
-        return "org/slow is built from the finished snapshot: another build waits for its turn" in why_stock()
+        return "org/slow is built from the finished snapshot: another build waits for the lock" in why_stock()
 
     async with anyio.create_task_group() as group:
         for _ in range(2):

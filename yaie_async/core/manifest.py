@@ -339,7 +339,7 @@ def _existing(
 
 def _parse_object(raw: bytes, path: str, model: str) -> Mapping[str, Any]:
     try:
-        parsed = json.loads(raw)
+        parsed = json.loads(raw.decode())  # UTF-8 without a BOM, as transformers reads it
         problem = "it is not a JSON object"
     except (ValueError, RecursionError) as error:
         parsed, problem = None, str(error)

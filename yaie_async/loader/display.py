@@ -1,4 +1,4 @@
-"""What a person sees when nobody gave an `on_progress`: a bar on a terminal, a log line now and then elsewhere."""
+"""Progress of loads without an `on_progress`: a table on a terminal, a log line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _bars_wanted() -> bool:
 
 
 class LogLines:
-    """Writes a line to the log when the stage changes, and every few seconds within one."""
+    """Logs a line when the stage changes, and every few seconds within a stage."""
 
     def __init__(self) -> None:
         self._stage = ""
@@ -85,12 +85,12 @@ def describe(event: Progress) -> str:
 
 
 def stage_text(event: Progress) -> str:
-    """The stage for a person."""
+    """The stage as people read it."""
     return "waiting for another process" if event.stage == "waiting" else event.stage
 
 
 def size(count: float) -> str:
-    """Bytes for a person: "3 B", "1.2 MB", decimal units as disks and networks have them."""
+    """Bytes in decimal units, as disks and networks have them: "3 B", "1.2 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -99,18 +99,18 @@ def size(count: float) -> str:
 
 
 class _Table:
-    """One table for all loads of the process: the terminal has only one bottom. A row a load, and their total."""
+    """The table of all loads of the process, a row for each and their total. A terminal has room for one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._live: Live | None = None
         self._users = 0
         self._rows: dict[object, Progress] = {}
-        self._ended: dict[object, str] = {}  # how, where it was not by being ready
+        self._ended: dict[object, str] = {}  # "failed" or "stopped"
 
     @contextmanager
     def row(self, model: str) -> Iterator[OnProgress]:
-        """Show a load during the block. Its row stays until the last one has left."""
+        """Show a load during the block. Its row stays until the last load has ended."""
         key = object()
 
         def show(event: Progress) -> None:
@@ -137,18 +137,18 @@ class _Table:
                     self._ended.clear()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        """The rows as they stand; called in the thread that refreshes the terminal."""
+        """Render the rows. rich calls it in the thread that refreshes the terminal."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        # Of one that has failed nothing is to come: it has its row, and no part in the total.
+        # A load that has failed keeps its row, but is not part of the total: no more bytes come.
         ended = dict(self._ended)
         going = {key: event for key, event in list(self._rows.items()) if key not in ended}
         rows = [(event.model, stage_text(event), event) for event in going.values()]
         rows += [(self._rows[key].model, how, Progress("", "resolving")) for key, how in ended.items()]
         room = (options.max_height or console.height) - 2
         if len(rows) > room:
-            # What moves is worth its line; what is told by the total alone is not.
+            # Loads that are under way first: the total covers the others.
             rows = sorted(rows, key=lambda row: row[1] in ("ready", *_ENDS))[:room]
         if len(self._rows) > 1:
             rows.append((f"{len(self._rows)} models", "", total(list(going.values()))))
@@ -162,7 +162,7 @@ class _Table:
 
 
 def total(events: Sequence[Progress]) -> Progress:
-    """All loads as one: the sum of their bytes, files and rates."""
+    """The sum of all loads: bytes, files and rates."""
     rate = sum(event.bytes_per_second for event in events)
     left = sum(event.bytes_total - event.bytes_done for event in events)
     return Progress(
@@ -178,7 +178,7 @@ def total(events: Sequence[Progress]) -> Progress:
 
 
 def amounts(event: Progress) -> tuple[str, str, str]:
-    """Bytes, rate and time left, each empty where it is not known."""
+    """Bytes, rate and time left, each empty where it is unknown."""
     return (
         f"{size(event.bytes_done)} of {size(event.bytes_total)}" if event.bytes_total else "",
         f"{size(event.bytes_per_second)}/s" if event.bytes_per_second else "",

@@ -1,6 +1,6 @@
 """Hub: one budget of connections, one cache and one token for many models.
 
-This module and `model_loader` import nothing heavy: the layers below are imported in a thread when a Hub opens.
+This module and `model_loader` import nothing heavy. The layers below are imported in a thread when a Hub opens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from yaie_async.core.tasks import SharedCall, task_group
 from yaie_async.core.threads import reserve_threads, run_detached
 
 with suppress(ImportError):
-    # Else the first await would, for 20 ms on the loop's thread. trio's comes with the application's `import trio`.
+    # The first await would import it, for 20 ms on the loop's thread. The application's `import trio` brings trio's.
     import anyio._backends._asyncio
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ class Hub:
         token: a token, True for the stored one or an error, False for none, None for the stored one if any.
         endpoint: base URL; HF_ENDPOINT or https://huggingface.co when None.
         local_files_only: True never makes a request; None leaves it to HF_HUB_OFFLINE.
-        max_connections: file bodies under way at once, over all models.
-        max_bytes_per_second: limit on all bodies together; None for none.
+        max_connections: file bodies transferred at once, over all models.
+        max_bytes_per_second: limit on all bodies together; None for no limit.
         verify: check digests before a file is linked.
-        client: an `httpx.AsyncClient` of the caller's, for all requests; it is never closed here.
+        client: the caller's own `httpx.AsyncClient`, for all requests; the Hub never closes it.
         on_progress: called for each model of `prefetch`.
 
-    It opens when it is first entered (or first used by a loader) and closes when the last user leaves. It
-    belongs to the event loop and the process that opened it.
+    It opens when it is first entered (or first used by a loader) and closes when its last user leaves. It belongs to
+    the event loop and the process that opened it.
     """
 
     def __init__(
@@ -92,7 +92,9 @@ class Hub:
         self._opening: SharedCall[Session] = SharedCall()
 
     async def __aenter__(self) -> Self:
-        """Open, or join those who have it open.
+        """Open the Hub, or join its other users.
+
+        **Cancellation:** the Hub is as it was.
 
         **Raises:** ClosedHubError in another loop or process than the one that opened it; InvalidArgumentError,
         TokenMissingError, HubUnavailableError when it can't be opened.
@@ -108,9 +110,9 @@ class Hub:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Leave; the last one out closes the connections.
+        """Leave the Hub; the last user closes its connections.
 
-        **Cancellation:** the client is closed all the same.
+        **Cancellation:** the connections are closed first.
         """
         await self._leave()
 
@@ -165,7 +167,7 @@ class Hub:
 
     @property
     def in_use(self) -> bool:
-        """Whether somebody is inside its block."""
+        """Whether the Hub has users."""
         return self._users > 0
 
     @property
@@ -193,22 +195,22 @@ class Hub:
     ) -> dict[str, Path]:
         """Fetch the snapshots of all `models` at once, within one budget; return model -> snapshot folder.
 
-        No body is asked for before all are planned and the disk has room for all. A model that is named twice is
-        fetched once. One that fails does not stop the others.
+        No body is requested before all models are planned and the disk has room for all of them. A model that is named
+        twice is fetched once. A failure of one model does not stop the others.
 
         Args:
-            models: Hub ids or directories; `org/name@revision` names a revision of its own.
-            revision: of the models that name none.
-            include, exclude: patterns as `hf download` has them (fnmatch, over all files of the repository). With
-                one of them exactly the files that match are fetched: whether that is enough for a load is not asked.
-                Without, a snapshot is whole: it loads without the network.
-            trust_remote_code, allow_pickle: as for `ModelLoader`: whether `.py` files are fetched, and pickles.
+            models: repo ids or directories; `org/name@revision` has a revision of its own.
+            revision: of the models without one of their own.
+            include, exclude: patterns as in `hf download` (fnmatch, over all files of the repository). With a pattern
+                exactly the files that match are fetched, enough for a load or not. Without one a snapshot is
+                complete: it loads offline.
+            trust_remote_code, allow_pickle: as for `ModelLoader`: fetch `.py` files, and pickles.
 
-        **Cancellation:** finished files stay and are not fetched again, and of others what had arrived, by whole
-        blocks of 4 MiB. The log (INFO) says how much of each model that is.
+        **Cancellation:** finished files are kept, and the whole blocks (4 MiB) of unfinished ones. The log (INFO) says
+        how much of each model is kept.
 
-        **Raises:** PrefetchError at the end, with the failures and with what succeeded; of a single model, its
-        own error. Where there is no room for all: DiskFullError for each, and nothing is fetched.
+        **Raises:** PrefetchError at the end, with the failures and the snapshots; for a single model, its own error.
+        DiskFullError for each model where the disk has no room for all; then nothing is fetched.
         """
         async with self:
             from yaie_async.core.manifest import Need, WeightRules
@@ -237,7 +239,7 @@ def import_layers() -> None:
 
 
 def invalid_argument(message: str) -> Exception:
-    """An InvalidArgumentError, whose module is imported only now that there is one."""
+    """An InvalidArgumentError. Its module, which is heavy, is imported only for it."""
     from yaie_async.core.errors import InvalidArgumentError
 
     return InvalidArgumentError(message)

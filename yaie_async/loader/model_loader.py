@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("yaie_async")
 
-# The Hubs that loaders without one of their own share, per event loop.
+# The Hubs of loaders without a Hub of their own: shared within an event loop.
 _shared_hubs: anyio.lowlevel.RunVar[dict[object, Hub]] = anyio.lowlevel.RunVar("yaie_async_hubs")
 
 
@@ -43,24 +43,24 @@ class ModelLoader:
     """Loads one causal language model and its tokenizer, from the Hub or a directory.
 
     Args:
-        model: a Hub id ("org/name") or a directory. `./x`, `~/x` and absolute paths are only ever directories;
-            a bare name is a directory if one is there, else a Hub id.
-        revision: branch, tag or commit; the default branch when None. A directory has none.
+        model: a repo id ("org/name") or a directory. `./x`, `~/x` and absolute paths are always directories; a bare
+            name is a directory if one exists, else a repo id.
+        revision: branch, tag or commit; the default branch when None. A directory has no revisions.
         dtype: a name ("float16"), a `torch.dtype`, or "auto" for what the checkpoint says.
         device_map: as for `from_pretrained`; "auto" places it on the GPU(s), else the CPU.
         hub: a `Hub` to share; without one, the loaders of an event loop share one.
         cache_dir, token, endpoint, local_files_only: see `Hub`; only without `hub`.
         trust_remote_code: consent to run the repository's own Python code.
         allow_pickle: False refuses `pytorch_model.bin`; True reads it with torch's weights_only unpickler.
-        responsive: keep the event loop awake during imports; README says what that touches process-wide.
+        responsive: keep the event loop responsive during imports; README says which process-wide settings that uses.
         on_progress: called with `Progress` events on the loop's thread; None shows a bar on a terminal.
         model_kwargs: passed to `from_pretrained`. `torch_dtype` is accepted for `dtype`.
 
-    Nothing is read, imported or sent before the first await. One loader resolves its revision once and loads
-    once: concurrent and later awaits share the result. A failure is not remembered.
+    Nothing is read, imported or sent before the first await. One loader resolves its revision once and loads once:
+    concurrent and later awaits share the result. A failure is not remembered: the next await tries again.
 
     Raises:
-        InvalidArgumentError: for arguments that contradict each other.
+        InvalidArgumentError: arguments contradict each other.
     """
 
     def __init__(
@@ -112,30 +112,27 @@ class ModelLoader:
 
     @property
     def commit(self) -> str | None:
-        """The 40-hex commit that all files come from; None before it is resolved, and for a directory."""
+        """The commit (40 hex digits) of all files; None before it is resolved, and for a directory."""
         files = self._files.result
         return files.commit if files else None
 
     @property
     def progress(self) -> Progress | None:
-        """How far the load is at this moment, or where the last one ended; None before the first.
-
-        For whoever looks now and then: it needs no `on_progress`, and takes none from its owner.
-        """
+        """The progress of the running load, or of the last one; None before the first. Works beside `on_progress`."""
         return self._meter.snapshot() if self._meter else None
 
     async def load_model(self) -> PreTrainedModel:
         """The model, in evaluation mode, of the dtype asked for, on the devices of its device map.
 
-        **Cancellation:** control returns at once. What is downloaded is kept; a build that has begun runs to
-        its end in its thread, and its result is dropped. If others await this load, the next takes over.
+        **Cancellation:** control returns at once. What is downloaded is kept; a build that has begun finishes in its
+        thread, and its result is dropped. If other tasks await this load, the next one takes over.
 
-        **Raises:** LoaderError, of the kind that `yaie_async.core.errors` draws.
+        **Raises:** a LoaderError; `yaie_async.core.errors` has the tree.
         """
         return await self._built_model(self._load_model)
 
     async def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, with a pad token (its eos token where it has none). Fetches no weights.
+        """The tokenizer, with a pad token: its eos token where it has none of its own. Fetches no weights.
 
         **Cancellation:** as `load_model`.
 
@@ -144,9 +141,11 @@ class ModelLoader:
         return await self._built_tokenizer(self._load_tokenizer)
 
     async def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Model and tokenizer, overlapped, from one commit.
+        """Model and tokenizer, loaded at the same time, from one commit.
 
-        **Cancellation and errors:** as `load_model` and `load_tokenizer`.
+        **Cancellation:** as `load_model`.
+
+        **Raises:** as `load_model` and `load_tokenizer`.
         """
         built: list[PreTrainedTokenizerBase] = []
 
@@ -159,11 +158,11 @@ class ModelLoader:
         return model, built[0]
 
     async def prefetch(self) -> Path:
-        """Make the cache hold all that `load` needs, and return the snapshot's folder. Never imports torch.
+        """Fetch everything that `load` needs into the cache; return the snapshot's folder. Never imports torch.
 
-        **Cancellation:** finished files stay and are not fetched again.
+        **Cancellation:** finished files are kept, and the whole blocks (4 MiB) of unfinished ones.
 
-        **Raises:** as `load_model`, but for errors of the build.
+        **Raises:** as `load_model`, except for errors of the build.
         """
         async with self._working() as (session, files, meter):
             manifest = await files.manifest(session, self._need(weights=True))
@@ -185,9 +184,11 @@ class ModelLoader:
             return await plan_of(files, await files.manifest(hub.session, self._need(weights=True)), self._dtype)
 
     async def unload(self) -> None:
-        """Drop the loader's references to model and tokenizer, and give memory back. The next await loads again.
+        """Drop the loader's references to model and tokenizer, and free their memory. The next await loads again.
 
-        Whoever still holds the model keeps it alive.
+        A reference of the caller's keeps the model alive.
+
+        **Cancellation:** the references are dropped; the thread that collects garbage finishes.
         """
         from yaie_async.model.memory import release_memory
 
@@ -215,7 +216,7 @@ class ModelLoader:
             return model
 
     async def _prepare(self, session: Session, streamed: StreamedBuild) -> None:
-        """While the weights arrive: import, refuse what its config says can't be loaded, and build the model."""
+        """While the weights arrive: import, refuse a config that can't be loaded, and build the model."""
         from yaie_async.model.imports import import_libraries
         from yaie_async.model.preflight import check_config
 
@@ -227,7 +228,7 @@ class ModelLoader:
     async def _build(self, request: BuildRequest) -> PreTrainedModel:
         from yaie_async.model.model import build_model
 
-        cancelled = threading.Event()  # a build whose turn has not come by then is not begun
+        cancelled = threading.Event()  # a build that still waits for the lock then is never begun
         try:
             return await run_detached(lambda: build_model(request, cancelled=cancelled.is_set), name="build")
         finally:
@@ -277,7 +278,7 @@ class ModelLoader:
 
     @asynccontextmanager
     async def _working(self, *, quiet: bool = False) -> AsyncIterator[tuple[Session, ModelFiles, Meter]]:
-        """An open Hub's session, the files of this loader, and a meter that is reported to whoever watches."""
+        """An open Hub's session, the files of this loader, and a meter whose progress is reported."""
         meter = Meter(self.model)
         if not quiet:
             self._meter = meter
@@ -287,7 +288,7 @@ class ModelLoader:
             with smooth_imports() if self._responsive else nullcontext():
                 hub = await stack.enter_async_context(self._hub())
             if not quiet:
-                from yaie_async.loader.display import watching  # the Hub has imported it, in a thread
+                from yaie_async.loader.display import watching  # already imported, by the opening of the Hub
 
                 await stack.enter_async_context(watching(meter, self._on_progress or hub.on_progress))
             files = await self._find(hub.session)
@@ -315,7 +316,7 @@ class ModelLoader:
                 yield hub
         finally:
             if not hub.in_use and hubs.get(key) is hub:
-                del hubs[key]  # a process that comes by ever new options would keep one for each
+                del hubs[key]  # else a process with ever new options would keep a Hub for each
 
     async def _find(self, session: Session) -> ModelFiles:
         from yaie_async.loader.files import find_files

@@ -1,4 +1,4 @@
-"""Several models within one Hub: all of them planned first, then fetched together."""
+"""Several models within one Hub: all are planned first, then fetched together."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Prefetch:
 
     Args:
         session: of an open Hub.
-        names: the models, as they were asked for.
-        revision: of those that name none of their own.
+        names: the models, as the caller wrote them.
+        revision: of the models without one of their own.
         need: what a load needs of each.
         patterns: which files instead of those; None for what a load needs.
         on_progress: called for each model; None for a bar or log lines.
@@ -56,7 +56,7 @@ class Prefetch:
         self._on_progress = on_progress
         self._snapshots: dict[str, Path] = {}
         self._failures: dict[str, LoaderError] = {}
-        # By what they stand for: "gpt2" and "gpt2@main" are one model, whose bytes count once.
+        # By model and revision: "gpt2" and "gpt2@main" are one model, whose bytes count once.
         self._models: dict[tuple[str, str], list[str]] = {}
         for name in self._names:
             try:
@@ -74,9 +74,9 @@ class Prefetch:
     async def run(self) -> dict[str, Path]:
         """Fetch them; return name -> snapshot folder.
 
-        **Cancellation:** finished files stay and are not fetched again.
+        **Cancellation:** as `Hub.prefetch`.
 
-        **Raises:** PrefetchError at the end, if one failed; of a single model, its own error.
+        **Raises:** PrefetchError at the end, where one failed; for a single model, its own error.
         """
         with quick_switching():
             await self._run()
@@ -86,9 +86,9 @@ class Prefetch:
             return snapshots
         if len(self._models) <= 1 and len(set(failures.values())) == 1:
             raise failures[self._names[0]]
-        told = "; ".join(f"{name}: {error}" for name, error in failures.items())
+        reasons = "; ".join(f"{name}: {error}" for name, error in failures.items())
         raise PrefetchError(
-            f"{len(failures)} of {len(self._names)} models could not be fetched. {told}",
+            f"{len(failures)} of {len(self._names)} models could not be fetched. {reasons}",
             failures=failures,
             snapshots=snapshots,
         )
@@ -109,7 +109,7 @@ class Prefetch:
         except LoaderError as error:
             self._failures |= dict.fromkeys(names, error)
         finally:
-            self._count((model, revision))  # one that failed before it was planned is not waited for
+            self._count((model, revision))  # a failure before the plan must not hold up the others
 
     async def _fetch(self, model: str, revision: str, *, name: str) -> Path:
         meter = Meter(name)
@@ -132,7 +132,7 @@ class Prefetch:
             self._all_planned.set()
 
     async def _planned(self, which: tuple[str, str], missing: Mapping[Path, int]) -> None:
-        """Add what a model lacks, and hold its first body back until there is room for all."""
+        """Add what a model lacks, and hold its first body back until the disk is known to have room for all."""
         self._missing.update(missing)
         self._count(which)
         await self._go.wait()

@@ -1,4 +1,4 @@
-"""What a model's name means: a directory, or a Hub id."""
+"""What a model's name stands for: a directory, or a repo id on the Hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yaie_async.core.names import check_path
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """A model in a directory: the network has no part in it."""
+    """A model in a directory. It never causes a request."""
 
     path: Path
 
@@ -29,14 +29,14 @@ class HubModel:
 
 
 def find_source(model: str | os.PathLike[str], revision: str | None) -> Directory | HubModel:
-    """Decide what `model` is. Blocks: looks whether a directory of that name is there.
+    """Decide what `model` is. Blocks: looks for a directory of that name.
 
-    `./x`, `../x`, `~/x`, absolute paths and path objects are only ever directories; a bare name is a
-    directory if one is there, else a Hub id.
+    `./x`, `../x`, `~/x`, absolute paths and path objects are always directories. A bare name is a directory if one
+    exists, else a repo id.
 
     Raises:
-        ModelNotFoundError: for a path where no directory is.
-        InvalidArgumentError: for what is neither a path nor a valid repo id, and for a bad revision.
+        ModelNotFoundError: the directory does not exist.
+        InvalidArgumentError: it is neither a path nor a valid repo id, or the revision is invalid.
     """
     name = os.fspath(model)
     only_path = not isinstance(model, str) or name.startswith((".", "~", os.sep))
@@ -45,7 +45,7 @@ def find_source(model: str | os.PathLike[str], revision: str | None) -> Director
         return Directory(directory)
     if only_path:
         raise ModelNotFoundError(
-            f"There is no directory {name!r}. A name that starts with '.', '~' or '/' is always a directory; "
+            f"The directory {name!r} does not exist. A name that starts with '.', '~' or '/' is always a directory; "
             "for a model on the Hub give its id (org/name).",
             model=name,
         )
@@ -53,24 +53,24 @@ def find_source(model: str | os.PathLike[str], revision: str | None) -> Director
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """A model and its revision out of "org/name@revision"; None where it names none. A path is never split.
+    """Split "org/name@revision" into model and revision, None where it has no revision. A path is never split.
 
     Raises:
-        InvalidArgumentError: for a revision that is empty.
+        InvalidArgumentError: the revision is empty.
     """
     model, at, revision = name.partition("@")
     if not at or name.startswith((".", "~", os.sep)):
         return name, None
     if not revision:
         raise InvalidArgumentError(
-            f"{name!r} names no revision after its @. Give a branch, a tag or a commit hash, or leave the @ out.",
+            f"{name!r} has no revision after its @. Give a branch, a tag or a commit hash, or leave the @ out.",
             model=model,
         )
     return model, revision
 
 
 def check_model_name(name: str) -> None:
-    """Refuse what can be neither a directory nor "org/name@revision". Looks at nothing but the name.
+    """Refuse what is neither a directory nor "org/name@revision", by the name alone.
 
     Raises:
         InvalidArgumentError.
@@ -103,4 +103,4 @@ def _directory(name: str) -> Path | None:
         path = Path(name).expanduser().absolute()
         return path if name and path.is_dir() else None
     except (OSError, RuntimeError):
-        return None  # longer than any name can be, in a folder that is closed to us, or the home of nobody
+        return None  # too long a name, an unreadable parent, or an unknown user in ~user

@@ -1,4 +1,4 @@
-"""A model that is built while its weights land, where that can be: when to begin, and what has come of it."""
+"""When to begin the build of a model whose weights still arrive, and what to do with its result."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("yaie_async")
 
-# Seconds: between two looks at whether it is time; and how much earlier than needed a build begins, since both the
-# rate of the download and the estimate of the build are guesses.
+# Seconds between two checks whether it is time; and seconds by which a build begins early, since the rate of the
+# download and the duration of the build are estimates.
 _LOOK = 0.05
 _EARLY = 1.0
 
 
 class StreamedBuild:
-    """One attempt to build a model while its weights land. All methods are called on the loop's thread.
+    """One attempt to build a model while its weights arrive. All methods are called on the loop's thread.
 
     Args:
-        meter: of its download.
-        responsive: leave a core to the event loop.
+        meter: measures the download.
+        responsive: keep one CPU core free for the event loop.
     """
 
     def __init__(self, meter: Meter, *, responsive: bool) -> None:
@@ -48,13 +48,13 @@ class StreamedBuild:
         self._model: PreTrainedModel | None = None
 
     def small_are_there(self, manifest: Manifest, arriving: tuple[ArrivingFile, ...]) -> None:
-        """All files of the sharp manifest but its weights are in the cache, and these are still arriving."""
+        """All files of the sharp manifest but its weights are in the cache; the weights are still arriving."""
         self._manifest = manifest
         self._arriving = arriving
         self._small.set()
 
     def all_are_there(self) -> None:
-        """The snapshot is whole and verified: a build that has not begun by now has nothing to gain."""
+        """The snapshot is complete and verified: a build that has not begun gains nothing any more."""
         self._whole.set()
 
     async def wait_for_small(self) -> Manifest:
@@ -84,10 +84,10 @@ class StreamedBuild:
             # A cast takes all cores, or the model would be ready later: by 6 % of 7 s, on two cores.
             await self._build(request, leaving_a_core() if self._responsive and not cast else nullcontext())
         else:
-            self._log(request.source, "its weights were there before a build could begin")
+            self._log(request.source, "its weights were complete before a build could begin")
 
     async def _is_time(self, estimate: float) -> bool:
-        """Wait until it is; False once the snapshot is whole."""
+        """Wait until the build should begin; False once the snapshot is complete."""
         while not self._whole.is_set():
             if is_due(self._meter.snapshot(), estimate) and build_lock.is_free():
                 return True
@@ -111,11 +111,11 @@ class StreamedBuild:
             cancelled.set()
 
     def take_model(self) -> PreTrainedModel | None:
-        """The model, if there is one and it was built of the very bytes that are in the snapshot now."""
+        """The model, if it was built from the very bytes that are in the snapshot now, else None."""
         model, self._model = self._model, None
         if model is not None and any(arriving.failed for arriving in self._arriving):
             assert self._manifest is not None
-            self._log(self._manifest.model, "some of the bytes that it was built of came again")
+            self._log(self._manifest.model, "some of the bytes that it was built from were fetched again")
             return None
         return model
 
@@ -126,7 +126,7 @@ class StreamedBuild:
 
 
 def is_due(progress: Progress, estimate: float) -> bool:
-    """Whether a build that takes `estimate` seconds should begin, so that it is done when the download is."""
+    """Whether a build of `estimate` seconds should begin now, to end together with the download."""
     if progress.stage == "verifying" and progress.bytes_done == progress.bytes_total:
         return True
     return progress.seconds_left is not None and progress.seconds_left <= estimate + _EARLY

@@ -1,4 +1,4 @@
-"""Paying for the imports before the first load."""
+"""The imports of a load, done before the first load."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from yaie_async.model.responsive import quick_switching, smooth_imports
 
 
 async def warm_imports() -> None:
-    """Import torch, transformers and all else that any load imports, in a thread, with the event loop kept awake.
+    """Import torch, transformers and all else that loads import, in a thread, while the event loop stays responsive.
 
-    A server that awaits it before it serves has no import left to do beside its requests, but for the module of a
-    model's own class. Later calls cost nothing; concurrent ones wait for the first. It sets process-wide what a
-    `ModelLoader` with `responsive=True` does, and restores it.
+    A server that awaits it before it accepts requests has no import left but the module of a model's own class. Later
+    calls cost nothing; concurrent calls wait for the first. It changes and restores the same process-wide settings as a
+    `ModelLoader` with `responsive=True`.
 
-    **Cancellation:** control returns at once; the thread imports on to its end.
+    **Cancellation:** control returns at once; the thread finishes its imports.
 
     **Raises:** LoaderError when one of the libraries is missing or broken.
     """

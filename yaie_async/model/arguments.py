@@ -1,4 +1,4 @@
-"""Which keywords may be handed on to `from_pretrained`; imports nothing heavy, so it can be asked first."""
+"""Which keywords may be passed on to `from_pretrained`. Imports nothing heavy, so that it can be checked first."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_model_kwargs(model_kwargs: Mapping[str, Any]) -> None:
         if reason is None and name == "config" and isinstance(value, str | os.PathLike):
             reason = "only a config object is accepted, because a name would be looked up on the network"
         if reason is not None:
-            # Not at the top: the errors inherit from huggingface_hub's, which takes a while to import.
+            # Not at the top: the errors inherit from huggingface_hub's, whose import takes a while.
             from yaie_async.core.errors import InvalidArgumentError
 
-            raise InvalidArgumentError(f"{name}= can't be passed on to from_pretrained: {reason}")
+            raise InvalidArgumentError(f"{name}= can't be passed on to from_pretrained: {reason}.")

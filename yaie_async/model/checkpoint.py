@@ -1,4 +1,4 @@
-"""Checks of a checkpoint's own files that no listing can make: its code, its headers, and what is damaged."""
+"""Checks of a checkpoint's files that need more than their names: code, headers, damage."""
 
 from __future__ import annotations
 

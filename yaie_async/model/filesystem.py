@@ -1,4 +1,4 @@
-"""Whether a directory is on a file system whose page cache shows at once what another descriptor has written."""
+"""Whether a directory is on a local file system, where written bytes are visible through every descriptor at once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 _MOUNTS = Path("/proc/self/mountinfo")
 
-# What is not named here may be a network: one that sends pages late, or evicts them under a mapping (SIGBUS).
+# Any other may be a network file system, which shows pages late, or evicts them under a mapping (SIGBUS).
 _LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
 
 
 def is_local(directory: Path) -> bool:
-    """Whether `directory` is known to be on a local file system. False where that can't be told (not on Linux)."""
+    """Whether `directory` is known to be on a local file system. False where that is unknown (not on Linux)."""
     try:
         mounts = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
@@ -21,9 +21,9 @@ def is_local(directory: Path) -> bool:
 
 
 def file_system(path: str, mounts: str) -> str | None:
-    """The type of the file system that `path` is on, by the lines of /proc/self/mountinfo (see proc(5)).
+    """The type of the file system of `path`, by the lines of /proc/self/mountinfo (see proc(5)).
 
-    Device numbers are no help: those that stat gives for btrfs and overlay are not listed there.
+    Device numbers don't help: those of stat for btrfs and overlay are not listed there.
     """
     found: tuple[int, str | None] = (-1, None)
     for line in mounts.splitlines():

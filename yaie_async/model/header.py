@@ -1,7 +1,7 @@
-"""The header of a safetensors file, read before the tensors behind it are there. Plain data.
+"""The header of a safetensors file, read before the tensors behind it have arrived. Plain data.
 
-The format is that of the safetensors library, and so is what is refused: it maps a file only whole. Here the bytes
-are not even verified yet, so nothing of a header is believed that its file's length does not bear out.
+What is accepted and refused follows the safetensors library. The bytes may be unverified, so every offset is checked
+against the length of the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MONSTROUS = 16_000_000
 
 
 class HeaderError(ValueError):
-    """The header is damaged, lies, or is nothing that is read here."""
+    """The header is damaged, contradicts its file, or has a dtype that is not supported."""
 
 
 @dataclass(frozen=True, slots=True)

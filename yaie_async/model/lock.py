@@ -1,4 +1,4 @@
-"""Whose turn it is to build: one build at a time in this process."""
+"""The build lock: one build at a time in this process."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 
 
 class BuildCancelled(Exception):
-    """Raised when nobody waits for the model any more; never leaves the package."""
+    """Raised when no task waits for the model any more. Never leaves the package."""
 
 
 class BuildLock:
-    """A lock that tells its holder whether somebody else wants it.
+    """A lock whose holder can see whether another thread waits for it.
 
     Two `from_pretrained` at once leave parameters on meta and the default dtype at float16 (transformers#44940,
-    #28461). A build whose bytes are there waits for its turn; one that may have to wait for bytes takes it only where
-    nobody has it or wants it, and gives it up as soon as it lacks bytes while somebody does.
+    #28461). A build with all its bytes waits for the lock. A build that may have to wait for bytes takes it only where
+    no other build holds it or waits for it, and gives up as soon as it lacks bytes while another build waits.
     """
 
     def __init__(self) -> None:
@@ -25,16 +25,16 @@ class BuildLock:
         self._waiting = 0
 
     def is_contended(self) -> bool:
-        """Whether a build waits for its turn."""
+        """Whether another build waits for the lock."""
         return self._waiting > 0
 
     def is_free(self) -> bool:
-        """Whether nobody builds or waits to."""
+        """Whether no build holds the lock or waits for it."""
         return not self._taken and not self._waiting
 
     @contextmanager
     def acquired(self) -> Iterator[None]:
-        """Wait for the turn and have it."""
+        """Wait for the lock, and hold it during the block."""
         with self._changed:
             self._waiting += 1
             try:
@@ -49,7 +49,7 @@ class BuildLock:
 
     @contextmanager
     def acquired_if_free(self) -> Iterator[bool]:
-        """Have the turn if nobody has it or waits for it; yields whether that is so."""
+        """Take the lock if no build holds it or waits for it; yields success."""
         with self._changed:
             free = self.is_free()
             self._taken = self._taken or free

@@ -7,7 +7,7 @@ import sys
 
 
 def available_memory(device: str) -> int | None:
-    """Bytes that are free on a device now, or None where it can't be told."""
+    """Bytes that are free on a device now, or None where unknown."""
     if device == "cpu":
         import psutil  # type: ignore[import-untyped]
 
@@ -19,9 +19,9 @@ def available_memory(device: str) -> int | None:
 
 
 def release_memory() -> None:
-    """Give back what an unloaded model held: reference cycles, then the accelerators' caches.
+    """Free what an unloaded model held: reference cycles, then the caches of accelerators.
 
-    Never imports torch: where nobody has, there is nothing to free.
+    Never imports torch: a process that has not imported it has nothing to free.
     """
     gc.collect()  # accelerate's hooks and the modules that they wrap refer to each other
     torch = sys.modules.get("torch")

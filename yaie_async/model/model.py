@@ -1,4 +1,4 @@
-"""Builds a causal language model from files that are already on this machine."""
+"""Builds a causal language model from files that are on this machine, by transformers' own `from_pretrained`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 def build_model(request: BuildRequest, *, cancelled: Callable[[], bool] = lambda: False) -> PreTrainedModel:
     """Build the model as `AutoModelForCausalLM.from_pretrained` would, bit for bit, without any request.
 
-    One build runs at a time in this process; `cancelled` is asked once the turn has come. A build that has
+    One build runs at a time in this process. `cancelled` is checked once the build lock is held; a build that has
     begun runs to its end.
 
     Raises:
-        BuildCancelled: `cancelled` said so; nothing was built.
+        BuildCancelled: `cancelled` returned true; nothing was built.
         LoaderError: any other failure, its cause chained.
     """
     check_model_kwargs(request.model_kwargs)

@@ -1,8 +1,8 @@
 """Reads a tokenizer.json in pieces, so that no call holds the GIL for long.
 
-`json.loads` of one with 128,000 tokens holds it for 40-110 ms. Here the two parts that are large, the vocabulary and
-the merges, are read some hundred entries at a time, and handed on in a form that lets other threads have a turn
-while the tokenizers library takes them over.
+`json.loads` of a file with 128,000 tokens holds it for 40-110 ms. Here the two large parts, vocabulary and merges, are
+read some hundred entries at a time, and passed on in a form that lets other threads run while the tokenizers library
+copies them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Entries that are read at once: under 0.1 ms, and fewer objects than make Python collect garbage (700).
+# Entries that are read at once: under 0.1 ms, and fewer objects than start a garbage collection (700).
 _PIECE = 200
 
 _STRING = r'"(?:[^"\\]++|\\.)*+"'
 _ENTRY = rf"\s*+{_STRING}\s*+:\s*+\d++\s*+"
 _MERGE = rf"\s*+(?:{_STRING}|\[\s*+{_STRING}\s*+,\s*+{_STRING}\s*+\])\s*+"
-# All but the last, which no comma follows.
+# All entries but the last, which has no comma behind it.
 _ENTRIES, _LAST_ENTRY = re.compile(rf"(?:{_ENTRY},){{1,{_PIECE}}}+"), re.compile(_ENTRY)
 _MERGES, _LAST_MERGE = re.compile(rf"(?:{_MERGE},){{1,{_PIECE}}}+"), re.compile(_MERGE)
 _SPACE = re.compile(r"\s*+")
@@ -27,8 +27,8 @@ _SPACE = re.compile(r"\s*+")
 _decode: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().raw_decode
 
 
-class _Turn:
-    """A token's number that is asked for by a call of Python, during which other threads get the GIL."""
+class _Yielding:
+    """A token's number that is read through a Python call, so that other threads can get the GIL."""
 
     __slots__ = ("_number",)
 
@@ -40,22 +40,22 @@ class _Turn:
 
 
 class Merges(Sequence[tuple[str, str]]):
-    """The merges of a BPE model, parsed as they are iterated over, in Python, so that other threads get the GIL."""
+    """The merges of a BPE model, parsed in Python while they are iterated, so that other threads can get the GIL."""
 
     def __init__(self, pieces: list[str]) -> None:
         self._pieces = pieces
 
     def __len__(self) -> int:
-        return len(self._pieces) * _PIECE  # about: who asks reserves room for so many
+        return len(self._pieces) * _PIECE  # approximate; used as a size hint only
 
     def __getitem__(self, index: Any) -> Any:
-        raise IndexError(index)  # they are only ever iterated over
+        raise IndexError(index)  # the tokenizers library only iterates
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         for piece in self._pieces:
             for merge in json.loads(f"[{piece}]"):
                 if isinstance(merge, str) and merge.startswith("#version"):
-                    raise ValueError("a line of merges.txt that is no merge")
+                    raise ValueError("a line of merges.txt is not a merge")
                 left, right = merge.split(" ") if isinstance(merge, str) else merge
                 yield left, right
 
@@ -93,7 +93,7 @@ def read_pieces(text: str) -> TokenizerJson:
             read = json.loads(f"{{{piece}}}")
             token, number = next(iter(read.items()))
             entries.update(read)
-            entries[token] = _Turn(number)
+            entries[token] = _Yielding(number)
         found["vocab"] = entries
         return None, end
 
@@ -109,13 +109,13 @@ def read_pieces(text: str) -> TokenizerJson:
 
 
 def _members(text: str, start: int, readers: dict[str, Callable[[int], tuple[Any, int]]]) -> tuple[dict[str, Any], int]:
-    """Parse the object at `start`, the values of some keys by functions of their own; returns it and its end."""
+    """Parse the object at `start`, with own readers for some of its keys; returns the object and its end."""
     members: dict[str, Any] = {}
     position = _expect(text, start, "{")
     while True:
         key, position = _decode(text, position)
         if not isinstance(key, str) or key in members:
-            raise ValueError(f"{key!r} is no key, or is there twice")
+            raise ValueError(f"{key!r} is not a key, or occurs twice")
         position = _expect(text, _skip(text, position), ":")
         reader = readers.get(key)
         members[key], position = reader(position) if reader else _decode(text, position)
@@ -126,7 +126,7 @@ def _members(text: str, start: int, readers: dict[str, Callable[[int], tuple[Any
 
 
 def _cut(text: str, start: int, brackets: str, most: re.Pattern[str], last: re.Pattern[str]) -> tuple[list[str], int]:
-    """Cut what is between brackets into pieces of some hundred entries; returns them and where it ends."""
+    """Cut the text between brackets into pieces of some hundred entries; returns the pieces and the end."""
     position, pieces = _expect(text, start, brackets[0]), []
     while piece := most.match(text, position):
         pieces.append(piece[0][:-1])
@@ -144,7 +144,7 @@ def _skip(text: str, position: int) -> int:
 
 
 def _expect(text: str, position: int, character: str) -> int:
-    """Go past a character and the space behind it."""
+    """Skip a character and the white space behind it."""
     if text[position : position + 1] != character:
         raise ValueError(f"{character} is not at {position}")
     return _skip(text, position + 1)

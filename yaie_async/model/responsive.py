@@ -1,11 +1,11 @@
-"""Keeping the event loop awake while another thread imports and builds: what is left is the GIL.
+"""Keep the event loop responsive while another thread imports and builds: shorten how long that thread holds the GIL.
 
-Measured on two cores with a 2 ms heartbeat, importing torch and transformers cold: the longest stall is
-218-223 ms with nothing done, 19-20 ms with what is done here (what remains is `torch._C` initialising).
+Measured on two cores with a 2 ms heartbeat, importing torch and transformers cold: the longest stall is 218-223 ms
+without this module and 19-20 ms with it (what remains is the initialisation of `torch._C`).
 
-gc and the switch interval are process-wide: both are counted over concurrent loads, and given back by the last
-one only if they are still what was set here. torch's thread count is left alone, because `set_num_threads`
-sticks to every thread that first uses torch in that window.
+gc and the switch interval are process-wide. Their users are counted over concurrent loads, and the last one restores
+them, unless other code has changed them since. torch's thread count is left alone, because `set_num_threads`
+stays in force for every thread that first uses torch in that window.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from types import ModuleType
 
 from yaie_async.core.threads import cores
 
-# Seconds. Python's default of 5 ms lets the importing thread keep the GIL that long against a waiting loop.
+# Seconds. With Python's default of 5 ms the importing thread keeps the GIL for that long while the loop waits for it.
 _INTERVAL = 0.0005
 
 
 class _Held:
-    """A process-wide setting that several users hold at once; the last one restores it."""
+    """A process-wide setting with several users at once; the last one restores it."""
 
     def __init__(self, hold: Callable[[], Callable[[], None]]) -> None:
         self._hold = hold
@@ -74,7 +74,7 @@ def _hold_extensions() -> Callable[[], None]:
     before = ExtensionFileLoader.create_module
 
     def create_module(self: ExtensionFileLoader, spec: ModuleSpec) -> ModuleType:
-        # What `torch._C` is linked to is loaded by then; its own initialisation is the longest call of all.
+        # The libraries of `torch._C` are loaded by then; its own initialisation is the longest call of all.
         with nullcontext() if spec.name == "torch._C" else cores().all_seen():
             return before(self, spec)
 
@@ -86,28 +86,28 @@ def _hold_extensions() -> Callable[[], None]:
     return restore
 
 
-# What `import torch` maps; a library's own dependencies come with it.
+# The libraries that `import torch` maps. Each brings its own dependencies.
 TORCH = ("libc10.so", "libtorch_cpu.so", "libtorch_cuda.so", "libtorch_python.so")
-# What counts the cores as it is loaded, where torch's package has it (a wheel has).
+# The OpenMP runtime, which counts the cores when it is loaded. torch's wheels have one, other packages may not.
 OPENMP = ("libgomp*", "libiomp*", "libomp*")
 
 _interval = _Held(_hold_interval)
 _gc = _Held(_hold_gc)
 _extensions = _Held(_hold_extensions)
 
-# The imports whose objects are to be frozen, each once a process. The official client comes with the Hub.
+# The imports after which all objects are frozen, once a process each. The official client is imported with the Hub.
 _unfrozen = {"huggingface_hub", "torch"}
 
-# While a load runs, the loop gets the GIL back within half a millisecond.
+# For the time of a load: the loop gets the GIL back within half a millisecond.
 quick_switching = _interval.held
 
 
 @contextmanager
 def smooth_imports() -> Iterator[None]:
-    """Around imports: garbage collection waits, since it would walk the new objects again and again.
+    """Disable garbage collection during imports: it would walk the new objects again and again.
 
-    If torch or the official client was imported here, all objects of the process are then frozen out of later
-    collections: `gc.freeze()` is permanent. Without it the first collection walks them all, for 350-1,050 ms.
+    If torch or the official client was imported in the block, all objects of the process are then excluded from later
+    collections: `gc.freeze()` is permanent. Without it the first collection walks all of them, for 350-1,050 ms.
     """
     fresh = {name for name in _unfrozen if name not in sys.modules}
     with _gc.held():
@@ -119,25 +119,23 @@ def smooth_imports() -> Iterator[None]:
 
 @contextmanager
 def leaving_a_core() -> Iterator[None]:
-    """Around imports or a build, in the thread that does it: one core is the event loop's.
+    """Keep one CPU core free for the event loop while this thread imports or builds. See `yaie_async.core.affinity`.
 
-    See `yaie_async.core.affinity`.
-
-    A native library that comes with a module is loaded with all cores in sight: OpenBLAS (of numpy, of scipy) and
-    OpenMP count them as they are loaded, and would have a thread too few for the rest of the process.
+    Extension modules are still loaded with all cores visible: OpenBLAS (in numpy and scipy) and OpenMP count them when
+    they are loaded, and would have one thread too few for the rest of the process.
     """
     with _extensions.held(), cores().one_left_free():
         yield
 
 
 def open_libraries(names: tuple[str, ...]) -> bool:
-    """Load shared libraries of torch with the GIL released; its import then finds them loaded.
+    """Load shared libraries of torch without the GIL, before the import that needs them.
 
-    `dlopen` is called as a foreign function: `ctypes.CDLL(path)` would hold the GIL (until Python 3.13).
-    Where that doesn't work the import loads them itself.
+    `dlopen` is called as a foreign function: `ctypes.CDLL(path)` would hold the GIL (until Python 3.13). Where that
+    fails, the import loads them itself.
 
     Args:
-        names: patterns of their file names, in the order in which to load them.
+        names: patterns of their file names, in the order of loading.
 
     Returns:
         Whether any of them is loaded now.

@@ -1,8 +1,8 @@
-"""Builds a model while its weights still land: it is ready with its last byte, or given up for the stock build.
+"""Builds a model while its weights still arrive, so that it is ready with its last byte; else the stock build follows.
 
-The route is `from_pretrained(None, config=..., state_dict=...)` of the model's class, with a state dict whose values
-are read when transformers asks for them. tests/model/test_contract.py pins what that relies on; where another
-release of transformers does something else, the build is given up.
+It calls `from_pretrained(None, config=..., state_dict=...)` of the model's class, with a state dict whose values are
+read when transformers asks for them. tests/model/test_contract.py pins what that relies on. Where another release of
+transformers behaves differently, the streaming build is given up.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from yaie_async.model.request import BuildRequest
 
-# Keywords of `from_pretrained` that have the same effect here; of the others only those that config.json has.
+# Keywords of `from_pretrained` with the same effect here. Others are accepted only where config.json has them.
 _KEYWORDS = {"attn_implementation", "experts_implementation", "low_cpu_mem_usage", "max_memory", "variant"}
 
 
 class StreamAbandoned(Exception):
-    """Raised when a streaming build was given up: build the finished snapshot with `build_model`.
+    """Raised when a streaming build was given up. The finished snapshot is to be built by `build_model`.
 
     Attributes:
         reason: why, for the log.
@@ -65,28 +65,28 @@ def build_streaming(
     *,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> PreTrainedModel:
-    """Build the model that `build_model` would build of the finished snapshot, bit for bit, as its weights land.
+    """Build the model that `build_model` would build from the finished snapshot, bit for bit, as its weights arrive.
 
-    Blocks until the last byte has landed. Nothing is verified by then: the caller keeps the model to itself until
-    every digest is, and drops it where one is wrong. It takes its turn to build only if no other build has it or
-    waits for it, and gives it up where it lacks bytes while another one waits.
+    Blocks until the last byte has arrived. Nothing is verified by then: the caller must keep the model back until every
+    digest is checked, and drop it where one is wrong. The build lock is taken only where no other build holds it or
+    waits for it, and released where bytes are missing while another build waits.
 
     Args:
         request: what is to be built. Its snapshot has all small files but config.json, its config passed
             `check_config`, and `why_not_streamable` found nothing.
         arriving: every weight file by name.
-        cancelled: asked before every 4 MiB, and every few milliseconds while bytes are missing.
+        cancelled: checked before every 4 MiB, and every few milliseconds while bytes are missing.
 
     Raises:
-        BuildCancelled: `cancelled` said so.
-        StreamAbandoned: anything else went wrong, perhaps because of bytes that are not verified yet. The memory is
-            free and the turn is given back; `build_model` tells errors of the model.
+        BuildCancelled: `cancelled` returned true.
+        StreamAbandoned: anything else failed, perhaps because of unverified bytes. The memory is free and the lock is
+            released; `build_model` raises the errors of the model.
         LoaderError: the libraries can't be imported.
     """
     import_libraries()
     with build_lock.acquired_if_free() as mine:
         if not mine:
-            raise StreamAbandoned("another build has its turn")
+            raise StreamAbandoned("another build holds the lock or waits for it")
         files = ArrivingFiles(arriving, cancelled, build_lock.is_contended)
         try:
             with span("build", "streaming build", model=request.source):
@@ -114,7 +114,7 @@ def _load(request: BuildRequest, files: ArrivingFiles) -> tuple[Any, Mapping[str
 
 
 def _check_surroundings(snapshot: Path) -> None:
-    """Give up where stock does something else that depends on more than the model's files."""
+    """Give up where stock's result depends on more than the model's files."""
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
     from transformers.integrations.fsdp import is_fsdp_enabled
 
@@ -131,6 +131,6 @@ def _reason(error: Exception) -> str:
         return error.reason
     if isinstance(error, ArrivalError):
         if build_lock.is_contended():
-            return "another build waits for its turn"
+            return "another build waits for the lock"
         return f"the download of {error} failed or starts over"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

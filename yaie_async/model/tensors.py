@@ -1,13 +1,13 @@
-"""Tensors of weight files that are still landing, each read when `from_pretrained` asks for it.
+"""Tensors of weight files that still arrive, each read when `from_pretrained` asks for it.
 
 A tensor that keeps its dtype on the CPU is a slice of its file, mapped privately for reading and writing: its pages
-are the page cache's, shared by all processes, and a write to a weight copies the page and never reaches the file. A
-tensor that is cast or goes to another device is read and cast piece by piece as the pieces land, through one small
-buffer: a private copy of it in its stored dtype is never held. (Mapping these too would be no gain: unmapping a big
-mapping whose pages were touched stalls the process for 37-130 ms.)
+belong to the page cache and are shared by all processes, and a write to a weight copies the page and never reaches the
+file. A tensor that is cast or goes to another device is read and cast piece by piece as its pieces arrive, through one
+small buffer, so that no private copy in the stored dtype exists. (Mapping these tensors too would gain nothing:
+unmapping a large mapping whose pages were touched stalls the process for 37-130 ms.)
 
-The mapping is read only where bytes have landed. Blocks land whole and begin on pages, so a page of the mapping that
-somebody wrote to lacks no bytes that come later.
+The mapping is read only where bytes have arrived. Blocks arrive whole and begin on page boundaries, so a page that was
+copied by a write never lacks later bytes.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from yaie_async.store.arriving_file import ArrivalError, ArrivingFile
 if TYPE_CHECKING:
     import torch
 
-# Bytes read and cast at a time: small enough to stay in a processor's cache in between, and a block of a download.
+# Bytes read and cast at a time: they fit into a processor's cache, and are one block of a download.
 _PIECE = 4 << 20
 
 
 class ArrivingFiles:
-    """The weight files of one build, read by several threads at once while they land.
+    """The weight files of one build, read by several threads while they arrive.
 
     Args:
-        arriving: the files; where two hold a tensor of one name, the later name in sorted order wins, as in stock.
-        cancelled: asked before every piece.
-        unwanted: asked where bytes are missing: whether to give up rather than wait for them.
+        arriving: the files. Where two have a tensor of one name, the later file in sorted order wins, as in stock.
+        cancelled: checked before every piece.
+        unwanted: checked while bytes are missing: whether to give up instead of waiting for them.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ArrivingFiles:
         self._arriving = arriving
 
     def tensors(self) -> dict[str, ArrivingTensor]:
-        """All tensors by name, as soon as the headers have landed.
+        """All tensors by name, as soon as the headers have arrived.
 
         Raises:
             ArrivalError, HeaderError.
@@ -85,7 +85,7 @@ class ArrivingFiles:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Around the use of a descriptor: `close` waits for it."""
+        """Keep the descriptors open during the block: `close` waits for its end."""
         with self._changed:
             if self._closed:
                 raise ArrivalError("closed")
@@ -99,7 +99,7 @@ class ArrivingFiles:
 
     @contextmanager
     def buffer(self) -> Iterator[bytearray]:
-        """A buffer of one piece: as many are made as threads read at once, and they are used again."""
+        """A buffer of one piece. Buffers are reused: at most one exists for each thread that reads."""
         try:
             buffer = self._buffers.pop()
         except IndexError:
@@ -113,7 +113,7 @@ class ArrivingFiles:
         file.arriving.wait(start, stop, self._gives_up)
 
     def read(self, file: _File, start: int, into: memoryview) -> None:
-        """Fill `into` with the bytes from `start`, once they have landed."""
+        """Fill `into` with the bytes from `start`, once they have arrived."""
         self.wait(file, start, start + len(into))
         while into:
             count = os.preadv(file.descriptor, [into], start)
@@ -125,7 +125,7 @@ class ArrivingFiles:
         return self._closed or self._cancelled() or self._unwanted()
 
     def close(self) -> None:
-        """Make every read fail, wait until the threads have left, and close the files. Mappings live on."""
+        """Make every read fail, wait for the readers to leave, and close the files. Mappings stay valid."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: not self._reading)
@@ -134,7 +134,7 @@ class ArrivingFiles:
 
 
 class _File:
-    """One weight file: its landing, an open descriptor, and the private mapping of all its bytes."""
+    """One weight file: the arriving file, an open descriptor, and a private mapping of all its bytes."""
 
     def __init__(self, arriving: ArrivingFile, descriptor: int) -> None:
         self.arriving = arriving
@@ -145,10 +145,10 @@ class _File:
 
 
 class ArrivingTensor:
-    """Stands in a state dict for a tensor that may not be there yet.
+    """The place of a tensor in a state dict before its bytes have arrived.
 
-    transformers takes `value[...].to(device=..., dtype=...)`, in a pool of threads: only then are device and dtype
-    known, and only then is anything read.
+    transformers calls `value[...].to(device=..., dtype=...)` in a pool of threads. Device and dtype are unknown before,
+    and nothing is read before.
     """
 
     def __init__(self, files: ArrivingFiles, file: _File, stored: Stored) -> None:
@@ -158,11 +158,11 @@ class ArrivingTensor:
 
     def __getitem__(self, index: object) -> ArrivingTensor:
         if index is not ...:
-            raise TypeError(f"a tensor that is landing is only read whole, not {index!r}")
+            raise TypeError(f"A tensor that is arriving is only read whole, not {index!r}.")
         return self
 
     def to(self, *, device: Any, dtype: torch.dtype) -> torch.Tensor:
-        """The tensor on this device in this dtype. Blocks until its bytes have landed.
+        """The tensor on this device in this dtype. Blocks until its bytes have arrived.
 
         Raises:
             ArrivalError.
