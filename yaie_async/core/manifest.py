@@ -195,6 +195,8 @@ class Manifest:
         if raw is None:
             return replace(draft, weights=tuple(files[name] for name in names))
         weights = _existing(files, _shards(raw, index, self.model), index, self.model)
+        if not self.need.rules.pickle:  # transformers unpickles every shard of another suffix
+            _refuse_pickles([file.path for file in weights if not file.path.endswith(".safetensors")], self.model)
         return replace(draft, weights=weights, sharp=True)
 
 
@@ -284,16 +286,19 @@ def _usual_weights(files: Mapping[str, RepoFile], rules: WeightRules, model: str
         if index in files:
             return index, _guess_shards(files, stem, infix, suffix)
     if rules.safetensors and not rules.pickle:
-        pickles = sorted(path for path in files if re.fullmatch(r"pytorch_model.*\.bin", path))
-        if pickles:
-            raise UnsafeFileError(
-                f"The weights of {model} exist only as a pickle ({pickles[0]}), and allow_pickle=False was given. "
-                "Choose a revision with safetensors, or pass allow_pickle=True to read it with torch's weights_only "
-                "unpickler.",
-                model=model,
-                file=pickles[0],
-            )
+        _refuse_pickles(sorted(path for path in files if re.fullmatch(r"pytorch_model.*\.bin", path)), model)
     raise _no_weights_error(files, rules, model)
+
+
+def _refuse_pickles(pickles: list[str], model: str) -> None:
+    if pickles:
+        raise UnsafeFileError(
+            f"The weights of {model} exist only as a pickle ({pickles[0]}), and allow_pickle=False was given. "
+            "Choose a revision with safetensors, or pass allow_pickle=True to read it with torch's weights_only "
+            "unpickler.",
+            model=model,
+            file=pickles[0],
+        )
 
 
 def _guess_shards(files: Mapping[str, RepoFile], stem: str, infix: str, suffix: str) -> tuple[str, ...]:
