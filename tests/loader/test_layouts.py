@@ -187,7 +187,7 @@ async def held(
     async with task_group() as group:
         group.start_soon(load)
         try:
-            await until(lambda: ended or readers() or len(why_stock()) > earlier, seconds=30)
+            await until(lambda: ended or readers() or len(why_stock()) > earlier, seconds=100)
         finally:
             for _, stall in stalls:
                 stall.gate.open()
