@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 
 import anyio
 
-from benchmarks.beat import heartbeat
+from benchmarks.heartbeat import heartbeat
 from benchmarks.site import MODEL
 
 Work = Callable[[], Any]

@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.beat import percentile
-from benchmarks.making import make_llama
+from benchmarks.heartbeat import percentile
+from benchmarks.random_llama import make_llama
 from benchmarks.rounds import Rounds, draw, environment, machine, ratio, spread, table
 from benchmarks.site import MODEL, Site, free_port
 from benchmarks.stall import slow_site

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from benchmarks.beat import Beats, heartbeat
+from benchmarks.heartbeat import Beats, heartbeat
 from yaie_async import ModelLoader, Progress
 from yaie_async.loader import model_loader, streamed
 

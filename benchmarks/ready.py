@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.making import make_llama
+from benchmarks.random_llama import make_llama
 from benchmarks.rounds import Rounds, machine, measure, pyplot, ratio, spread, table
 from benchmarks.site import MODEL
 from benchmarks.stall import slow_site

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from benchmarks.making import add_tokenizer_copy, make_llama
 from benchmarks.network import NoLink, link
+from benchmarks.random_llama import add_tokenizer_copy, make_llama
 from benchmarks.rounds import Rounds, draw, machine, measure, ratio, spread, table
 from benchmarks.site import MODEL, Site, serving
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.making import write_tokenizer
+from benchmarks.random_llama import write_tokenizer
 from benchmarks.rounds import Rounds, draw, machine, measure, ratio, spread, table
 
 _US = "us"

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.loading import MODES
-from benchmarks.making import make_llama
+from benchmarks.random_llama import make_llama
 from benchmarks.rounds import Rounds, draw, machine, measure, spread, table
 from benchmarks.site import MODEL
 from benchmarks.stall import slow_site

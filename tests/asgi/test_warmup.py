@@ -24,7 +24,7 @@ from yaie_async import (
     ModelNotFoundError,
     WarmupError,
 )
-from yaie_async.asgi import Warmup, outage
+from yaie_async.asgi import Warmup, backoff
 from yaie_async.fetch import metadata, retry
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = retry.RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.02)
     monkeypatch.setattr(metadata, "IMPATIENT", policy)
     monkeypatch.setattr(retry, "RetryPolicy", lambda: policy)
-    monkeypatch.setattr(outage, "_POLICY", replace(outage._POLICY, first_wait=0.05, longest_wait=0.05))
+    monkeypatch.setattr(backoff, "_POLICY", replace(backoff._POLICY, first_wait=0.05, longest_wait=0.05))
 
 
 async def test_the_model_is_awaited(loader: MakeLoader, put: Put) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.localhub.conftest import CONFIG, WEIGHTS
 from tests.support.hub import HubServer
-from yaie_async.localhub.body import Unsatisfiable, select_range
+from yaie_async.localhub.body import RangeNotSatisfiable, select_range
 
 URL = "/org/name/resolve/main/"
 SIZE = len(WEIGHTS)
@@ -45,7 +45,7 @@ def test_a_range_is_one_interval_or_ignored(header: str | None, chosen: tuple[in
 @pytest.mark.parametrize(("header", "size"), [("bytes=100-", 100), ("bytes=-0", 100), ("bytes=0-", 0)])
 def test_a_range_outside_the_file_is_unsatisfiable(header: str, size: int) -> None:
     """A range with no byte of the file in it can't be satisfied."""
-    with pytest.raises(Unsatisfiable):
+    with pytest.raises(RangeNotSatisfiable):
         select_range(header, None, '"e"', size)
 
 

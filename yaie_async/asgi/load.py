@@ -85,7 +85,7 @@ class Load:
         return await self._loader.load_model()
 
     async def _attempts(self) -> None:
-        from yaie_async.asgi.outage import wait_before_retry
+        from yaie_async.asgi.backoff import wait_before_retry
 
         while not self._ready:
             try:
@@ -171,7 +171,7 @@ class Load:
 
 def _import() -> None:
     """What this module needs of the layers below, imported off the loop."""
-    import yaie_async.asgi.outage
+    import yaie_async.asgi.backoff
     import yaie_async.core.errors  # noqa: F401
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from yaie_async.cli import options
-from yaie_async.cli.options import Wishes
-from yaie_async.cli.outcome import EXIT_CODES, conclude
+from yaie_async.cli.options import LoadOptions
+from yaie_async.cli.result import EXIT_CODES, run_and_exit
 
 _FETCHING = "what is downloaded is kept; run the same command again to go on."
 
@@ -29,7 +29,7 @@ def demo(*, as_json: options.AsJson = False) -> None:
     """Load a model from a hub on this machine, without any network, and watch the event loop meanwhile."""
     from yaie_async.cli.demo import demo as run
 
-    conclude(run, as_json=as_json, when_interrupted="the demo's temporary files are removed.")
+    run_and_exit(run, as_json=as_json, when_interrupted="the demo's temporary files are removed.")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -53,9 +53,9 @@ def load(
     """Load a model and its tokenizer; say what it is, how long it took, and how long the loop was away at most."""
     from yaie_async.cli.load import load as run
 
-    wishes = Wishes(cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle, max_connections)
-    conclude(
-        lambda: run(model, wishes, dtype=dtype, device_map=device_map, prompt=prompt, trace=trace),
+    chosen = LoadOptions(cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle, max_connections)
+    run_and_exit(
+        lambda: run(model, chosen, dtype=dtype, device_map=device_map, prompt=prompt, trace=trace),
         as_json=as_json,
         when_interrupted=_FETCHING,
     )
@@ -88,11 +88,11 @@ def prefetch(
         raise typer.BadParameter("Name a model, or a file of them: --from-file models.txt.", param_hint="MODEL")
     from yaie_async.cli.prefetch import prefetch as run
 
-    wishes = Wishes(
+    chosen = LoadOptions(
         cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle, max_connections, limit_rate
     )
-    conclude(
-        lambda: run(models or [], from_file, wishes, include=include or [], exclude=exclude or []),
+    run_and_exit(
+        lambda: run(models or [], from_file, chosen, include=include or [], exclude=exclude or []),
         as_json=as_json,
         when_interrupted=_FETCHING,
     )
@@ -115,8 +115,8 @@ def plan(
     """Tell what a load would fetch and need, without fetching it. Exit code 0, whether it fits or not."""
     from yaie_async.cli.plan import plan as run
 
-    wishes = Wishes(cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle)
-    conclude(lambda: run(models, wishes, dtype=dtype), as_json=as_json, when_interrupted="nothing was fetched.")
+    chosen = LoadOptions(cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle)
+    run_and_exit(lambda: run(models, chosen, dtype=dtype), as_json=as_json, when_interrupted="nothing was fetched.")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -134,7 +134,7 @@ def verify(
     """
     from yaie_async.cli.verify import verify as run
 
-    conclude(lambda: run(models or [], cache_dir), as_json=as_json, when_interrupted="nothing was changed.")
+    run_and_exit(lambda: run(models or [], cache_dir), as_json=as_json, when_interrupted="nothing was changed.")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -167,7 +167,7 @@ def serve(
     """
     from yaie_async.cli.serve import serve as run
 
-    conclude(
+    run_and_exit(
         lambda: run(root, host=host, port=port, token=token, as_json=as_json),
         as_json=as_json,
         when_interrupted="nothing was served.",

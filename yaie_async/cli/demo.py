@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from yaie_async.cli.extras import needs
-from yaie_async.cli.outcome import Outcome, say
-from yaie_async.cli.tables import facts
+from yaie_async.cli.extras import requires_extra
+from yaie_async.cli.result import CommandResult, print_status
+from yaie_async.cli.tables import field_lines
 from yaie_async.demo.run import Report, run_demo
 from yaie_async.loader.display import size
 
 
-def demo() -> Outcome:
+def demo() -> CommandResult:
     """Run it, and say what was seen.
 
     Raises:
         LoaderError: the extra `demo` is not installed, or the load failed.
     """
-    with needs("demo"):
-        report = run_demo(say)
-    return Outcome(_document(report), [*facts(_rows(report))])
+    with requires_extra("demo"):
+        report = run_demo(print_status)
+    return CommandResult(_document(report), [*field_lines(_rows(report))])
 
 
 def _rows(report: Report) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ _SERVERS = ("starlette", "uvicorn")
 
 
 @contextmanager
-def needs(extra: str) -> Iterator[None]:
+def requires_extra(extra: str) -> Iterator[None]:
     """Import what needs starlette and uvicorn within the block.
 
     Raises:

@@ -11,9 +11,9 @@ from typing import Any
 
 import anyio
 
-from yaie_async.cli.options import Wishes
-from yaie_async.cli.outcome import Outcome
-from yaie_async.cli.tables import facts
+from yaie_async.cli.options import LoadOptions
+from yaie_async.cli.result import CommandResult
+from yaie_async.cli.tables import field_lines
 from yaie_async.core.errors import LoaderError
 from yaie_async.core.trace import recording
 from yaie_async.demo.generate import generate_line
@@ -21,14 +21,16 @@ from yaie_async.demo.heartbeat import heartbeat
 from yaie_async.demo.run import describe_model
 
 
-def load(model: str, wishes: Wishes, *, dtype: str, device_map: str, prompt: str | None, trace: Path | None) -> Outcome:
+def load(
+    model: str, options: LoadOptions, *, dtype: str, device_map: str, prompt: str | None, trace: Path | None
+) -> CommandResult:
     """Load, and generate a line if there is a prompt.
 
     Raises:
         LoaderError: the load failed, or the trace can't be written.
     """
     with _traced_into(trace):
-        found: dict[str, Any] = anyio.run(_load, model, wishes, dtype, device_map, prompt)
+        found: dict[str, Any] = anyio.run(_load, model, options, dtype, device_map, prompt)
     rows = [
         ("model", f"{model} at {found['commit']}" if found["commit"] else model),
         ("class", found["model_class"]),
@@ -40,7 +42,7 @@ def load(model: str, wishes: Wishes, *, dtype: str, device_map: str, prompt: str
     ]
     if prompt is not None:
         rows += [("prompt", prompt), ("answer", found["text"])]
-    return Outcome(found, [*facts(rows)])
+    return CommandResult(found, [*field_lines(rows)])
 
 
 @contextmanager
@@ -61,11 +63,11 @@ def _traced_into(path: Path | None) -> Iterator[None]:
         raise LoaderError(f"The trace can't be written to {path}: {error.strerror or error}.") from error
 
 
-async def _load(model: str, wishes: Wishes, dtype: str, device_map: str, prompt: str | None) -> dict[str, Any]:
+async def _load(model: str, options: LoadOptions, dtype: str, device_map: str, prompt: str | None) -> dict[str, Any]:
     async with heartbeat() as pulse:
         start = time.perf_counter()
-        async with wishes.hub() as hub:
-            loader = wishes.loader(model, hub, dtype=dtype, device_map=device_map)
+        async with options.hub() as hub:
+            loader = options.loader(model, hub, dtype=dtype, device_map=device_map)
             loaded, tokenizer = await loader.load()
         seconds = time.perf_counter() - start
         pulse.beat()

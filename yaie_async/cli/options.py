@@ -110,7 +110,7 @@ NoPickle = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class LoadOptions:
     """What was asked for on the command line, beside the models."""
 
     cache_dir: Path | None
@@ -136,7 +136,7 @@ class Wishes:
             max_bytes_per_second=self.limit_rate,
         )
 
-    def loader(self, model: str, hub: Hub, **options: Any) -> ModelLoader:
+    def loader(self, model: str, hub: Hub, **arguments: Any) -> ModelLoader:
         """A loader of one of the models."""
         from yaie_async.loader.model_loader import ModelLoader
 
@@ -146,5 +146,5 @@ class Wishes:
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
             allow_pickle=not self.no_pickle,
-            **options,
+            **arguments,
         )

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from yaie_async.cli.options import Wishes
-from yaie_async.cli.outcome import Outcome, describe_error
-from yaie_async.cli.several import describe_failures, for_each
-from yaie_async.cli.tables import columns
+from yaie_async.cli.batch import failures_document, run_for_each
+from yaie_async.cli.options import LoadOptions
+from yaie_async.cli.result import CommandResult, error_document
+from yaie_async.cli.tables import table
 from yaie_async.core.plan import Plan
 from yaie_async.loader.display import size
 from yaie_async.loader.model_loader import ModelLoader
 from yaie_async.model.memory import available_memory
 
 
-def plan(models: list[str], wishes: Wishes, *, dtype: str) -> Outcome:
+def plan(models: list[str], options: LoadOptions, *, dtype: str) -> CommandResult:
     """Plan all of them, and say whether disk and memory have room."""
-    plans, failures = for_each(models, wishes, ModelLoader.plan, dtype=dtype)
+    plans, failures = run_for_each(models, options, ModelLoader.plan, dtype=dtype)
     free_memory = available_memory("cpu")
     rows = [
         (model, *_row(plans[model], free_memory))
@@ -29,23 +29,23 @@ def plan(models: list[str], wishes: Wishes, *, dtype: str) -> Outcome:
     fits = to_fetch <= free_disk
     document: dict[str, Any] = {
         "models": {model: _document(plan) for model, plan in plans.items()}
-        | {model: {"error": describe_error(error)} for model, error in failures.items()},  # type: ignore[arg-type]
+        | {model: {"error": error_document(error)} for model, error in failures.items()},  # type: ignore[arg-type]
         "bytes_to_fetch": to_fetch,
         "free_disk": free_disk,
         "free_memory": free_memory,
         "fits": fits,
-        **describe_failures(failures, "planned"),
+        **failures_document(failures, "planned"),
     }
     verdict = (
         f"Disk: {size(to_fetch)} to fetch, {size(free_disk)} free: "
         f"{'fits' if fits else f'does not fit, {size(to_fetch - free_disk)} more are needed'}."
     )
     headers = ("model", "files", "to fetch", "cached", "memory", "fits")
-    lines: list[Any] = [columns(*headers, rows=rows)]
+    lines: list[Any] = [table(*headers, rows=rows)]
     if plans:
         lines.append(verdict)
         lines.append(f"Memory: {size(free_memory)} free now, beside what GPUs have." if free_memory else "")
-    return Outcome(document, lines, failed=bool(failures))
+    return CommandResult(document, lines, failed=bool(failures))
 
 
 def _row(plan: Plan, free_memory: int | None) -> tuple[str, ...]:

@@ -7,18 +7,18 @@ from typing import Any
 
 import anyio
 
+from yaie_async.cli.batch import failures_document
 from yaie_async.cli.models_file import read_models
-from yaie_async.cli.options import Wishes
-from yaie_async.cli.outcome import Outcome, describe_error
-from yaie_async.cli.several import describe_failures
-from yaie_async.cli.tables import columns
+from yaie_async.cli.options import LoadOptions
+from yaie_async.cli.result import CommandResult, error_document
+from yaie_async.cli.tables import table
 from yaie_async.core.errors import InvalidArgumentError, LoaderError, PrefetchError
 from yaie_async.loader.display import size
 
 
 def prefetch(
-    models: list[str], from_file: Path | None, wishes: Wishes, *, include: list[str], exclude: list[str]
-) -> Outcome:
+    models: list[str], from_file: Path | None, options: LoadOptions, *, include: list[str], exclude: list[str]
+) -> CommandResult:
     """Fetch all of them, and say where they are.
 
     Raises:
@@ -27,7 +27,7 @@ def prefetch(
     names = list(dict.fromkeys([*models, *(read_models(from_file) if from_file else [])]))
     if not names:
         raise InvalidArgumentError(f"{from_file} names no model. One a line: org/name or org/name@revision.")
-    snapshots, failures = anyio.run(_fetch, names, wishes, include, exclude)
+    snapshots, failures = anyio.run(_fetch, names, options, include, exclude)
     done = {name: _measure(snapshot) for name, snapshot in snapshots.items()}
     rows = [
         (name, str(found["files"]), size(found["bytes"]), found["snapshot"])
@@ -36,24 +36,24 @@ def prefetch(
         for name in names
     ]
     document: dict[str, Any] = {
-        "models": done | {name: {"error": describe_error(error)} for name, error in failures.items()},
-        **describe_failures(failures, "fetched"),
+        "models": done | {name: {"error": error_document(error)} for name, error in failures.items()},
+        **failures_document(failures, "fetched"),
     }
-    return Outcome(document, [columns("model", "files", "size", "snapshot", rows=rows)], failed=bool(failures))
+    return CommandResult(document, [table("model", "files", "size", "snapshot", rows=rows)], failed=bool(failures))
 
 
 async def _fetch(
-    names: list[str], wishes: Wishes, include: list[str], exclude: list[str]
+    names: list[str], options: LoadOptions, include: list[str], exclude: list[str]
 ) -> tuple[dict[str, Path], dict[str, LoaderError]]:
-    async with wishes.hub() as hub:
+    async with options.hub() as hub:
         try:
             snapshots = await hub.prefetch(
                 *names,
-                revision=wishes.revision,
+                revision=options.revision,
                 include=include,
                 exclude=exclude,
-                trust_remote_code=wishes.trust_remote_code,
-                allow_pickle=not wishes.no_pickle,
+                trust_remote_code=options.trust_remote_code,
+                allow_pickle=not options.no_pickle,
             )
         except PrefetchError as error:
             return error.snapshots, error.failures

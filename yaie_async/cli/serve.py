@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-from yaie_async.cli.extras import needs
-from yaie_async.cli.outcome import INTERRUPTED, leave, print_json, say
+from yaie_async.cli.extras import requires_extra
+from yaie_async.cli.result import INTERRUPTED, exit_process, print_json, print_status
 from yaie_async.core.errors import InvalidArgumentError, LoaderError
 from yaie_async.fetch.settings import read_settings
 
@@ -22,7 +22,7 @@ def serve(root: Path | None, *, host: str, port: int, token: str | None, as_json
     Raises:
         LoaderError: there is nothing to serve, the address is taken or not ours, or the extra is not installed.
     """
-    with needs("serve"):
+    with requires_extra("serve"):
         from yaie_async.localhub import LocalHub, running
     if token == "":
         raise InvalidArgumentError("The token is empty. Give one, or leave it out: then everyone may read.")
@@ -45,8 +45,8 @@ def serve(root: Path | None, *, host: str, port: int, token: str | None, as_json
             try:
                 threading.Event().wait()
             except KeyboardInterrupt:
-                say("Stopped.")
-                leave(INTERRUPTED)  # with whatever is being read: nothing is written here
+                print_status("Stopped.")
+                exit_process(INTERRUPTED)  # with whatever is being read: nothing is written here
     except OSError as error:
         raise LoaderError(
             f"{error.strerror or error}. Choose another --host or --port (0 takes a free one)."
@@ -59,7 +59,7 @@ def _announce(root: Path, models: list[str], url: str, *, host: str, token: str 
     if as_json:
         print_json({"ok": True, "endpoint": endpoint, "root": str(root), "models": models, "token": token is not None})
         return
-    say(f"Serving {len(models)} models of {root}, read-only. Ctrl-C stops it. On the other machines:")
+    print_status(f"Serving {len(models)} models of {root}, read-only. Ctrl-C stops it. On the other machines:")
     print(f"export HF_ENDPOINT={endpoint}" + (" HF_TOKEN=..." if token else ""), flush=True)  # noqa: T201
 
 

@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def facts(rows: Iterable[tuple[str, str]]) -> list[str]:
+def field_lines(rows: Iterable[tuple[str, str]]) -> list[str]:
     """Names on the left, values on the right."""
     return [f"{name:<20}{value}" for name, value in rows]
 
 
-def columns(*headers: str, rows: Iterable[tuple[str, ...]]) -> Table:
+def table(*headers: str, rows: Iterable[tuple[str, ...]]) -> Table:
     """A table; the first and the last column are text, those between are numbers."""
     from rich import box
     from rich.table import Table

@@ -15,8 +15,8 @@ from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 
-from yaie_async.cli.outcome import Outcome
-from yaie_async.cli.tables import columns
+from yaie_async.cli.result import CommandResult
+from yaie_async.cli.tables import table
 from yaie_async.core.errors import InvalidArgumentError, OfflineError
 from yaie_async.core.names import digest_kind
 from yaie_async.fetch.digest import digest_of
@@ -31,7 +31,7 @@ OK, CORRUPT, MISSING, UNREADABLE, UNKNOWN = "ok", "corrupt", "missing", "unreada
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckedFile:
     """One file of the cache.
 
     Attributes:
@@ -60,7 +60,7 @@ class _Task:
     files: tuple[str, ...]
 
 
-def verify(models: list[str], cache_dir: Path | None) -> Outcome:
+def verify(models: list[str], cache_dir: Path | None) -> CommandResult:
     """Check the blobs of `models`, or of all cached models when none is named.
 
     Raises:
@@ -87,11 +87,11 @@ def verify(models: list[str], cache_dir: Path | None) -> Outcome:
     ]
     lines: list[Any] = []
     if caches:
-        lines.append(columns("model", OK, CORRUPT, MISSING, "beside", rows=rows))
+        lines.append(table("model", OK, CORRUPT, MISSING, "beside", rows=rows))
     lines += [f"{file.status}: {file.path} ({', '.join(file.files) or 'in no snapshot'})" for file in bad]
     lines.append(_verdict(bad, checked) if caches else f"No model is cached in {root}.")
     lines += _advice(bad)
-    return Outcome(document, lines, failed=bool(bad))
+    return CommandResult(document, lines, failed=bool(bad))
 
 
 def _cache(root: Path, model: str) -> RepoCache:
@@ -128,7 +128,7 @@ def _tasks(cache: RepoCache) -> Iterator[_Task]:
         yield _Task(cache.repo_id, path, path.name, tuple(names.get(path, ())))
 
 
-def _check_all(tasks: list[_Task]) -> list[Checked]:
+def _check_all(tasks: list[_Task]) -> list[CheckedFile]:
     """Check several files at once; a Ctrl-C stops the threads at their next megabyte."""
     stop = threading.Event()
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="yaie_async verify")
@@ -143,7 +143,7 @@ def _check_all(tasks: list[_Task]) -> list[Checked]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _check(task: _Task, stop: threading.Event) -> Checked:
+def _check(task: _Task, stop: threading.Event) -> CheckedFile:
     length, found, status = 0, None, OK
     try:
         length = task.path.stat().st_size
@@ -155,7 +155,7 @@ def _check(task: _Task, stop: threading.Event) -> Checked:
         status = MISSING
     except OSError:
         status = UNREADABLE
-    return Checked(task.model, task.path, task.files, length, status, found)
+    return CheckedFile(task.model, task.path, task.files, length, status, found)
 
 
 @contextmanager
@@ -174,16 +174,16 @@ def _progress(total: int) -> Iterator[Any]:
         yield lambda: bars.advance(task)
 
 
-def _count(cache: RepoCache, checked: list[Checked], status: str) -> int:
+def _count(cache: RepoCache, checked: list[CheckedFile], status: str) -> int:
     return sum(file.model == cache.repo_id and file.status == status for file in checked)
 
 
-def _rest(cache: RepoCache, checked: list[Checked]) -> str:
+def _rest(cache: RepoCache, checked: list[CheckedFile]) -> str:
     counts = {status: _count(cache, checked, status) for status in (UNREADABLE, UNKNOWN)}
     return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
 
 
-def _summary(cache: RepoCache, checked: list[Checked]) -> dict[str, Any]:
+def _summary(cache: RepoCache, checked: list[CheckedFile]) -> dict[str, Any]:
     return {
         **{status: _count(cache, checked, status) for status in (OK, CORRUPT, MISSING, UNREADABLE, UNKNOWN)},
         "bytes": sum(file.size for file in checked if file.model == cache.repo_id),
@@ -195,14 +195,14 @@ def _summary(cache: RepoCache, checked: list[Checked]) -> dict[str, Any]:
     }
 
 
-def _verdict(bad: list[Checked], checked: list[Checked]) -> str:
+def _verdict(bad: list[CheckedFile], checked: list[CheckedFile]) -> str:
     total = f"{len(checked)} files, {size(sum(file.size for file in checked))}"
     if bad:
         return f"{len(bad)} of {total} are not what their names say. Nothing was changed."
     return f"All is well: {total}."
 
 
-def _advice(bad: list[Checked]) -> list[str]:
+def _advice(bad: list[CheckedFile]) -> list[str]:
     """What to do, as commands to copy: a blob that is gone is fetched again."""
     corrupt = [shlex.quote(str(file.path)) for file in bad if file.status == CORRUPT]
     again = [shlex.quote(model) for model in dict.fromkeys(file.model for file in bad)]

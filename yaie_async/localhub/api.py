@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from yaie_async.localhub.digest import Digest
+from yaie_async.localhub.blob_id import BlobId
 from yaie_async.localhub.models import File, Snapshot
 
 Json = dict[str, Any]
@@ -25,8 +25,8 @@ def whoami() -> Json:
     }
 
 
-def model_info(snapshot: Snapshot, digests: Mapping[str, Digest] | None, *, gated: bool) -> Json:
-    """Describe a model at a commit; with `digests` of its files, as `?blobs=true` asks."""
+def model_info(snapshot: Snapshot, blob_ids: Mapping[str, BlobId] | None, *, gated: bool) -> Json:
+    """Describe a model at a commit; with `blob_ids` of its files, as `?blobs=true` asks."""
     return {
         "_id": hashlib.sha1(snapshot.model.encode(), usedforsecurity=False).hexdigest()[:24],
         "id": snapshot.model,
@@ -39,28 +39,28 @@ def model_info(snapshot: Snapshot, digests: Mapping[str, Digest] | None, *, gate
         "likes": 0,
         "tags": [],
         "siblings": [
-            {"rfilename": file.path} if digests is None else _sibling(file, digests[file.path])
+            {"rfilename": file.path} if blob_ids is None else _sibling(file, blob_ids[file.path])
             for file in snapshot.files.values()
         ],
     }
 
 
-def _sibling(file: File, digest: Digest) -> Json:
-    sibling: Json = {"rfilename": file.path, "size": file.size, "blobId": digest.oid}
-    if digest.sha256:
+def _sibling(file: File, blob_id: BlobId) -> Json:
+    sibling: Json = {"rfilename": file.path, "size": file.size, "blobId": blob_id.oid}
+    if blob_id.sha256:
         sibling["lfs"] = {
-            "sha256": digest.sha256,
+            "sha256": blob_id.sha256,
             "size": file.size,
-            "pointerSize": digest.pointer_size,
+            "pointerSize": blob_id.pointer_size,
         }
     return sibling
 
 
-def tree_file(file: File, digest: Digest, commit: str, *, expand: bool) -> Json:
+def tree_file(file: File, blob_id: BlobId, commit: str, *, expand: bool) -> Json:
     """Describe a file as one entry of a tree."""
-    entry: Json = {"type": "file", "oid": digest.oid, "size": file.size, "path": file.path}
-    if digest.sha256:
-        entry["lfs"] = {"oid": digest.sha256, "size": file.size, "pointerSize": digest.pointer_size}
+    entry: Json = {"type": "file", "oid": blob_id.oid, "size": file.size, "path": file.path}
+    if blob_id.sha256:
+        entry["lfs"] = {"oid": blob_id.sha256, "size": file.size, "pointerSize": blob_id.pointer_size}
     return entry | _last_commit(commit, expand=expand)
 
 

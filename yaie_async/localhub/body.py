@@ -19,7 +19,7 @@ _CHUNK = 1024 * 1024
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 
 
-class Unsatisfiable(ValueError):
+class RangeNotSatisfiable(ValueError):
     """Raised when a range lies outside the file."""
 
 
@@ -30,7 +30,7 @@ def select_range(header: str | None, if_range: str | None, etag: str, size: int)
     contents.
 
     Raises:
-        Unsatisfiable: the range lies outside the file.
+        RangeNotSatisfiable: the range lies outside the file.
     """
     match = _RANGE.fullmatch(header or "")
     if match is None or (if_range is not None and if_range != etag):
@@ -45,7 +45,7 @@ def select_range(header: str | None, if_range: str | None, etag: str, size: int)
         if last and int(last) < start:
             return None
     if start >= size:
-        raise Unsatisfiable
+        raise RangeNotSatisfiable
     return start, end
 
 
@@ -60,7 +60,7 @@ def file_response(request: Request, source: Path, size: int, headers: dict[str, 
     asked = request.headers
     try:
         chosen = select_range(asked.get("range"), asked.get("if-range"), headers["ETag"], size)
-    except Unsatisfiable:
+    except RangeNotSatisfiable:
         return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{size}"})
     if chosen is None:
         return FileBody(source, 0, size, 200, headers)

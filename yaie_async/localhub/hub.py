@@ -16,12 +16,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from yaie_async.localhub import api, errors
-from yaie_async.localhub.access import Access
+from yaie_async.localhub.access_control import AccessControl
+from yaie_async.localhub.blob_id import BlobId, BlobIds
 from yaie_async.localhub.body import file_response
-from yaie_async.localhub.digest import Digest, Digests
 from yaie_async.localhub.models import File, ModelMissing, RevisionMissing, Snapshot, models_in
-from yaie_async.localhub.signature import Signer
-from yaie_async.localhub.target import Target, cdn_path, parse
+from yaie_async.localhub.route import Route, cdn_path, parse_route
+from yaie_async.localhub.signed_url import UrlSigner
 
 
 class LocalHub:
@@ -59,10 +59,10 @@ class LocalHub:
         """
         self.cdn = cdn
         self._models = models_in(Path(root))
-        self._access = Access(tokens, gated)
-        self._signer = Signer(url_lifetime)
+        self._access = AccessControl(tokens, gated)
+        self._signer = UrlSigner(url_lifetime)
         self._page_size = page_size
-        self._digests = Digests()
+        self._blob_ids = BlobIds()
 
     def names(self) -> list[str]:
         """Return the models that are served now. Reads the disk."""
@@ -84,37 +84,37 @@ class LocalHub:
 
     async def _answer(self, request: Request) -> Response:
         raw_path = _raw_path(request.scope)
-        target = parse(raw_path)
-        if target is None:
+        route = parse_route(raw_path)
+        if route is None:
             raise errors.not_found()
-        if request.method not in (("POST",) if target.kind == "paths-info" else ("GET", "HEAD")):
+        if request.method not in (("POST",) if route.kind == "paths-info" else ("GET", "HEAD")):
             raise errors.HubError(405, "Method not allowed")
-        if target.kind == "cdn":
-            return await self._serve_cdn(request, raw_path, target)
+        if route.kind == "cdn":
+            return await self._serve_cdn(request, raw_path, route)
         token = self._access.authenticate(request.headers.get("authorization"))
-        if target.kind == "whoami":
+        if route.kind == "whoami":
             if token is None:
                 raise errors.HubError(401, "Invalid username or password.")
             return JSONResponse(api.whoami())
         try:
-            snapshot = await anyio.to_thread.run_sync(self._models.snapshot, target.model, target.revision)
+            snapshot = await anyio.to_thread.run_sync(self._models.snapshot, route.model, route.revision)
         except ModelMissing:
             raise errors.repo_not_found(authenticated=token is not None) from None
         except RevisionMissing as missing:
             raise errors.revision_not_found(str(missing)) from None
-        if target.kind == "info":
+        if route.kind == "info":
             return await self._info(request, snapshot)
-        if target.kind == "tree":
-            return await self._tree(request, snapshot, target.path, raw_path)
-        if target.kind == "paths-info":
+        if route.kind == "tree":
+            return await self._tree(request, snapshot, route.path, raw_path)
+        if route.kind == "paths-info":
             return await self._paths_info(request, snapshot)
-        self._access.pass_gate(target.model, token)
-        return await self._resolve(request, snapshot, target.path)
+        self._access.authorize(route.model, token)
+        return await self._resolve(request, snapshot, route.path)
 
     async def _info(self, request: Request, snapshot: Snapshot) -> Response:
         query = request.query_params
-        digests = await self._digests_of(snapshot.files.values()) if query.get("blobs") == "true" else None
-        info = api.model_info(snapshot, digests, gated=self._access.is_gated(snapshot.model))
+        blob_ids = await self._blob_ids_of(snapshot.files.values()) if query.get("blobs") == "true" else None
+        info = api.model_info(snapshot, blob_ids, gated=self._access.is_gated(snapshot.model))
         if wanted := query.getlist("expand"):
             info = {key: info[key] for key in ("_id", "id", *wanted) if key in info}
         return JSONResponse(info)
@@ -159,10 +159,10 @@ class LocalHub:
         )
 
     async def _entries(self, snapshot: Snapshot, paths: list[str], *, expand: bool) -> list[api.Json]:
-        digests = await self._digests_of(snapshot.files[path] for path in paths if path in snapshot.files)
+        blob_ids = await self._blob_ids_of(snapshot.files[path] for path in paths if path in snapshot.files)
         return [
-            api.tree_file(snapshot.files[path], digests[path], snapshot.commit, expand=expand)
-            if path in digests
+            api.tree_file(snapshot.files[path], blob_ids[path], snapshot.commit, expand=expand)
+            if path in blob_ids
             else api.tree_folder(path, snapshot.commit, expand=expand)
             for path in paths
         ]
@@ -171,40 +171,40 @@ class LocalHub:
         file = snapshot.files.get(path)
         if file is None:
             raise errors.entry_not_found(snapshot.commit)
-        digest = await self._digests.of(file)
-        headers = {"X-Repo-Commit": snapshot.commit, "ETag": f'"{digest.etag}"'}
-        if digest.sha256:
-            headers |= {"X-Linked-Etag": f'"{digest.sha256}"', "X-Linked-Size": str(file.size)}
+        blob_id = await self._blob_ids.of(file)
+        headers = {"X-Repo-Commit": snapshot.commit, "ETag": f'"{blob_id.etag}"'}
+        if blob_id.sha256:
+            headers |= {"X-Linked-Etag": f'"{blob_id.sha256}"', "X-Linked-Size": str(file.size)}
             if self.cdn is not None:
                 # The ETag of the redirect is the pointer's, so that a client which takes it for that of the file
                 # fails here as it would on the Hub.
                 signed = self._signer.sign(cdn_path(snapshot.model, snapshot.commit, path))
                 headers |= {
-                    "ETag": f'"{digest.oid}"',
+                    "ETag": f'"{blob_id.oid}"',
                     "Location": self.cdn + signed,
                     "Accept-Ranges": "bytes",
                 }
                 return Response(status_code=302, headers=headers)
         return file_response(request, file.source, file.size, headers)
 
-    async def _serve_cdn(self, request: Request, raw_path: str, target: Target) -> Response:
+    async def _serve_cdn(self, request: Request, raw_path: str, route: Route) -> Response:
         """Serve a file to whoever has a signed URL; a CDN knows neither tokens nor the Hub's headers."""
         if not self._signer.is_valid(raw_path, request.query_params):
             return Response("AccessDenied", status_code=403)
         try:
-            snapshot = await anyio.to_thread.run_sync(self._models.snapshot, target.model, target.revision)
-            file = snapshot.files[target.path]
+            snapshot = await anyio.to_thread.run_sync(self._models.snapshot, route.model, route.revision)
+            file = snapshot.files[route.path]
         except LookupError:
             return Response("NoSuchKey", status_code=404)
-        digest = await self._digests.of(file)
-        own = hashlib.sha256(f"cdn {digest.etag}".encode()).hexdigest()[:32]
+        blob_id = await self._blob_ids.of(file)
+        own = hashlib.sha256(f"cdn {blob_id.etag}".encode()).hexdigest()[:32]
         return file_response(request, file.source, file.size, {"ETag": f'"{own}"'})
 
-    async def _digests_of(self, files: Iterable[File]) -> dict[str, Digest]:
-        found: dict[str, Digest] = {}
+    async def _blob_ids_of(self, files: Iterable[File]) -> dict[str, BlobId]:
+        found: dict[str, BlobId] = {}
 
         async def add(file: File) -> None:
-            found[file.path] = await self._digests.of(file)
+            found[file.path] = await self._blob_ids.of(file)
 
         async with anyio.create_task_group() as tasks:
             for file in files:

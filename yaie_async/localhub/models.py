@@ -86,7 +86,7 @@ def models_in(root: Path) -> Models:
     if not any(root.glob("models--*")):
         return PlainModels(root)
     # Only now: it brings huggingface_hub, which reads the environment when it is imported.
-    from yaie_async.localhub.cached import CachedModels
+    from yaie_async.localhub.cached_models import CachedModels
 
     return CachedModels(root)
 

@@ -13,7 +13,7 @@ Kind = Literal["whoami", "info", "tree", "paths-info", "resolve", "cdn"]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Route:
     """An endpoint, and the model, revision and path in the repository that it is asked about."""
 
     kind: Kind
@@ -22,7 +22,7 @@ class Target:
     path: str = ""
 
 
-def parse(raw_path: str) -> Target | None:
+def parse_route(raw_path: str) -> Route | None:
     """Return what an undecoded URL path asks for, or None if it is no endpoint of the Hub."""
     try:
         segments = [unquote(segment, errors="strict") for segment in raw_path.split("/")]
@@ -30,31 +30,31 @@ def parse(raw_path: str) -> Target | None:
         return None
     match segments:
         case ["", "api", "whoami-v2"]:
-            return Target("whoami")
+            return Route("whoami")
         case ["", "api", "models", *rest]:
             return _parse_api(rest)
         case ["", "cdn", model, commit, *path] if path:
-            return Target("cdn", model, commit, "/".join(path))
+            return Route("cdn", model, commit, "/".join(path))
         case ["", name, "resolve", revision, *path] if path:
-            return Target("resolve", name, revision, "/".join(path))
+            return Route("resolve", name, revision, "/".join(path))
         case ["", org, name, "resolve", revision, *path] if path:
-            return Target("resolve", f"{org}/{name}", revision, "/".join(path))
+            return Route("resolve", f"{org}/{name}", revision, "/".join(path))
     return None
 
 
-def _parse_api(segments: list[str]) -> Target | None:
+def _parse_api(segments: list[str]) -> Route | None:
     for length in (1, 2):
         model = "/".join(segments[:length])
         match segments[length:]:
             case ["revision", revision]:
-                return Target("info", model, revision)
+                return Route("info", model, revision)
             case ["tree", revision, *path]:
-                return Target("tree", model, revision, "/".join(path))
+                return Route("tree", model, revision, "/".join(path))
             case ["paths-info", revision]:
-                return Target("paths-info", model, revision)
-    return Target("info", "/".join(segments)) if len(segments) in (1, 2) else None
+                return Route("paths-info", model, revision)
+    return Route("info", "/".join(segments)) if len(segments) in (1, 2) else None
 
 
 def cdn_path(model: str, commit: str, path: str) -> str:
-    """Return the URL path at which the CDN serves a file; `parse` reads it back."""
+    """Return the URL path at which the CDN serves a file; `parse_route` reads it back."""
     return f"/cdn/{quote(model, safe='')}/{commit}/{quote(path)}"

@@ -10,7 +10,7 @@ from yaie_async import (
     OfflineError,
     StalledError,
 )
-from yaie_async.asgi.outage import wait_before_retry
+from yaie_async.asgi.backoff import wait_before_retry
 
 
 @pytest.mark.parametrize(

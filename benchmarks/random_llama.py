@@ -1,4 +1,4 @@
-"""Writes a random Llama: `python -m benchmarks.making DIRECTORY MEGABYTES SHARDS TOKENS DTYPE`.
+"""Writes a random Llama: `python -m benchmarks.random_llama DIRECTORY MEGABYTES SHARDS TOKENS DTYPE`.
 
 A process of its own: the one that prints the tables never imports torch.
 """
@@ -16,7 +16,10 @@ def make_llama(directory: Path, megabytes: int, *, shards: int = 8, tokens: int 
     """Let another process write it; `tokens` 0 is a tokenizer of single bytes."""
     directory.mkdir(parents=True)
     subprocess.run(
-        [sys.executable, "-m", "benchmarks.making", str(directory), str(megabytes), str(shards), str(tokens), dtype],
+        [
+            *(sys.executable, "-m", "benchmarks.random_llama", str(directory)),
+            *(str(megabytes), str(shards), str(tokens), dtype),
+        ],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         check=True,
         capture_output=True,

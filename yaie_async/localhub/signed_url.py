@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from starlette.datastructures import QueryParams
 
 
-class Signer:
+class UrlSigner:
     """Signs URL paths with a key that no other instance knows. `lifetime` is in seconds."""
 
     def __init__(self, lifetime: float) -> None:

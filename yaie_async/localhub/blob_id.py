@@ -36,7 +36,7 @@ _HASHING: RunVar[anyio.CapacityLimiter] = RunVar("yaie_async.localhub hashing")
 
 
 @dataclass(frozen=True, slots=True)
-class Digest:
+class BlobId:
     """What the Hub tells about the contents of a file.
 
     Attributes:
@@ -55,10 +55,10 @@ class Digest:
         return self.sha256 or self.oid
 
 
-def lfs_digest(sha256: str, size: int) -> Digest:
+def lfs_blob_id(sha256: str, size: int) -> BlobId:
     """Return the digest of an LFS file, with the id of the pointer that git would hold for it."""
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-    return Digest(_git_hash(len(pointer), pointer).hexdigest(), sha256, len(pointer))
+    return BlobId(_git_hash(len(pointer), pointer).hexdigest(), sha256, len(pointer))
 
 
 def is_lfs(path: str, size: int) -> bool:
@@ -66,14 +66,14 @@ def is_lfs(path: str, size: int) -> bool:
     return size > _LFS_ABOVE or path.endswith(_LFS_SUFFIXES)
 
 
-class Digests:
-    """Digests of files, computed in threads when first asked for and kept until the file changes on disk."""
+class BlobIds:
+    """BlobIds of files, computed in threads when first asked for and kept until the file changes on disk."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[tuple[object, ...], Future[Digest]] = {}
+        self._known: dict[tuple[object, ...], Future[BlobId]] = {}
 
-    async def of(self, file: File) -> Digest:
+    async def of(self, file: File) -> BlobId:
         """Return the digest of one file.
 
         Cancellation: the hash runs to its end in its thread and is kept for the next caller.
@@ -83,7 +83,7 @@ class Digests:
         """
         return await anyio.to_thread.run_sync(self._of, file, limiter=_limiter())
 
-    def _of(self, file: File) -> Digest:
+    def _of(self, file: File) -> BlobId:
         lfs = is_lfs(file.path, file.size)
         key = (file.source, file.size, file.mtime_ns, lfs)
         with self._lock:
@@ -93,7 +93,7 @@ class Digests:
         if known is not None:
             return known.result()
         try:
-            mine.set_result(_digest(file, lfs=lfs))
+            mine.set_result(_blob_id(file, lfs=lfs))
         except BaseException as error:
             # A file that could not be read now may be readable at the next request.
             with self._lock:
@@ -112,12 +112,12 @@ def _limiter() -> anyio.CapacityLimiter:
         return limiter
 
 
-def _digest(file: File, *, lfs: bool) -> Digest:
+def _blob_id(file: File, *, lfs: bool) -> BlobId:
     if file.etag is not None:
-        return lfs_digest(file.etag, file.size) if len(file.etag) == 64 else Digest(file.etag)
+        return lfs_blob_id(file.etag, file.size) if len(file.etag) == 64 else BlobId(file.etag)
     if lfs:
-        return lfs_digest(_hash_file(file.source, hashlib.sha256), file.size)
-    return Digest(_hash_file(file.source, lambda: _git_hash(file.size)))
+        return lfs_blob_id(_hash_file(file.source, hashlib.sha256), file.size)
+    return BlobId(_hash_file(file.source, lambda: _git_hash(file.size)))
 
 
 def _hash_file(source: Path, algorithm: Callable[[], hashlib._Hash]) -> str:

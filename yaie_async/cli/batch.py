@@ -7,16 +7,16 @@ from typing import Any, TypeVar
 
 import anyio
 
-from yaie_async.cli.options import Wishes
-from yaie_async.cli.outcome import describe_error
+from yaie_async.cli.options import LoadOptions
+from yaie_async.cli.result import error_document
 from yaie_async.core.tasks import task_group
 from yaie_async.loader.model_loader import ModelLoader
 
 T = TypeVar("T")
 
 
-def for_each(
-    models: Sequence[str], wishes: Wishes, do: Callable[[ModelLoader], Awaitable[T]], **options: Any
+def run_for_each(
+    models: Sequence[str], options: LoadOptions, do: Callable[[ModelLoader], Awaitable[T]], **arguments: Any
 ) -> tuple[dict[str, T], dict[str, Exception]]:
     """Do it to all models at once; return what came of it and the errors, by model.
 
@@ -27,12 +27,12 @@ def for_each(
     async def run() -> tuple[dict[str, T], dict[str, Exception]]:
         done: dict[str, T] = {}
         failures: dict[str, Exception] = {}
-        async with wishes.hub() as hub:
+        async with options.hub() as hub:
             from yaie_async.core.errors import LoaderError
 
             async def one(model: str) -> None:
                 try:
-                    done[model] = await do(wishes.loader(model, hub, **options))
+                    done[model] = await do(options.loader(model, hub, **arguments))
                 except LoaderError as error:
                     if len(set(models)) == 1:
                         raise
@@ -46,7 +46,7 @@ def for_each(
     return anyio.run(run)
 
 
-def describe_failures(failures: dict[str, Any], what: str) -> dict[str, Any]:
+def failures_document(failures: dict[str, Any], what: str) -> dict[str, Any]:
     """The "error" of a command of which a part failed; nothing where nothing did."""
     if not failures:
         return {}
@@ -54,6 +54,6 @@ def describe_failures(failures: dict[str, Any], what: str) -> dict[str, Any]:
         "error": {
             "type": "PrefetchError",
             "message": f"{len(failures)} could not be {what}: {', '.join(failures)}",
-            "failures": {model: describe_error(error) for model, error in failures.items()},
+            "failures": {model: error_document(error) for model, error in failures.items()},
         }
     }

@@ -31,7 +31,7 @@ EXIT_CODES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CommandResult:
     """What a command found.
 
     Attributes:
@@ -45,7 +45,7 @@ class Outcome:
     failed: bool = False
 
 
-def conclude(work: Callable[[], Outcome], *, as_json: bool, when_interrupted: str) -> NoReturn:
+def run_and_exit(work: Callable[[], CommandResult], *, as_json: bool, when_interrupted: str) -> NoReturn:
     """Run a command to its end, whatever that is, and leave the process.
 
     Args:
@@ -57,26 +57,26 @@ def conclude(work: Callable[[], Outcome], *, as_json: bool, when_interrupted: st
     try:
         outcome = work()
     except KeyboardInterrupt:
-        say(f"Interrupted: {when_interrupted}")
+        print_status(f"Interrupted: {when_interrupted}")
         if as_json:
             print_json({"ok": False, "error": {"type": "KeyboardInterrupt", "message": when_interrupted}})
-        leave(INTERRUPTED)
+        exit_process(INTERRUPTED)
     except Exception as error:
         from yaie_async.core.errors import LoaderError
 
         if not isinstance(error, LoaderError):
             raise  # a mistake of ours: its traceback is what a report needs
-        outcome = Outcome({"error": describe_error(error)}, [], failed=True)
+        outcome = CommandResult({"error": error_document(error)}, [], failed=True)
         if not as_json:
-            say(f"{type(error).__name__}: {error}")
+            print_status(f"{type(error).__name__}: {error}")
     if as_json:
         print_json({"ok": not outcome.failed, **outcome.document})
     else:
         _print_lines(outcome.lines)
-    leave(FAILED if outcome.failed else DONE)
+    exit_process(FAILED if outcome.failed else DONE)
 
 
-def describe_error(error: LoaderError) -> dict[str, Any]:
+def error_document(error: LoaderError) -> dict[str, Any]:
     """An error as JSON: its type, its text, and its attributes, as `yaie_async.core.errors` documents them."""
     facts = {
         name: value
@@ -86,7 +86,7 @@ def describe_error(error: LoaderError) -> dict[str, Any]:
     return {"type": type(error).__name__, "message": str(error), **facts}
 
 
-def say(text: str) -> None:
+def print_status(text: str) -> None:
     """A line for a person, beside the result."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command line prints
 
@@ -122,7 +122,7 @@ def _print_lines(lines: list[RenderableType]) -> None:
         console.print(line)
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Exit. An import or a build that can't be stopped is not waited for, and keeps its interpreter."""
     working = any(thread.name.startswith("yaie_async") for thread in threading.enumerate())
     if code != INTERRUPTED and not working:

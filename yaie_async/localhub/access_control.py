@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from yaie_async.localhub.errors import HubError, repo_not_found
 
 
-class Access:
+class AccessControl:
     """The tokens that the hub accepts and the models that need more than a token.
 
     Without tokens everyone may read, and any token counts as a valid one. `gated` names the gated models, or maps
@@ -42,7 +42,7 @@ class Access:
             raise HubError(401, "Invalid credentials in Authorization header")
         return token
 
-    def pass_gate(self, model: str, token: str | None) -> None:
+    def authorize(self, model: str, token: str | None) -> None:
         """Let a caller through to the files of a model.
 
         Raises:
