@@ -1,9 +1,9 @@
-"""One thing done to several models within one Hub: one that fails does not stop the others."""
+"""A batch: one command for several models within one Hub, where one failure does not stop the others."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
@@ -12,21 +12,26 @@ from yaie_async.cli.result import error_document
 from yaie_async.core.tasks import task_group
 from yaie_async.loader.model_loader import ModelLoader
 
+if TYPE_CHECKING:
+    from yaie_async.core.errors import LoaderError
+
 T = TypeVar("T")
 
 
 def run_for_each(
     models: Sequence[str], options: LoadOptions, do: Callable[[ModelLoader], Awaitable[T]], **arguments: Any
-) -> tuple[dict[str, T], dict[str, Exception]]:
-    """Do it to all models at once; return what came of it and the errors, by model.
+) -> tuple[dict[str, T], dict[str, LoaderError]]:
+    """Call `do` for all models at once; return the results and the errors, each by model.
+
+    `arguments` are passed to `ModelLoader`.
 
     Raises:
         LoaderError: the Hub could not be opened, or the only model failed.
     """
 
-    async def run() -> tuple[dict[str, T], dict[str, Exception]]:
+    async def run() -> tuple[dict[str, T], dict[str, LoaderError]]:
         done: dict[str, T] = {}
-        failures: dict[str, Exception] = {}
+        failures: dict[str, LoaderError] = {}
         async with options.hub() as hub:
             from yaie_async.core.errors import LoaderError
 
@@ -46,14 +51,16 @@ def run_for_each(
     return anyio.run(run)
 
 
-def failures_document(failures: dict[str, Any], what: str) -> dict[str, Any]:
-    """The "error" of a command of which a part failed; nothing where nothing did."""
-    if not failures:
-        return {}
-    return {
-        "error": {
-            "type": "PrefetchError",
-            "message": f"{len(failures)} could not be {what}: {', '.join(failures)}",
-            "failures": {model: error_document(error) for model, error in failures.items()},
-        }
-    }
+def batch_document(
+    done: dict[str, dict[str, Any]], failures: Mapping[str, LoaderError], verb: str, **totals: Any
+) -> dict[str, Any]:
+    """The JSON of a batch: a result or an error for each model, the totals, and one "error" if any model failed.
+
+    `verb` is what could not be done ("fetched").
+    """
+    errors = {model: error_document(error) for model, error in failures.items()}
+    document: dict[str, Any] = {"models": done | {model: {"error": error} for model, error in errors.items()}, **totals}
+    if errors:
+        message = f"{len(errors)} could not be {verb}: {', '.join(errors)}"
+        document["error"] = {"type": "PrefetchError", "message": message, "failures": errors}
+    return document

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from yaie_async.cli.batch import failures_document, run_for_each
+from yaie_async.cli.batch import batch_document, run_for_each
 from yaie_async.cli.options import LoadOptions
-from yaie_async.cli.result import CommandResult, error_document
+from yaie_async.cli.result import CommandResult, error_line
 from yaie_async.cli.tables import table
 from yaie_async.core.plan import Plan
 from yaie_async.loader.display import size
@@ -21,21 +21,15 @@ def plan(models: list[str], options: LoadOptions, *, dtype: str) -> CommandResul
     rows = [
         (model, *_row(plans[model], free_memory))
         if model in plans
-        else (model, "", "", "", "", f"{type(failures[model]).__name__}: {failures[model]}")
+        else (model, "", "", "", "", error_line(failures[model]))
         for model in dict.fromkeys(models)
     ]
     to_fetch = sum(plan.bytes_to_fetch for plan in plans.values())
     free_disk = min((plan.free_disk for plan in plans.values()), default=0)
     fits = to_fetch <= free_disk
-    document: dict[str, Any] = {
-        "models": {model: _document(plan) for model, plan in plans.items()}
-        | {model: {"error": error_document(error)} for model, error in failures.items()},  # type: ignore[arg-type]
-        "bytes_to_fetch": to_fetch,
-        "free_disk": free_disk,
-        "free_memory": free_memory,
-        "fits": fits,
-        **failures_document(failures, "planned"),
-    }
+    documents = {model: _document(plan) for model, plan in plans.items()}
+    totals = {"bytes_to_fetch": to_fetch, "free_disk": free_disk, "free_memory": free_memory, "fits": fits}
+    document = batch_document(documents, failures, "planned", **totals)
     verdict = (
         f"Disk: {size(to_fetch)} to fetch, {size(free_disk)} free: "
         f"{'fits' if fits else f'does not fit, {size(to_fetch - free_disk)} more are needed'}."

@@ -7,10 +7,10 @@ from typing import Any
 
 import anyio
 
-from yaie_async.cli.batch import failures_document
+from yaie_async.cli.batch import batch_document
 from yaie_async.cli.models_file import read_models
 from yaie_async.cli.options import LoadOptions
-from yaie_async.cli.result import CommandResult, error_document
+from yaie_async.cli.result import CommandResult, error_line
 from yaie_async.cli.tables import table
 from yaie_async.core.errors import InvalidArgumentError, LoaderError, PrefetchError
 from yaie_async.loader.display import size
@@ -32,13 +32,10 @@ def prefetch(
     rows = [
         (name, str(found["files"]), size(found["bytes"]), found["snapshot"])
         if (found := done.get(name))
-        else (name, "", "", f"{type(failures[name]).__name__}: {failures[name]}")
+        else (name, "", "", error_line(failures[name]))
         for name in names
     ]
-    document: dict[str, Any] = {
-        "models": done | {name: {"error": error_document(error)} for name, error in failures.items()},
-        **failures_document(failures, "fetched"),
-    }
+    document = batch_document(done, failures, "fetched")
     return CommandResult(document, [table("model", "files", "size", "snapshot", rows=rows)], failed=bool(failures))
 
 

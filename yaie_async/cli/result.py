@@ -68,7 +68,7 @@ def run_and_exit(work: Callable[[], CommandResult], *, as_json: bool, when_inter
             raise  # a mistake of ours: its traceback is what a report needs
         outcome = CommandResult({"error": error_document(error)}, [], failed=True)
         if not as_json:
-            print_status(f"{type(error).__name__}: {error}")
+            print_status(error_line(error))
     if as_json:
         print_json({"ok": not outcome.failed, **outcome.document})
     else:
@@ -84,6 +84,11 @@ def error_document(error: LoaderError) -> dict[str, Any]:
         if not name.startswith("_") and isinstance(value, str | int | float | None)
     }
     return {"type": type(error).__name__, "message": str(error), **facts}
+
+
+def error_line(error: LoaderError) -> str:
+    """An error for a person: its type and its message."""
+    return f"{type(error).__name__}: {error}"
 
 
 def print_status(text: str) -> None:

@@ -14,6 +14,8 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 
+from yaie_async.core.names import digest_kind
+
 if TYPE_CHECKING:
     from yaie_async.localhub.models import File
 
@@ -114,7 +116,7 @@ def _limiter() -> anyio.CapacityLimiter:
 
 def _blob_id(file: File, *, lfs: bool) -> BlobId:
     if file.etag is not None:
-        return lfs_blob_id(file.etag, file.size) if len(file.etag) == 64 else BlobId(file.etag)
+        return lfs_blob_id(file.etag, file.size) if digest_kind(file.etag) == "sha256" else BlobId(file.etag)
     if lfs:
         return lfs_blob_id(_hash_file(file.source, hashlib.sha256), file.size)
     return BlobId(_hash_file(file.source, lambda: _git_hash(file.size)))

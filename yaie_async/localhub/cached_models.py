@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from yaie_async.core.errors import UnsafeFileError
 from yaie_async.core.manifest import Need
-from yaie_async.core.names import is_commit
+from yaie_async.core.names import check_path
 from yaie_async.localhub.models import ModelMissing, RevisionMissing, Snapshot, folders, listing, segments
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.completeness import Holding, held
@@ -36,11 +37,11 @@ class CachedModels:
         if "--" in model:
             raise ModelMissing(model)
         segments(model)
-        top = RepoCache(self._root, model).folder
-        if not (top / "snapshots").is_dir():
+        cache = RepoCache(self._root, model)
+        if not (cache.folder / "snapshots").is_dir():
             raise ModelMissing(model)
-        commit = _commit_of(top / "refs", revision)
-        snapshot = top / "snapshots" / commit
+        commit = _commit_of(cache, revision)
+        snapshot = cache.snapshot(commit)
         if not snapshot.is_dir():
             raise RevisionMissing(revision)
         if not self._is_whole(model, snapshot):
@@ -59,16 +60,12 @@ class CachedModels:
         return True
 
 
-def _commit_of(refs: Path, revision: str) -> str:
-    if is_commit(revision):
-        return revision
-    parts = revision.split("/")
-    if "\0" in revision or any(part in ("", ".", "..") for part in parts):
-        raise RevisionMissing(revision)
+def _commit_of(cache: RepoCache, revision: str) -> str:
     try:
-        commit = refs.joinpath(*parts).read_text().strip()
-    except (OSError, UnicodeDecodeError):
+        check_path(revision, model=cache.repo_id)  # it becomes the path of a ref
+    except UnsafeFileError:
         raise RevisionMissing(revision) from None
-    if not is_commit(commit):
+    commit = cache.commit_of(revision)
+    if commit is None:
         raise RevisionMissing(revision)
     return commit

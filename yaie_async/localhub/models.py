@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from yaie_async.core.names import digest_kind
+
 _SEGMENT = re.compile(r"(?!\.)[\w.-]+", re.ASCII)
 _LONGEST = 96  # as on the Hub; much longer ones are no file names
-_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 # Bookkeeping of git and of `hf download --local-dir`, which no commit contains.
 _NOT_LISTED = frozenset({".git", ".cache"})
@@ -180,4 +181,4 @@ def _blob_name(entry: Path) -> str | None:
     if not entry.is_symlink():
         return None
     target = entry.readlink()
-    return target.name if target.parent.name == "blobs" and _ETAG.fullmatch(target.name) else None
+    return target.name if target.parent.name == "blobs" and digest_kind(target.name) else None
