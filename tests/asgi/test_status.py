@@ -9,10 +9,10 @@ def model(name: str = "chat", **values: object) -> ModelStatus:
     return ModelStatus(**({"name": name, "model": "org/name", "state": "loading", "stage": "downloading"} | values))  # type: ignore[arg-type]
 
 
-READY = model("ready", state="ready", stage="ready", share=1.0)
-FAILED = model("failed", state="failed", stage="failed", share=0.5, error="gone")
-HALF = model("half", share=0.5, seconds_left=7.2)
-BUILDING = model("building", stage="building", share=1.0)
+READY = model("ready", state="ready", stage="ready", bytes_fraction=1.0)
+FAILED = model("failed", state="failed", stage="failed", bytes_fraction=0.5, error="gone")
+HALF = model("half", bytes_fraction=0.5, seconds_left=7.2)
+BUILDING = model("building", stage="building", bytes_fraction=1.0)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_when_it_is_worth_asking_again(values: dict[str, object], seconds: int) 
 
 
 def test_the_json_is_complete_and_rounded() -> None:
-    told = Status((model(bytes_per_second=1.6, seconds_left=1 / 3, share=1 / 3),)).as_json()
+    told = Status((model(bytes_per_second=1.6, seconds_left=1 / 3, bytes_fraction=1 / 3),)).as_json()
     assert told == {
         "state": "loading",
         "stage": "downloading",

@@ -279,11 +279,11 @@ async def test_a_model_without_a_tokenizer(loader: MakeLoader, put: Put, caplog:
 async def test_what_is_wrong_with_a_warmup(loader: MakeLoader) -> None:
     """Told when it is made, or when a name is asked for that is none."""
     one = loader()
-    with pytest.raises(InvalidArgumentError, match="two models are named 'chat'"):
+    with pytest.raises(InvalidArgumentError, match="Two models are named 'chat'"):
         Warmup({"chat": one}, chat=one)
     with pytest.raises(InvalidArgumentError, match="at least one"):
         Warmup()
-    with pytest.raises(InvalidArgumentError, match=re.escape("pass ModelLoader('gpt2')")):
+    with pytest.raises(InvalidArgumentError, match=re.escape("Pass ModelLoader('gpt2')")):
         Warmup(chat="gpt2")  # type: ignore[arg-type]
     for deadline in (0, -1, float("nan")):
         with pytest.raises(InvalidArgumentError, match="deadline"):

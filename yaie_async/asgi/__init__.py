@@ -1,10 +1,10 @@
-"""Models that warm up while a web server is already answering: for FastAPI, Starlette and plain ASGI.
+"""Warm-up of models in the background of an async web server: FastAPI, Starlette or plain ASGI.
 
     warmup = Warmup(chat=ModelLoader("org/name"))
     app = FastAPI(lifespan=warmup.lifespan)
-    app.mount("/warmup", warmup.app)                # livez, readyz, status, events, and a page to watch
+    app.mount("/warmup", warmup.app)                # livez, readyz, status, events, and a status page
 
-Needs none of these frameworks, and importing it imports none.
+This package imports none of these frameworks.
 """
 
 from yaie_async.asgi.warmup import Warmup

@@ -1,4 +1,4 @@
-"""The status as server-sent events, for the page and for whoever wants to watch."""
+"""The status as a stream of server-sent events."""
 
 from __future__ import annotations
 
@@ -11,56 +11,58 @@ from yaie_async.asgi.run import Run
 from yaie_async.asgi.types import Receive, Send
 from yaie_async.core.tasks import task_group
 
-# Seconds between events: as quick as an eye needs, as slow as hundreds of readers allow.
+# Seconds between two looks at the status: fast enough for a person, cheap enough for hundreds of readers.
 INTERVAL = 0.25
 
-# Seconds after which a comment shows proxies, and us, that the other end is still there.
+# Seconds without an event after which a comment is sent, so that proxies keep the connection open.
 HEARTBEAT = 15.0
 
-# Seconds after which a stream ends, for its reader to ask anew. A worker that has answered as many requests as it
-# should (uvicorn's --limit-max-requests, gunicorn's --max-requests) waits for its answers, and tells them nothing.
+# Seconds after which a stream ends and its reader reconnects. A worker that has reached its limit of requests
+# (uvicorn's --limit-max-requests, gunicorn's --max-requests) waits for open responses without notifying them.
 LIFETIME = 20.0
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would keep events until its buffer is full
+    (b"x-accel-buffering", b"no"),  # nginx would hold events back until its buffer is full
     (b"x-content-type-options", b"nosniff"),
 ]
 
 
 async def stream(run: Run, receive: Receive, send: Send) -> None:
-    """Answer with the status, at once and then whenever it has changed, until the client leaves or the server stops.
+    """Send the status at once and after each change, until the client disconnects or the server stops.
 
-    After a while it ends by itself, with an event `again`: whoever still wants to know opens another.
+    The stream ends after `LIFETIME` with an event `again`, which asks the client to reconnect. Events are not
+    queued: each one is the status at the time of sending, so a slow client receives fewer events.
 
-    Nothing is queued: each event is the newest status at the time of its sending, so a reader that is slow gets
-    fewer of them.
+    **Cancellation:** at once.
+
+    **Raises:** what `receive` raises. An OSError of `send`, which means that the client has left, ends the stream.
     """
 
-    async def leave() -> None:
+    async def end_on_disconnect() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         group.cancel_scope.cancel()
 
-    with suppress(OSError):  # how ASGI tells of a client that left
+    with suppress(OSError):  # raised by `send` when the client has left, as ASGI specifies
         async with task_group() as group:
-            group.start_soon(leave)
+            group.start_soon(end_on_disconnect)
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-            await _tell(run, send)
+            await _send_events(run, send)
             group.cancel_scope.cancel()
 
 
-async def _tell(run: Run, send: Send) -> None:
-    # Reconnect a second after a loss: a server that restarts is soon back.
+async def _send_events(run: Run, send: Send) -> None:
+    # The client reconnects one second after a lost connection: a restarting server is back soon.
     text = b"retry: 1000\n\n"
-    last, begun = b"", time.monotonic()
-    sent = begun
-    while not run.stopping and time.monotonic() - begun < LIFETIME:
-        told = run.told()
-        if told != last:
-            text += b"data: " + told + b"\n\n"
-            last = told
+    last, start = b"", time.monotonic()
+    sent = start
+    while not run.stopping and time.monotonic() - start < LIFETIME:
+        status = run.encoded_status()
+        if status != last:
+            text += b"data: " + status + b"\n\n"
+            last = status
         elif time.monotonic() - sent > HEARTBEAT:
             text = b":\n\n"
         if text:

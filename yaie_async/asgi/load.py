@@ -1,4 +1,4 @@
-"""One model's warm-up: loaded, tried again while the Hub is away, and told of."""
+"""The load of one model in a warm-up: retries during an outage of the Hub, status, and waiters."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ logger = logging.getLogger("yaie_async")
 
 
 class Load:
-    """One model on one event loop. `run` loads it once; `wait` is for all who need it.
+    """The load of one model on one event loop. `run` loads it once; any number of tasks may `wait` for it.
 
     Attributes:
-        name: what the app calls the model.
-        settled: set once it is ready, has failed or was stopped.
-        error: why it failed; None else.
+        name: the name of the model in the app.
+        settled: set once the model is ready, has failed or was stopped.
+        error: why the load failed; None if it has not.
     """
 
     def __init__(self, name: str, loader: ModelLoader) -> None:
@@ -39,15 +39,15 @@ class Load:
         self._loader = loader
         self._ready = False
         self._retries = 0
-        self._outage: LoaderError | None = None  # how the last attempt failed
-        self._next_attempt: float | None = None  # when, while it is waited for
+        self._last_failure: LoaderError | None = None  # of an attempt that is followed by another
+        self._next_attempt: float | None = None  # time of the next attempt, while waiting for it
 
     async def run(self, deadline: float | None) -> None:
-        """Load the model. Never raises: a failure is kept in `error`.
+        """Load the model, with retries, within `deadline` seconds for all attempts together.
 
-        `deadline` is in seconds from now, over all attempts.
+        **Cancellation:** downloaded bytes are kept; `wait` raises WarmupError in all waiting tasks.
 
-        **Cancellation:** what is downloaded is kept; whoever waits is told that the server stops.
+        **Raises:** nothing; a failure is stored in `error`.
         """
         start = time.monotonic()
         try:
@@ -55,23 +55,23 @@ class Load:
             with anyio.move_on_after(deadline) as scope:
                 await self._attempts()
             if scope.cancelled_caught:
-                self.error = self._late(deadline)
-        except Exception as error:  # noqa: BLE001 - one model that fails stops neither the others nor the server
-            self.error = _ours(error, self)
+                self.error = self._deadline_error(deadline)
+        except Exception as error:  # noqa: BLE001 - one failure stops neither the other models nor the server
+            self.error = self._as_loader_error(error)
         finally:
             self.settled.set()
-        facts = self.facts | {"seconds": time.monotonic() - start, "retries": self._retries}
+        fields = self.log_fields | {"seconds": time.monotonic() - start, "retries": self._retries}
         if self.error is None:
-            logger.info("warm-up: %s is ready after %.1f s", self, facts["seconds"], extra=facts)
+            logger.info("warm-up: %s is ready after %.1f s.", self, fields["seconds"], extra=fields)
         else:
-            logger.error("warm-up: %s failed. %s", self, self.error, extra=facts)
+            logger.error("warm-up: %s failed. %s", self, self.error, extra=fields)
 
     async def wait(self) -> PreTrainedModel:
-        """The model, once it is there.
+        """Wait until the load has ended, and return the model.
 
-        **Cancellation:** at once; the warm-up goes on.
+        **Cancellation:** at once; the load continues.
 
-        **Raises:** the error it failed with, an instance for each call; WarmupError when it was stopped.
+        **Raises:** a copy of the LoaderError with which the load failed; WarmupError if it was stopped.
         """
         if not self.settled.is_set():
             await self.settled.wait()
@@ -80,8 +80,11 @@ class Load:
         if not self._ready:
             from yaie_async.core.errors import WarmupError
 
-            raise WarmupError(f"{self} was not ready when the server was told to stop.", model=self._loader.model)
-        # Not kept here: after `unload` it is loaded again.
+            raise WarmupError(
+                f"{self} was not ready when the server stopped. Downloaded files are kept for the next start.",
+                model=self._loader.model,
+            )
+        # Not stored here: after `unload` the loader loads it again.
         return await self._loader.load_model()
 
     async def _attempts(self) -> None:
@@ -95,13 +98,13 @@ class Load:
                 if wait is None:
                     raise
                 self._retries += 1
-                self._outage, self._next_attempt = _ours(error, self), time.monotonic() + wait
-                facts = self.facts | {"retries": self._retries}
-                logger.warning("warm-up: %s is tried again in %.0f s. %s", self, wait, error, extra=facts)
+                self._last_failure, self._next_attempt = self._as_loader_error(error), time.monotonic() + wait
+                fields = self.log_fields | {"retries": self._retries}
+                logger.warning("warm-up: loading %s again in %.0f s. %s", self, wait, error, extra=fields)
                 await anyio.sleep(wait)
                 self._next_attempt = None
             else:
-                self._ready, self._outage = True, None
+                self._ready, self._last_failure = True, None
 
     async def _load(self) -> None:
         from yaie_async.core.errors import TokenizerError
@@ -109,27 +112,39 @@ class Load:
         try:
             await self._loader.load()
         except TokenizerError as error:
-            # An app may well bring a tokenizer of its own; the model is what was asked for.
+            # The app may bring its own tokenizer.
             logger.warning(
-                "warm-up: %s has no usable tokenizer, and is loaded without. %s", self, error, extra=self.facts
+                "warm-up: %s has no usable tokenizer; loading the model without one. %s",
+                self,
+                error,
+                extra=self.log_fields,
             )
             await self._loader.load_model()
 
-    def _late(self, deadline: float | None) -> LoaderError:
+    def _deadline_error(self, deadline: float | None) -> LoaderError:
         from yaie_async.core.errors import WarmupError
 
         status = self.status()
-        last = f" The last attempt: {self._outage}" if self._outage else ""
+        last = f" The last attempt failed: {self._last_failure}" if self._last_failure else ""
         error = WarmupError(
             f"{self} was not ready within {deadline:g} s ({status.stage}, {status.fraction:.0%}).{last} "
-            "What is downloaded is kept for the next start.",
+            "Downloaded files are kept for the next start; raise deadline= to wait longer.",
             model=self._loader.model,
         )
-        error.__cause__ = self._outage
+        error.__cause__ = self._last_failure
         return error
 
+    def _as_loader_error(self, error: Exception) -> LoaderError:
+        from yaie_async.core.errors import LoaderError, WarmupError
+
+        if isinstance(error, LoaderError):
+            return error
+        wrapped = WarmupError(f"{self} could not be loaded: {type(error).__name__}: {error}", model=self._loader.model)
+        wrapped.__cause__ = error
+        return wrapped
+
     def status(self) -> ModelStatus:
-        """How far it is at this moment."""
+        """The current status of the load."""
         progress = self._loader.progress or Progress(self._loader.model, "resolving")
         state: State = "loading"
         stage: str = progress.stage
@@ -141,17 +156,17 @@ class Load:
         elif self.settled.is_set():
             stage = "stopped"
         elif self._next_attempt is not None:
-            stage, error = "retrying", self._outage
+            stage, error = "retrying", self._last_failure
             retry_in = max(0.0, self._next_attempt - time.monotonic())
         elif stage == "ready":
-            stage = "building"  # the tokenizer, which is not told of, may come after the model
+            stage = "building"  # the tokenizer may follow the model, and has no progress of its own
         downloading = stage == "downloading"
         return ModelStatus(
             name=self.name,
             model=self._loader.model,
             state=state,
             stage=stage,
-            share=progress.fraction,
+            bytes_fraction=progress.fraction,
             bytes_done=progress.bytes_done,
             bytes_total=progress.bytes_total,
             bytes_per_second=progress.bytes_per_second if downloading else 0.0,
@@ -161,8 +176,8 @@ class Load:
         )
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What log records say about it."""
+    def log_fields(self) -> dict[str, Any]:
+        """The attributes of this load's log records."""
         return {"model": self._loader.model, "stage": self.status().stage}
 
     def __str__(self) -> str:
@@ -170,16 +185,6 @@ class Load:
 
 
 def _import() -> None:
-    """What this module needs of the layers below, imported off the loop."""
+    """Import what this module needs from the lower layers. Blocks, so it runs off the loop."""
     import yaie_async.asgi.backoff
     import yaie_async.core.errors  # noqa: F401
-
-
-def _ours(error: Exception, load: Load) -> LoaderError:
-    from yaie_async.core.errors import LoaderError, WarmupError
-
-    if isinstance(error, LoaderError):
-        return error
-    found = WarmupError(f"{load} can't be loaded: {type(error).__name__}: {error}")
-    found.__cause__ = error
-    return found

@@ -1,4 +1,4 @@
-"""The page of a warm-up: one file without outside assets, and the policy that lets only its own parts run."""
+"""The page of a warm-up: one HTML file without external assets, and its Content-Security-Policy."""
 
 from __future__ import annotations
 

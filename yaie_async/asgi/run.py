@@ -1,4 +1,4 @@
-"""All models of a warm-up, loading in the background of one event loop."""
+"""One run of a warm-up: loads all its models in the background of one event loop."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from yaie_async.loader.model_loader import ModelLoader
 
 OnFailure = Literal["keep-serving", "exit"]
 
-# Seconds between looks at whether the server is told to stop, while something loads.
-_LOOK = 0.1
+# Seconds between checks for a stop signal, while a model is loading.
+_POLL_INTERVAL = 0.1
 
-# Seconds for which a status is told again to whoever asks: readers of /events come in hundreds.
-_FRESH = 0.1
+# Cache lifetime of the encoded status, in seconds. Hundreds of readers of /events share it.
+_STATUS_LIFETIME = 0.1
 
 logger = logging.getLogger("yaie_async")
 
 
 class Run:
-    """Loads the models of a warm-up once, until it is stopped. Belongs to the event loop it was made on.
+    """Loads the models of a warm-up once. It belongs to the event loop on which it was created.
 
     Attributes:
-        loads: name -> that model's load.
-        users: how many blocks are inside; the last one out stops it. Managed by `Warmup`.
+        loads: the load of each model, by name.
+        users: the number of open `async with` blocks; `Warmup` counts them, and stops the run after the last.
     """
 
     def __init__(self, loaders: Mapping[str, ModelLoader], *, deadline: float | None, on_failure: OnFailure) -> None:
@@ -46,16 +46,18 @@ class Run:
         self._signals = StopSignals()
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()
-        self._told: tuple[float, bytes] = (0.0, b"")
+        self._encoded: tuple[float, bytes] = (0.0, b"")
 
     def start(self) -> None:
-        """Begin, in a task beside all others: requests that come and go can't end it."""
+        """Start loading in a task of the event loop, which no request can cancel."""
         _spawn(self._main)
 
     async def stop(self) -> None:
-        """End all loads and wait until they have.
+        """Cancel all loads and wait until they have ended.
 
-        **Cancellation:** they end all the same.
+        **Cancellation:** the loads end all the same.
+
+        **Raises:** nothing.
         """
         self._scope.cancel()
         with anyio.CancelScope(shield=True):
@@ -63,19 +65,19 @@ class Run:
 
     @property
     def stopping(self) -> bool:
-        """Whether the server is about to stop: what lasts should end."""
+        """Whether the server is stopping, so that streams and waits should end."""
         return self._signals.seen or self._ended.is_set()
 
     def status(self) -> Status:
-        """How far all models are at this moment."""
+        """The current status of all models."""
         return Status(tuple(load.status() for load in self.loads.values()))
 
-    def told(self) -> bytes:
-        """The status as JSON, a tenth of a second old at most."""
+    def encoded_status(self) -> bytes:
+        """The status as JSON, at most `_STATUS_LIFETIME` old."""
         now = time.monotonic()
-        if now - self._told[0] > _FRESH or not self._told[1]:
-            self._told = (now, self.status().encoded())
-        return self._told[1]
+        if now - self._encoded[0] > _STATUS_LIFETIME or not self._encoded[1]:
+            self._encoded = (now, self.status().encoded())
+        return self._encoded[1]
 
     async def _main(self) -> None:
         try:
@@ -84,7 +86,7 @@ class Run:
                     for load in self.loads.values():
                         group.start_soon(self._one, load)
                     group.start_soon(self._watch)
-                # Until it is stopped: the signals are noted, and at the loop's end given back.
+                # Keep watching for signals until `stop`, which restores the handlers.
                 await anyio.sleep_forever()
         finally:
             self._ended.set()
@@ -93,23 +95,23 @@ class Run:
         await load.run(self._deadline)
         if load.error is not None and self._on_failure == "exit" and not self.stopping:
             text = "warm-up: %s failed and on_failure is 'exit': this process ends (SIGTERM)."
-            logger.critical(text, load, extra=load.facts)
-            # As from outside: the server stops as it does at a deploy, and its own shutdown runs.
+            logger.critical(text, load, extra=load.log_fields)
+            # The server's own handler runs its graceful shutdown, as in a deploy.
             os.kill(os.getpid(), signal.SIGTERM)
 
     async def _watch(self) -> None:
         while not all(load.settled.is_set() for load in self.loads.values()):
-            await anyio.sleep(_LOOK)
+            await anyio.sleep(_POLL_INTERVAL)
             if self._signals.seen:
                 self._scope.cancel()
 
 
-# Of asyncio's tasks only weak references are kept by the loop.
+# The loop keeps only weak references to asyncio's tasks.
 _tasks: set[asyncio.Task[None]] = set()
 
 
 def _spawn(work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` as a task of the event loop's own; it is cancelled when the loop ends."""
+    """Run `work` in a task of its own, which the end of the event loop cancels."""
     with suppress(RuntimeError):  # trio
         loop = asyncio.get_running_loop()
 

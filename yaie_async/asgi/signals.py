@@ -1,8 +1,8 @@
-"""Noticing that the server is told to stop, before it says so.
+"""Detects the signals that stop a server, before the lifespan's shutdown.
 
-A server that got SIGTERM first waits for the answers that are under way, and only then sends the lifespan's
-shutdown: a person watching `/events`, or a request waiting for a model, would hold up a deploy for as long as the
-download takes. So the signal is noted on its way to the server's own handler.
+After SIGTERM a server first waits for open responses, and only then sends the lifespan's shutdown event. A reader of
+`/events`, or a request that waits for a model, would delay a deploy until the download has ended. So these handlers
+record the signal and call the server's own handler.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
-# gunicorn's quick shutdown sends SIGQUIT to its workers; Windows has no such signal.
+# gunicorn's quick shutdown sends SIGQUIT to its workers. Windows has no SIGQUIT.
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGQUIT") if hasattr(signal, name)]
 
 _Handler = Callable[[int, FrameType | None], object]
 
 
 class StopSignals:
-    """A `with` block in which signals to stop are noted, and handed on to whoever handled them before.
+    """Records stop signals during a `with` block and forwards them to the previous handlers.
 
-    A signal that nobody handles is left alone, and so is everything where signals can't be had (no main thread).
+    Signals without a Python handler are left alone. Outside the main thread, which alone may set handlers, it does
+    nothing.
 
     Attributes:
-        seen: whether one has come.
+        seen: whether a stop signal has arrived.
     """
 
     def __init__(self) -> None:
@@ -43,7 +44,7 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            if signal.getsignal(number) == self._note:  # else someone put another before it, and hands on to it
+            if signal.getsignal(number) == self._note:  # else a newer handler was set, which may call this one
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What probes and people are told of a warm-up: plain data, and the few numbers drawn from it. Pure."""
+"""The status of a warm-up, as probes and the page receive it: plain data and derived numbers. Pure."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from typing import Any, Literal
 
 State = Literal["loading", "ready", "failed"]
 
-# A model is at 100 % when it is ready, not when its last byte is there: the build is still to come.
-_NOT_READY = 0.99
+# The largest fraction of a model that is not ready: the build follows the last byte.
+_MAX_FRACTION_NOT_READY = 0.99
 
-# Seconds that `Retry-After` asks for: at least, at most, and where the time left can't be told.
-_SOON, _LATE, _UNKNOWN = 1, 60, 5
+# Bounds of `Retry-After`, and its value while the time left is unknown. In seconds.
+_MIN_RETRY_AFTER, _MAX_RETRY_AFTER, _DEFAULT_RETRY_AFTER = 1, 60, 5
 
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """How far one model is.
+    """The status of one model.
 
     Attributes:
-        name: what the app calls it.
+        name: the name of the model in the app.
         model: repo id or directory.
         state: "loading", "ready" or "failed".
-        stage: of `yaie_async.Progress`, or "retrying" (the Hub is away), "failed", "stopped" (the server is).
-        share: of the bytes that are on disk, 0.0 to 1.0.
-        bytes_done, bytes_total, bytes_per_second, seconds_left: as `yaie_async.Progress` has them.
-        error: what went wrong last, for "failed" and "retrying".
-        retry_in: seconds until the next attempt, for "retrying".
+        stage: a stage of `yaie_async.Progress`, or "retrying" (during an outage of the Hub), "failed", or "stopped"
+            (by the server).
+        bytes_fraction: the fraction of the bytes that are on disk, 0.0 to 1.0.
+        bytes_done, bytes_total, bytes_per_second, seconds_left: as in `yaie_async.Progress`.
+        error: the last error, in the stages "failed" and "retrying".
+        retry_in: seconds until the next attempt, in the stage "retrying".
     """
 
     name: str
     model: str
     state: State
     stage: str
-    share: float = 0.0
+    bytes_fraction: float = 0.0
     bytes_done: int = 0
     bytes_total: int = 0
     bytes_per_second: float = 0.0
@@ -45,52 +46,54 @@ class ModelStatus:
 
     @property
     def fraction(self) -> float:
-        """0.0 to 1.0, and 1.0 only once the model is ready."""
-        return 1.0 if self.state == "ready" else min(self.share, _NOT_READY)
+        """The progress from 0.0 to 1.0; 1.0 only once the model is ready."""
+        return 1.0 if self.state == "ready" else min(self.bytes_fraction, _MAX_FRACTION_NOT_READY)
 
     @property
     def retry_after(self) -> int:
-        """Whole seconds after which it is worth asking again."""
+        """The value of `Retry-After`, in whole seconds."""
         if self.state == "failed":
-            return _LATE
+            return _MAX_RETRY_AFTER
         left = self.seconds_left if self.retry_in is None else self.retry_in
-        return _UNKNOWN if left is None else max(_SOON, min(_LATE, math.ceil(left)))
+        if left is None:
+            return _DEFAULT_RETRY_AFTER
+        return max(_MIN_RETRY_AFTER, min(_MAX_RETRY_AFTER, math.ceil(left)))
 
     def as_json(self) -> dict[str, Any]:
-        told = asdict(self)
-        del told["name"], told["share"]
-        told["fraction"] = round(self.fraction, 4)
-        told["bytes_per_second"] = round(self.bytes_per_second)
+        document = asdict(self)
+        del document["name"], document["bytes_fraction"]
+        document["fraction"] = round(self.fraction, 4)
+        document["bytes_per_second"] = round(self.bytes_per_second)
         for key in ("seconds_left", "retry_in"):
-            told[key] = None if told[key] is None else round(told[key], 1)
-        return told
+            document[key] = None if document[key] is None else round(document[key], 1)
+        return document
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How far all models of a warm-up are."""
+    """The status of all models of a warm-up."""
 
     models: tuple[ModelStatus, ...]
 
     @property
     def state(self) -> State:
-        """All are "ready", or one has "failed"; else they are still "loading"."""
+        """The state of all: "failed" once any model has failed, "ready" once all are ready, else "loading"."""
         states = {model.state for model in self.models}
         return "failed" if "failed" in states else "loading" if "loading" in states else "ready"
 
     @property
     def stage(self) -> str:
-        """The stage of the model that is furthest behind, a failed one before all others."""
+        """The stage of a failed model if there is one, else of the model with the smallest fraction."""
         return min(self.models, key=lambda model: (model.state != "failed", model.fraction)).stage
 
     @property
     def fraction(self) -> float:
-        """The mean of the models': it never falls when another listing becomes known."""
+        """The mean of the models' fractions. It never falls when the size of another model becomes known."""
         return sum(model.fraction for model in self.models) / len(self.models)
 
     @property
     def retry_after(self) -> int:
-        """Whole seconds after which it is worth asking again for all of them."""
+        """The value of `Retry-After` for all models together, in whole seconds."""
         return max(model.retry_after for model in self.models if model.state != "ready")
 
     def as_json(self) -> dict[str, Any]:
@@ -102,5 +105,5 @@ class Status:
         }
 
     def encoded(self) -> bytes:
-        """The same as the bytes of its JSON."""
+        """The status as JSON bytes."""
         return json.dumps(self.as_json()).encode()

@@ -1,4 +1,4 @@
-"""ASGI's own types, as any framework has them: https://asgi.readthedocs.io/en/latest/specs/main.html."""
+"""The types of the ASGI specification: https://asgi.readthedocs.io/en/latest/specs/main.html."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Warmup: models that load while the server is already answering."""
+"""Warmup: loads models in the background of an async web server."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 
 class Warmup:
-    """Loads models (with their tokenizers) in the background of an async web server, and tells how far it is.
+    """Loads models and their tokenizers in the background of an async web server, and serves their status.
 
         warmup = Warmup(chat=ModelLoader("org/name"))
-        app = FastAPI(lifespan=warmup.lifespan)        # or `async with warmup:` inside a lifespan of one's own
+        app = FastAPI(lifespan=warmup.lifespan)        # or `async with warmup:` inside your own lifespan
         app.mount("/warmup", warmup.app)
 
     Args:
-        loaders: name -> loader, for names that are no keywords; both may be given, with different names.
-        deadline: seconds after which a model that is not ready has failed; None for none.
-        on_failure: "keep-serving" answers on, with the error; "exit" sends this process SIGTERM, so that the server
-            shuts down and whoever supervises it sees that.
-        named: name -> loader.
+        loaders: loaders by name, for names that are not Python keywords. It may be combined with `named`.
+        deadline: seconds until a model that is not ready counts as failed; None for no limit.
+        on_failure: "keep-serving" keeps the server running, with the error in its status; "exit" sends SIGTERM to
+            this process, so that the server shuts down and its supervisor notices.
+        named: loaders by name.
 
-    An outage of the Hub is waited for, with growing pauses, until the deadline; what waiting can't cure (a model that
-    does not exist, a gated one, a full disk) fails at once. Nothing is read or sent before the server starts; without
-    a lifespan (`--lifespan off`) the first use begins it. Each event loop, so each worker process, warms up by
-    itself; downloads meet at the cache's lock files.
+    During an outage of the Hub, loads are retried with growing waits until the deadline. Permanent failures (a missing
+    or gated model, a full disk) fail at once. Nothing is read or sent before the server starts; without a lifespan
+    (`--lifespan off`) the first use starts the warm-up. Each event loop, and so each worker process, has its own
+    warm-up; lock files in the cache keep them from downloading the same bytes.
 
     Raises:
-        InvalidArgumentError: no model, one name for two, or something else than a ModelLoader.
+        InvalidArgumentError: no model is given, two have the same name, or a value is not a ModelLoader.
     """
 
     def __init__(
@@ -54,36 +54,43 @@ class Warmup:
         loaders = dict(loaders or {})
         twice = loaders.keys() & named.keys()
         if twice:
-            raise invalid_argument(f"two models are named {min(twice)!r}: give each a name of its own.")
+            raise invalid_argument(f"Two models are named {min(twice)!r}. Give each model its own name.")
         self._loaders: dict[str, ModelLoader] = {**loaders, **named}
         if not self._loaders:
             raise invalid_argument('Warmup needs at least one model: Warmup(chat=ModelLoader("org/name")).')
         for name, loader in self._loaders.items():
             if not isinstance(loader, ModelLoader):
-                raise invalid_argument(f"{name} is no ModelLoader, but {loader!r}: pass ModelLoader({loader!r}).")
+                raise invalid_argument(f"{name} is not a ModelLoader but {loader!r}. Pass ModelLoader({loader!r}).")
         if deadline is not None and not deadline > 0:
-            raise invalid_argument(f"deadline must be above 0 seconds, not {deadline}.")
+            raise invalid_argument(f"deadline must be greater than 0 seconds, not {deadline}.")
         if on_failure not in get_args(OnFailure):
             raise invalid_argument(f'on_failure must be "keep-serving" or "exit", not {on_failure!r}.')
         self._deadline = deadline
         self._on_failure: OnFailure = on_failure
         self._run: anyio.lowlevel.RunVar[Run | None] = anyio.lowlevel.RunVar("yaie_async_warmup", None)
-        self.app = App(self._begun, lambda: self)
+        self.app = App(self._current_run, lambda: self)
 
     async def __aenter__(self) -> Self:
-        """Begin to load, in the background; the server goes on starting."""
-        self._begun().users += 1
+        """Start loading in the background.
+
+        **Cancellation:** does not wait.
+
+        **Raises:** nothing; the failure of a load is in its status.
+        """
+        self._current_run().users += 1
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stop; what is downloaded is kept, and the next start goes on from there.
+        """Stop the loads. Downloaded bytes are kept, and the next start continues from them.
 
-        **Cancellation:** loads end all the same.
+        **Cancellation:** the loads end all the same.
+
+        **Raises:** nothing.
         """
         run = self._run.get()
-        assert run is not None  # begun on entering
+        assert run is not None  # started by __aenter__
         run.users -= 1
         if run.users == 0:
             self._run.set(None)
@@ -91,42 +98,49 @@ class Warmup:
 
     @asynccontextmanager
     async def lifespan(self, _app: object) -> AsyncIterator[None]:
-        """For `FastAPI(lifespan=warmup.lifespan)` and `Starlette(lifespan=warmup.lifespan)`."""
+        """The lifespan for `FastAPI(lifespan=warmup.lifespan)` and `Starlette(lifespan=warmup.lifespan)`.
+
+        **Cancellation:** as `async with warmup`.
+
+        **Raises:** what the block raises.
+        """
         async with self:
             yield
 
     def __getitem__(self, name: str) -> Coroutine[Any, Any, PreTrainedModel]:
-        """`await warmup["chat"]`: the model, once it is ready. Its tokenizer is then ready too.
+        """Wait for a model and return it: `await warmup["chat"]`. Its tokenizer is then ready too.
 
-        **Cancellation:** at once; the warm-up goes on.
+        **Cancellation:** at once; the warm-up continues.
 
-        **Raises:** LoaderError, as the warm-up failed; WarmupError when the server stops before it is ready.
+        **Raises:** a copy of the LoaderError with which the load failed; WarmupError if the server stops first.
 
         Raises:
-            KeyError: there is no model of that name.
+            KeyError: no model has this name.
         """
         self.loader(name)
         return self._wait(name)
 
     def loader(self, name: str) -> ModelLoader:
-        """The loader of a model: once that is ready, `await warmup.loader("chat").load()` gives it and its tokenizer.
+        """Return the loader of a model. `await warmup.loader("chat").load()` returns the model and its tokenizer.
 
         Raises:
-            KeyError: there is no model of that name.
+            KeyError: no model has this name.
         """
         if name not in self._loaders:
-            raise KeyError(f"no model is named {name!r}; there are: {', '.join(self._loaders)}")
+            raise KeyError(f"No model is named {name!r}; there are: {', '.join(self._loaders)}")
         return self._loaders[name]
 
     def dependency(self, name: str, *, wait: float = 5.0) -> Callable[[], Awaitable[Any]]:
-        """For `Depends(warmup.dependency("chat"))` of FastAPI: the model, or the answer 503 with `Retry-After`.
+        """Return a FastAPI dependency, for `Depends(warmup.dependency("chat"))`.
+
+        It returns the model, or raises an HTTPException with status 503 and `Retry-After`.
 
         Args:
-            name: of the model.
-            wait: seconds for which a request waits for it.
+            name: the name of the model.
+            wait: seconds for which a request waits until the model is ready.
 
         Raises:
-            KeyError: there is no model of that name.
+            KeyError: no model has this name.
         """
         self.loader(name)
 
@@ -137,10 +151,10 @@ class Warmup:
                 try:
                     return await self._wait(name)
                 except LoaderError:
-                    pass  # /readyz tells it; a client of the app learns that it is not served
+                    pass  # /readyz shows the error; a client of the app only gets the 503
             from starlette.exceptions import HTTPException
 
-            status = self._begun().loads[name].status()
+            status = self._current_run().loads[name].status()
             raise HTTPException(
                 503,
                 f"The model {name!r} is not ready ({status.stage}, {status.fraction:.0%}).",
@@ -150,10 +164,10 @@ class Warmup:
         return model
 
     async def _wait(self, name: str) -> PreTrainedModel:
-        return await self._begun().loads[name].wait()
+        return await self._current_run().loads[name].wait()
 
-    def _begun(self) -> Run:
-        """This event loop's run; begun now if it was not."""
+    def _current_run(self) -> Run:
+        """The run of this event loop; starts one if there is none."""
         run = self._run.get()
         if run is None:
             run = Run(self._loaders, deadline=self._deadline, on_failure=self._on_failure)
