@@ -3,8 +3,8 @@
     loader = ModelLoader("org/name")
     model = await loader.load_model()
 
-Importing this package imports neither torch, transformers nor huggingface_hub: the names below are
-looked up on first use (PEP 562), and what they need is imported off the event loop at the first await.
+Importing this package imports neither torch, transformers nor huggingface_hub. The names below are imported on
+first use (PEP 562), and the heavy libraries in a thread at the first await.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m yaie_async` is `yaie-async`."""
+"""Runs `yaie-async` as `python -m yaie_async`."""
 
 from yaie_async.cli import main
 

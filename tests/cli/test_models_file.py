@@ -31,7 +31,7 @@ def test_lines(text: bytes, models: list[str], tmp_path: Path) -> None:
 def test_bad_lines(line: str, tmp_path: Path) -> None:
     """The error has the file, the number of the line, and what it says."""
     (tmp_path / "models.txt").write_text(f"# first\ngpt2\n{line}\n")
-    with pytest.raises(InvalidArgumentError, match=r"models\.txt, line 3: .*One model a line"):
+    with pytest.raises(InvalidArgumentError, match=r"models\.txt, line 3: .*Write one model per line"):
         read_models(tmp_path / "models.txt")
 
 

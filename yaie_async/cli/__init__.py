@@ -1,4 +1,4 @@
-"""The command line: `yaie-async`, or `python -m yaie_async`. Importing it imports no torch."""
+"""The command line, `yaie-async` or `python -m yaie_async`. Importing it does not import torch."""
 
 from yaie_async.cli.app import main
 

@@ -1,4 +1,4 @@
-"""The commands and their options. What a command does is imported when it runs: `--help` is quick."""
+"""The commands and their options. Each command imports its implementation when it runs, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yaie_async.cli import options
 from yaie_async.cli.options import LoadOptions
 from yaie_async.cli.result import EXIT_CODES, run_and_exit
 
-_FETCHING = "what is downloaded is kept; run the same command again to go on."
+_DOWNLOADS_KEPT = "Downloaded bytes are kept; run the same command again to continue."
 
 app = typer.Typer(
     name="yaie-async",
@@ -19,24 +19,26 @@ app = typer.Typer(
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
-    # A LoaderError is never shown as a traceback; whatever else comes is a mistake of ours, for a report.
+    # Only bugs reach typer, and a bug report needs the plain traceback.
     pretty_exceptions_enable=False,
 )
 
 
 @app.command(epilog=EXIT_CODES)
 def demo(*, as_json: options.AsJson = False) -> None:
-    """Load a model from a hub on this machine, without any network, and watch the event loop meanwhile."""
+    """Load a model from a local Hub on this machine, without any network, and measure the event loop's stalls."""
     from yaie_async.cli.demo import demo as run
 
-    run_and_exit(run, as_json=as_json, when_interrupted="the demo's temporary files are removed.")
+    run_and_exit(run, as_json=as_json, when_interrupted="The demo's temporary files are removed.")
 
 
 @app.command(epilog=EXIT_CODES)
 def load(
     model: options.Model,
     *,
-    prompt: Annotated[str | None, typer.Option(help="Generate a line from this, once it is loaded.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Generate one line of text from this prompt after loading.")
+    ] = None,
     dtype: options.Dtype = "float16",
     device_map: options.DeviceMap = "auto",
     revision: options.Revision = None,
@@ -50,14 +52,14 @@ def load(
     trace: options.TraceFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Load a model and its tokenizer; say what it is, how long it took, and how long the loop was away at most."""
+    """Load a model and its tokenizer, and print its class, the time taken and the longest stall of the event loop."""
     from yaie_async.cli.load import load as run
 
     chosen = LoadOptions(cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle, max_connections)
     run_and_exit(
         lambda: run(model, chosen, dtype=dtype, device_map=device_map, prompt=prompt, trace=trace),
         as_json=as_json,
-        when_interrupted=_FETCHING,
+        when_interrupted=_DOWNLOADS_KEPT,
     )
 
 
@@ -79,13 +81,15 @@ def prefetch(
     no_pickle: options.NoPickle = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Fetch models into the cache, all at once. All are tried; the exit code is 1 if one failed. Without torch.
+    """Download models into the cache, in parallel. Torch is not needed.
 
-    Nothing is fetched before there is room on the disk for all. What is fetched loads without the network, unless
-    --include or --exclude chose the files: then it is exactly those.
+    A failed model does not stop the others, and makes the exit code 1. Nothing is downloaded unless the disk has room
+    for all models. The models then load offline, unless --include or --exclude left out files that a load needs.
     """
     if not models and from_file is None:
-        raise typer.BadParameter("Name a model, or a file of them: --from-file models.txt.", param_hint="MODEL")
+        raise typer.BadParameter(
+            "Name a model, or a file that lists models: --from-file models.txt.", param_hint="MODEL"
+        )
     from yaie_async.cli.prefetch import prefetch as run
 
     chosen = LoadOptions(
@@ -94,7 +98,7 @@ def prefetch(
     run_and_exit(
         lambda: run(models or [], from_file, chosen, include=include or [], exclude=exclude or []),
         as_json=as_json,
-        when_interrupted=_FETCHING,
+        when_interrupted=_DOWNLOADS_KEPT,
     )
 
 
@@ -112,29 +116,29 @@ def plan(
     no_pickle: options.NoPickle = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Tell what a load would fetch and need, without fetching it. Exit code 0, whether it fits or not."""
+    """Show what a load would download and need, without downloading it. Exit code 0, whether it fits or not."""
     from yaie_async.cli.plan import plan as run
 
     chosen = LoadOptions(cache_dir, token, endpoint, offline, revision, trust_remote_code, no_pickle)
-    run_and_exit(lambda: run(models, chosen, dtype=dtype), as_json=as_json, when_interrupted="nothing was fetched.")
+    run_and_exit(lambda: run(models, chosen, dtype=dtype), as_json=as_json, when_interrupted="Nothing was downloaded.")
 
 
 @app.command(epilog=EXIT_CODES)
 def verify(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Hub ids; all cached models if left out.", metavar="[MODEL...]")
+        list[str] | None, typer.Argument(help="Hub ids; all cached models if omitted.", metavar="[MODEL...]")
     ] = None,
     *,
     cache_dir: options.CacheDir = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Check cached files against the digests in their names, offline. Nothing is deleted.
+    """Compare cached files with the digests in their names, offline. Nothing is deleted.
 
-    Exit code 1 if a file is corrupt, unreadable, or gone while a snapshot links to it.
+    Exit code 1 if a file is corrupt or unreadable, or if a snapshot links to a missing file.
     """
     from yaie_async.cli.verify import verify as run
 
-    run_and_exit(lambda: run(models or [], cache_dir), as_json=as_json, when_interrupted="nothing was changed.")
+    run_and_exit(lambda: run(models or [], cache_dir), as_json=as_json, when_interrupted="Nothing was changed.")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -142,38 +146,39 @@ def serve(
     root: Annotated[
         Path | None,
         typer.Argument(
-            help="A folder of models (name/ or org/name/) or the root of an HF cache; this machine's HF cache if left "
-            "out or `cache`.",
+            help="A folder of models (name/ or org/name/) or the root of an HF cache; this machine's HF cache if "
+            "omitted or `cache`.",
             metavar="[DIR|cache]",
         ),
     ] = None,
     *,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 listens on all addresses.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free port.", min=0, max=65535)] = 8080,
     token: Annotated[
         str | None,
         typer.Option(
-            help="Let in only who sends this token. Other users can see it in the list of processes: better set "
-            "YAIE_ASYNC_SERVE_TOKEN.",
+            help="Require this token in each request. Other users can read it in the process list; "
+            "YAIE_ASYNC_SERVE_TOKEN is safer.",
             envvar="YAIE_ASYNC_SERVE_TOKEN",
             show_envvar=False,
         ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Serve models by the Hub's protocol, read-only: other machines set HF_ENDPOINT to the address that is printed.
+    """Serve models to other machines by the Hub's protocol, read-only, until Ctrl-C.
 
-    Only snapshots of a cache that are whole are served, and nothing outside of the folder. Until Ctrl-C.
+    The other machines set HF_ENDPOINT to the printed address. Of a cache, only complete snapshots are served; no file
+    outside the folder is served.
     """
     from yaie_async.cli.serve import serve as run
 
     run_and_exit(
         lambda: run(root, host=host, port=port, token=token, as_json=as_json),
         as_json=as_json,
-        when_interrupted="nothing was served.",
+        when_interrupted="Nothing was served.",
     )
 
 
 def main() -> None:
-    """The entry point."""
+    """Run the command line."""
     app()

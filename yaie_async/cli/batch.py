@@ -56,11 +56,12 @@ def batch_document(
 ) -> dict[str, Any]:
     """The JSON of a batch: a result or an error for each model, the totals, and one "error" if any model failed.
 
-    `verb` is what could not be done ("fetched").
+    `verb` is the participle for the message of that error, such as "fetched".
     """
     errors = {model: error_document(error) for model, error in failures.items()}
     document: dict[str, Any] = {"models": done | {model: {"error": error} for model, error in errors.items()}, **totals}
     if errors:
-        message = f"{len(errors)} could not be {verb}: {', '.join(errors)}"
+        count = f"{len(errors)} of {len(errors) + len(done)} models"
+        message = f"{count} could not be {verb}: {', '.join(errors)}."
         document["error"] = {"type": "PrefetchError", "message": message, "failures": errors}
     return document

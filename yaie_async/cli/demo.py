@@ -1,4 +1,4 @@
-"""`yaie-async demo`: a cold load from a hub on this machine."""
+"""`yaie-async demo`: a cold load from a local Hub on this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yaie_async.loader.display import size
 
 
 def demo() -> CommandResult:
-    """Run it, and say what was seen.
+    """Run the demo and return its figures.
 
     Raises:
         LoaderError: the extra `demo` is not installed, or the load failed.
@@ -21,14 +21,14 @@ def demo() -> CommandResult:
 
 
 def _rows(report: Report) -> list[tuple[str, str]]:
-    imports = "imports of torch and transformers included" if report.cold else "torch was imported before"
+    imports = "including the imports of torch and transformers" if report.cold else "torch had been imported before"
     noise = " (random weights: noise)" if report.checkpoint.random else ""
     return [
         ("model", f"{report.checkpoint.repo_id}: {report.checkpoint.what}"),
         ("class", f"{report.model_class}, {report.dtype}, on {report.device}, {report.parameters:,} parameters"),
         ("fetched", f"{size(report.bytes)} in {report.files} files, verified"),
         ("ready after", f"{report.seconds:.2f} s, {imports}"),
-        ("longest loop stall", f"{report.longest_stall * 1000:.0f} ms ({report.beats:,} beats of the loop meanwhile)"),
+        ("longest loop stall", f"{report.longest_stall * 1000:.0f} ms (measured by {report.beats:,} heartbeats)"),
         ("prompt", report.prompt),
         ("answer", f"{report.text}{noise}"),
     ]

@@ -1,4 +1,4 @@
-"""What an extra brings, imported; or an error that says how to install it."""
+"""Extras: turns a failed import of an optional dependency into an error with the command that installs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SERVERS = ("starlette", "uvicorn")
 
 @contextmanager
 def requires_extra(extra: str) -> Iterator[None]:
-    """Import what needs starlette and uvicorn within the block.
+    """A block that imports code which needs starlette and uvicorn, the dependencies of `extra`.
 
     Raises:
         LoaderError: one of them is not installed.
@@ -23,6 +23,6 @@ def requires_extra(extra: str) -> Iterator[None]:
         from yaie_async.core.errors import LoaderError
 
         raise LoaderError(
-            f"This needs starlette and uvicorn, and {error.name} is not installed. "
+            f"This command needs starlette and uvicorn, and {error.name} is not installed. "
             f"Install the extra: pip install 'yaie-async[{extra}]', or pip install '.[{extra}]' in a checkout."
         ) from error

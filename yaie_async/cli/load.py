@@ -1,4 +1,4 @@
-"""`yaie-async load`: load a model, say what it is, and how the event loop fared."""
+"""`yaie-async load`: load a model, and print its class, the time taken and the longest stall of the event loop."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from yaie_async.demo.run import describe_model
 def load(
     model: str, options: LoadOptions, *, dtype: str, device_map: str, prompt: str | None, trace: Path | None
 ) -> CommandResult:
-    """Load, and generate a line if there is a prompt.
+    """Load the model, and generate a line of text if there is a prompt.
 
     Raises:
-        LoaderError: the load failed, or the trace can't be written.
+        LoaderError: the load failed, or the trace could not be written.
     """
-    with _traced_into(trace):
+    with _trace_to(trace):
         found: dict[str, Any] = anyio.run(_load, model, options, dtype, device_map, prompt)
     rows = [
         ("model", f"{model} at {found['commit']}" if found["commit"] else model),
@@ -46,13 +46,13 @@ def load(
 
 
 @contextmanager
-def _traced_into(path: Path | None) -> Iterator[None]:
-    """Write a trace of the block, also of one that fails or is interrupted."""
+def _trace_to(path: Path | None) -> Iterator[None]:
+    """Write a trace of the block to `path`, even if the block fails or is interrupted."""
     if path is None:
         yield
         return
     try:
-        with path.open("w", encoding="utf-8") as file, recording() as trace:  # opened now, not after a long load
+        with path.open("w", encoding="utf-8") as file, recording() as trace:  # opened first, to fail before a long load
             try:
                 yield
             finally:
@@ -60,7 +60,9 @@ def _traced_into(path: Path | None) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, LoaderError):
             raise
-        raise LoaderError(f"The trace can't be written to {path}: {error.strerror or error}.") from error
+        raise LoaderError(
+            f"The trace can't be written to {path}: {error.strerror or error}. Choose another file with --trace."
+        ) from error
 
 
 async def _load(model: str, options: LoadOptions, dtype: str, device_map: str, prompt: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A list of models in a file: one a line, with @revision where one is meant; `#` begins a comment."""
+"""A file that lists models: one per line, optionally with @revision; `#` starts a comment."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ _COMMENT = re.compile(r"(^|\s)#.*")
 
 
 def read_models(path: Path) -> list[str]:
-    """The models that a file names, in its order.
+    """Return the models that the file lists, in order.
 
     Raises:
-        InvalidArgumentError: for the first bad line, with its number, and for what is no text file.
+        InvalidArgumentError: a line is not a model (the error has the first such line's number), or the file can't be
+            read as UTF-8 text.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgumentError(f"{path} can't be read as a list of models: {error}") from error
+        raise InvalidArgumentError(
+            f"{path} can't be read as a list of models: {error}. Pass a UTF-8 text file to --from-file."
+        ) from error
     models = []
     for number, line in enumerate(text.splitlines(), 1):
         name = _COMMENT.sub("", line).strip()
@@ -29,7 +32,8 @@ def read_models(path: Path) -> list[str]:
                 check_model_name(name)
             except InvalidArgumentError as error:
                 raise InvalidArgumentError(
-                    f"{path}, line {number}: {error} One model a line: org/name or org/name@revision.", model=name
+                    f"{path}, line {number}: {error} Write one model per line: org/name or org/name@revision.",
+                    model=name,
                 ) from error
             models.append(name)
     return models

@@ -1,4 +1,4 @@
-"""The options that several commands have, each with its help in one place."""
+"""The options that several commands share, each defined once with its help."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     from yaie_async.loader.hub import Hub
     from yaie_async.loader.model_loader import ModelLoader
 
-_HUB = "Where from"
-_SAFETY = "What is allowed"
+_HUB = "Hub and cache"
+_SAFETY = "Safety"
 
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 
 
 def parse_rate(text: str) -> float:
-    """Bytes per second out of "500k", "10M" or "1.5G".
+    """Return the bytes per second of "500k", "10M" or "1.5G".
 
     Raises:
-        typer.BadParameter: for anything else, and for nothing a second.
+        typer.BadParameter: `text` is not a rate, or the rate is zero.
     """
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([kmg]?)b?", text.strip().lower())
     rate = float(match[1]) * _UNITS[match[2]] if match else 0.0
     if rate <= 0:
-        raise typer.BadParameter(f"{text!r} is no rate: give bytes a second, as 500k, 10M or 1.5G.")
+        raise typer.BadParameter(f"{text!r} is not a rate. Give bytes per second, for example 500k, 10M or 1.5G.")
     return rate
 
 
@@ -36,36 +36,35 @@ Model = Annotated[str, typer.Argument(help="A Hub id (org/name) or a directory (
 Models = Annotated[list[str], typer.Argument(help="Hub ids or directories.", metavar="MODEL...")]
 ModelsOrNone = Annotated[
     list[str] | None,
-    typer.Argument(help="Hub ids, each with @revision where one is meant, or directories.", metavar="[MODEL...]"),
+    typer.Argument(help="Hub ids, each optionally with @revision, or directories.", metavar="[MODEL...]"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors too.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, also for an error.")]
 Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit, of all models named; the default branch if left out.")
+    str | None, typer.Option(help="Branch, tag or commit of all named models; the default branch if omitted.")
 ]
-Dtype = Annotated[str, typer.Option(help="float16, bfloat16, float32, ..., or auto: what the checkpoint has.")]
-DeviceMap = Annotated[str, typer.Option(help="auto, cpu, cuda:0, balanced, ... as for from_pretrained.")]
+Dtype = Annotated[str, typer.Option(help="float16, bfloat16, float32, ..., or auto for the checkpoint's own dtype.")]
+DeviceMap = Annotated[str, typer.Option(help="auto, cpu, cuda:0, balanced, ..., as in from_pretrained.")]
 CacheDir = Annotated[
     Path | None,
-    typer.Option(
-        help="Root of the Hugging Face cache; HF_HUB_CACHE or HF_HOME says it otherwise.", rich_help_panel=_HUB
-    ),
+    typer.Option(help="Root of the Hugging Face cache; by default from HF_HUB_CACHE or HF_HOME.", rich_help_panel=_HUB),
 ]
 Token = Annotated[
     str | None,
     typer.Option(
-        help="Access token. Other users can see it in the list of processes: better set HF_TOKEN, or log in once "
-        "with `hf auth login`.",
+        help="Access token. Other users can read it in the process list; HF_TOKEN or `hf auth login` is safer.",
         rich_help_panel=_HUB,
     ),
 ]
 Endpoint = Annotated[
-    str | None, typer.Option(help="Base URL of the Hub; HF_ENDPOINT says it otherwise.", rich_help_panel=_HUB)
+    str | None, typer.Option(help="Base URL of the Hub; by default from HF_ENDPOINT.", rich_help_panel=_HUB)
 ]
-Offline = Annotated[bool, typer.Option("--offline", help="Make no request: only what is cached.", rich_help_panel=_HUB)]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Make no requests; use cached files only.", rich_help_panel=_HUB)
+]
 LimitRate = Annotated[
     float | None,
     typer.Option(
-        help="Bytes a second, over all bodies together: 500k, 10M, 1.5G (decimal).",
+        help="Limit for all downloads together, in bytes per second: 500k, 10M or 1.5G (decimal).",
         parser=parse_rate,
         metavar="RATE",
         rich_help_panel=_HUB,
@@ -73,23 +72,23 @@ LimitRate = Annotated[
 ]
 FromFile = Annotated[
     Path | None,
-    typer.Option(help="A file of models, one a line, with @revision where one is meant; # begins a comment."),
+    typer.Option(help="File that lists models, one per line, each optionally with @revision; # starts a comment."),
 ]
 Include = Annotated[
     list[str] | None,
     typer.Option(
-        help="Fetch the files that match, as `hf download` does, instead of what a load needs. May be repeated.",
+        help="Download the matching files, as `hf download` does, instead of what a load needs. May be repeated.",
         metavar="PATTERN",
     ),
 ]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
-        help="Leave these out, of all files of the repository or of those included. May be repeated.",
+        help="Skip matching files, of all files in the repository or of the included ones. May be repeated.",
         metavar="PATTERN",
     ),
 ]
-MaxConnections = Annotated[int, typer.Option(help="File bodies under way at once.", min=1, rich_help_panel=_HUB)]
+MaxConnections = Annotated[int, typer.Option(help="Number of parallel downloads.", min=1, rich_help_panel=_HUB)]
 TraceFile = Annotated[
     Path | None,
     typer.Option(
@@ -99,19 +98,17 @@ TraceFile = Annotated[
 ]
 TrustRemoteCode = Annotated[
     bool,
-    typer.Option(
-        "--trust-remote-code", help="Run the Python code that the repository brings.", rich_help_panel=_SAFETY
-    ),
+    typer.Option("--trust-remote-code", help="Run the repository's own Python code.", rich_help_panel=_SAFETY),
 ]
 NoPickle = Annotated[
     bool,
-    typer.Option("--no-pickle", help="Refuse pytorch_model.bin; safetensors only.", rich_help_panel=_SAFETY),
+    typer.Option("--no-pickle", help="Refuse pytorch_model.bin; load safetensors only.", rich_help_panel=_SAFETY),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What was asked for on the command line, beside the models."""
+    """The options of a command that loads or downloads models."""
 
     cache_dir: Path | None
     token: str | None
@@ -124,7 +121,7 @@ class LoadOptions:
     limit_rate: float | None = None
 
     def hub(self) -> Hub:
-        """The one Hub of the command."""
+        """Return the Hub of the command."""
         from yaie_async.loader.hub import Hub
 
         return Hub(
@@ -137,7 +134,7 @@ class LoadOptions:
         )
 
     def loader(self, model: str, hub: Hub, **arguments: Any) -> ModelLoader:
-        """A loader of one of the models."""
+        """Return a loader of one model; `arguments` are passed to `ModelLoader`."""
         from yaie_async.loader.model_loader import ModelLoader
 
         return ModelLoader(

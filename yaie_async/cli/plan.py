@@ -1,4 +1,4 @@
-"""`yaie-async plan`: what a load would fetch and need, told without fetching a file."""
+"""`yaie-async plan`: what a load would download and need, without downloading a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yaie_async.model.memory import available_memory
 
 
 def plan(models: list[str], options: LoadOptions, *, dtype: str) -> CommandResult:
-    """Plan all of them, and say whether disk and memory have room."""
+    """Plan all models, and compare their needs with the free disk and memory."""
     plans, failures = run_for_each(models, options, ModelLoader.plan, dtype=dtype)
     free_memory = available_memory("cpu")
     rows = [
@@ -32,13 +32,13 @@ def plan(models: list[str], options: LoadOptions, *, dtype: str) -> CommandResul
     document = batch_document(documents, failures, "planned", **totals)
     verdict = (
         f"Disk: {size(to_fetch)} to fetch, {size(free_disk)} free: "
-        f"{'fits' if fits else f'does not fit, {size(to_fetch - free_disk)} more are needed'}."
+        f"{'fits' if fits else f'does not fit, {size(to_fetch - free_disk)} short'}."
     )
     headers = ("model", "files", "to fetch", "cached", "memory", "fits")
     lines: list[Any] = [table(*headers, rows=rows)]
     if plans:
         lines.append(verdict)
-        lines.append(f"Memory: {size(free_memory)} free now, beside what GPUs have." if free_memory else "")
+        lines.append(f"Memory: {size(free_memory)} free now, without the memory of GPUs." if free_memory else "")
     return CommandResult(document, lines, failed=bool(failures))
 
 

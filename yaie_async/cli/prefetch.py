@@ -1,4 +1,4 @@
-"""`yaie-async prefetch`: fetch models into the cache, within one budget of connections."""
+"""`yaie-async prefetch`: download models into the cache, sharing one set of connections."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from yaie_async.loader.display import size
 def prefetch(
     models: list[str], from_file: Path | None, options: LoadOptions, *, include: list[str], exclude: list[str]
 ) -> CommandResult:
-    """Fetch all of them, and say where they are.
+    """Download all models, and return the folders of their snapshots.
 
     Raises:
-        LoaderError: a bad line in the file, or of a single model its failure.
+        LoaderError: the file of models is not valid, or the only model failed.
     """
     names = list(dict.fromkeys([*models, *(read_models(from_file) if from_file else [])]))
     if not names:
-        raise InvalidArgumentError(f"{from_file} names no model. One a line: org/name or org/name@revision.")
+        raise InvalidArgumentError(
+            f"{from_file} names no model. Write one model per line: org/name or org/name@revision."
+        )
     snapshots, failures = anyio.run(_fetch, names, options, include, exclude)
     done = {name: _measure(snapshot) for name, snapshot in snapshots.items()}
     rows = [

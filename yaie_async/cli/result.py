@@ -1,4 +1,4 @@
-"""How every command ends: one JSON object or a few lines on stdout, an exit code, and no traceback of a LoaderError."""
+"""The result of a command: one JSON object or a few lines on stdout, and an exit code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DONE = 0
 FAILED = 1
 INTERRUPTED = 130
-"""128 + SIGINT, as shells have it; 2 is wrong usage, which typer exits with."""
+"""128 + SIGINT, as in shells. Typer exits with 2 on wrong usage."""
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed (the message says why and what to do); 2 wrong usage; 130 Ctrl-C. "
@@ -32,11 +32,11 @@ EXIT_CODES = (
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """What a command found.
+    """The result of a command.
 
     Attributes:
-        document: for `--json`.
-        lines: for a person.
+        document: the JSON object that `--json` prints.
+        lines: the lines that are printed otherwise.
         failed: whether the exit code is 1.
     """
 
@@ -46,18 +46,18 @@ class CommandResult:
 
 
 def run_and_exit(work: Callable[[], CommandResult], *, as_json: bool, when_interrupted: str) -> NoReturn:
-    """Run a command to its end, whatever that is, and leave the process.
+    """Run a command, print its result or its error, and exit. A LoaderError is printed without a traceback.
 
     Args:
         work: the command.
         as_json: print a JSON object instead of lines.
-        when_interrupted: what a Ctrl-C leaves behind, for stderr.
+        when_interrupted: a sentence about the state that Ctrl-C leaves behind.
     """
     _log_to_stderr()
     try:
         outcome = work()
     except KeyboardInterrupt:
-        print_status(f"Interrupted: {when_interrupted}")
+        print_status(f"Interrupted. {when_interrupted}")
         if as_json:
             print_json({"ok": False, "error": {"type": "KeyboardInterrupt", "message": when_interrupted}})
         exit_process(INTERRUPTED)
@@ -65,7 +65,7 @@ def run_and_exit(work: Callable[[], CommandResult], *, as_json: bool, when_inter
         from yaie_async.core.errors import LoaderError
 
         if not isinstance(error, LoaderError):
-            raise  # a mistake of ours: its traceback is what a report needs
+            raise  # a bug, whose report needs the traceback
         outcome = CommandResult({"error": error_document(error)}, [], failed=True)
         if not as_json:
             print_status(error_line(error))
@@ -77,27 +77,27 @@ def run_and_exit(work: Callable[[], CommandResult], *, as_json: bool, when_inter
 
 
 def error_document(error: LoaderError) -> dict[str, Any]:
-    """An error as JSON: its type, its text, and its attributes, as `yaie_async.core.errors` documents them."""
-    facts = {
+    """Return an error as JSON: its type, message and attributes, as `yaie_async.core.errors` documents them."""
+    attributes = {
         name: value
         for name, value in vars(error).items()
         if not name.startswith("_") and isinstance(value, str | int | float | None)
     }
-    return {"type": type(error).__name__, "message": str(error), **facts}
+    return {"type": type(error).__name__, "message": str(error), **attributes}
 
 
 def error_line(error: LoaderError) -> str:
-    """An error for a person: its type and its message."""
+    """Return an error as text: its type and message."""
     return f"{type(error).__name__}: {error}"
 
 
 def print_status(text: str) -> None:
-    """A line for a person, beside the result."""
+    """Print a line on stderr, which leaves stdout to the result."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command line prints
 
 
 class _ToStderr(logging.StreamHandler[Any]):
-    """Writes to what sys.stderr is at that moment: above the table of a download, while there is one."""
+    """Writes to the current sys.stderr, which prints above the progress table while that is displayed."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -113,14 +113,14 @@ def _log_to_stderr() -> None:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """The one object of `--json`."""
+    """Print the JSON object of `--json`."""
     print(json.dumps(document, indent=2 if sys.stdout.isatty() else None), flush=True)  # noqa: T201
 
 
 def _print_lines(lines: list[RenderableType]) -> None:
     from rich.console import Console
 
-    # In a file or a pipe nothing is folded: it has no width.
+    # A file or a pipe has no width, so lines are not wrapped there.
     width = None if sys.stdout.isatty() else 10_000
     console = Console(highlight=False, markup=False, soft_wrap=True, width=width)
     for line in lines:
@@ -128,11 +128,11 @@ def _print_lines(lines: list[RenderableType]) -> None:
 
 
 def exit_process(code: int) -> NoReturn:
-    """Exit. An import or a build that can't be stopped is not waited for, and keeps its interpreter."""
+    """Exit the process, without waiting for threads that can't be interrupted, such as an import or a build."""
     working = any(thread.name.startswith("yaie_async") for thread in threading.enumerate())
     if code != INTERRUPTED and not working:
         raise typer.Exit(code)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # whoever read it has gone
+        with suppress(OSError):  # its reader has exited
             stream.flush()
     os._exit(code)

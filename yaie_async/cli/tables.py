@@ -1,4 +1,4 @@
-"""Lines and tables for a person."""
+"""Text lines and tables of a result."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
 
 
 def field_lines(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """Names on the left, values on the right."""
+    """Return one line per row: the name on the left, the value on the right."""
     return [f"{name:<20}{value}" for name, value in rows]
 
 
 def table(*headers: str, rows: Iterable[tuple[str, ...]]) -> Table:
-    """A table; the first and the last column are text, those between are numbers."""
+    """Return a table. The first and the last column hold text, the others numbers."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
+    found = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
     for number, header in enumerate(headers):
         numeric = 0 < number < len(headers) - 1
-        table.add_column(header, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+        found.add_column(header, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+        found.add_row(*map(Text, row))
+    return found

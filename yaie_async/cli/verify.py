@@ -1,4 +1,4 @@
-"""`yaie-async verify`: are cached blobs what their names say? Offline, and nothing is ever deleted."""
+"""`yaie-async verify`: compares cached files with the digests in their names. Offline; deletes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from yaie_async.fetch.settings import read_settings
 from yaie_async.loader.display import size
 from yaie_async.store.cache import RepoCache
 
-# hashlib lets go of the GIL: as many at once as there are cores, and few enough for a spinning disk.
+# hashlib releases the GIL, so one thread per core; at most 4, since more slow down a spinning disk.
 _THREADS = min(4, os.cpu_count() or 1)
 
 OK, CORRUPT, MISSING, UNREADABLE, UNKNOWN = "ok", "corrupt", "missing", "unreadable", "unknown"
@@ -32,16 +32,16 @@ OK, CORRUPT, MISSING, UNREADABLE, UNKNOWN = "ok", "corrupt", "missing", "unreada
 
 @dataclass(frozen=True, slots=True)
 class CheckedFile:
-    """One file of the cache.
+    """A file of the cache after its check.
 
     Attributes:
         model: repo id.
-        path: where its bytes are, or should be.
-        files: its names in snapshots, as commit/path.
+        path: the path of the blob, or of the file in the snapshot where the cache has no symlinks.
+        files: its paths in snapshots, as commit/path.
         size: bytes.
-        status: "ok"; "corrupt": its digest is not its name; "missing": a link to nothing; "unreadable";
-            "unknown": its name is no digest, so there is nothing to compare with.
-        found: the digest that it has, where that is not its name.
+        status: "ok"; "corrupt" (the digest does not match the name); "missing" (a snapshot links to it, but it does
+            not exist); "unreadable"; or "unknown" (its expected digest is not known).
+        found: the actual digest of a corrupt file.
     """
 
     model: str
@@ -61,11 +61,11 @@ class _Task:
 
 
 def verify(models: list[str], cache_dir: Path | None) -> CommandResult:
-    """Check the blobs of `models`, or of all cached models when none is named.
+    """Check the blobs of `models`, or of all cached models if none is named.
 
     Raises:
-        InvalidArgumentError: for a name that is no repo id.
-        OfflineError: for a model that is not cached.
+        InvalidArgumentError: a name is not a repo id.
+        OfflineError: a model is not cached.
     """
     root = read_settings(cache_dir=cache_dir, token=False, endpoint=None, local_files_only=True).cache_dir
     caches = [_cache(root, model) for model in dict.fromkeys(models)] if models else list(_all(root))
@@ -81,13 +81,13 @@ def verify(models: list[str], cache_dir: Path | None) -> CommandResult:
         (
             cache.repo_id,
             *(str(_count(cache, checked, status)) for status in (OK, CORRUPT, MISSING)),
-            _rest(cache, checked),
+            _other_counts(cache, checked),
         )
         for cache in caches
     ]
     lines: list[Any] = []
     if caches:
-        lines.append(table("model", OK, CORRUPT, MISSING, "beside", rows=rows))
+        lines.append(table("model", OK, CORRUPT, MISSING, "other", rows=rows))
     lines += [f"{file.status}: {file.path} ({', '.join(file.files) or 'in no snapshot'})" for file in bad]
     lines.append(_verdict(bad, checked) if caches else f"No model is cached in {root}.")
     lines += _advice(bad)
@@ -98,11 +98,13 @@ def _cache(root: Path, model: str) -> RepoCache:
     try:
         validate_repo_id(model)
     except ValueError as error:
-        message = f"{model!r} is no repo id, and only cached models of the Hub have digests to check ({error})."
+        message = f"{model!r} is not a repo id ({error}). Only cached models of the Hub can be verified; give org/name."
         raise InvalidArgumentError(message, model=model) from error
     cache = RepoCache(root, model)
     if not cache.folder.is_dir():
-        raise OfflineError(f"{model} is not in the cache at {root}. Fetch it: yaie-async prefetch {model}", model=model)
+        raise OfflineError(
+            f"{model} is not in the cache at {root}. Download it: yaie-async prefetch {model}", model=model
+        )
     return cache
 
 
@@ -113,7 +115,7 @@ def _all(root: Path) -> Iterator[RepoCache]:
 
 
 def _tasks(cache: RepoCache) -> Iterator[_Task]:
-    """What there is to check: all blobs, links to nothing, and files that stand in a snapshot themselves."""
+    """Yield what to check: all blobs, the targets of dangling links, and regular files in snapshots."""
     names: dict[Path, list[str]] = {}
     for path in sorted((cache.folder / "snapshots").glob("*/**/*")):
         name = path.relative_to(cache.folder / "snapshots").as_posix()
@@ -129,7 +131,7 @@ def _tasks(cache: RepoCache) -> Iterator[_Task]:
 
 
 def _check_all(tasks: list[_Task]) -> list[CheckedFile]:
-    """Check several files at once; a Ctrl-C stops the threads at their next megabyte."""
+    """Check several files in parallel. On Ctrl-C each thread stops after the megabyte that it is reading."""
     stop = threading.Event()
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="yaie_async verify")
     try:
@@ -178,7 +180,7 @@ def _count(cache: RepoCache, checked: list[CheckedFile], status: str) -> int:
     return sum(file.model == cache.repo_id and file.status == status for file in checked)
 
 
-def _rest(cache: RepoCache, checked: list[CheckedFile]) -> str:
+def _other_counts(cache: RepoCache, checked: list[CheckedFile]) -> str:
     counts = {status: _count(cache, checked, status) for status in (UNREADABLE, UNKNOWN)}
     return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
 
@@ -198,17 +200,17 @@ def _summary(cache: RepoCache, checked: list[CheckedFile]) -> dict[str, Any]:
 def _verdict(bad: list[CheckedFile], checked: list[CheckedFile]) -> str:
     total = f"{len(checked)} files, {size(sum(file.size for file in checked))}"
     if bad:
-        return f"{len(bad)} of {total} are not what their names say. Nothing was changed."
+        return f"{len(bad)} of {total}, failed the check. Nothing was changed."
     return f"All is well: {total}."
 
 
 def _advice(bad: list[CheckedFile]) -> list[str]:
-    """What to do, as commands to copy: a blob that is gone is fetched again."""
+    """Return the commands that repair the cache: `prefetch` downloads missing blobs again."""
     corrupt = [shlex.quote(str(file.path)) for file in bad if file.status == CORRUPT]
     again = [shlex.quote(model) for model in dict.fromkeys(file.model for file in bad)]
-    lines = [f"To repair, stop what uses them, then:  rm {' '.join(corrupt)}"] if corrupt else []
+    lines = [f"To repair, stop the processes that use these files, then:  rm {' '.join(corrupt)}"] if corrupt else []
     if any(file.status == UNREADABLE for file in bad):
-        lines.append("What is unreadable: check its permissions, and the disk.")
+        lines.append("For unreadable files, check their permissions and the disk.")
     if again:
-        lines.append(f"To fetch again what is gone:  yaie-async prefetch {' '.join(again)}")
+        lines.append(f"To download missing files again:  yaie-async prefetch {' '.join(again)}")
     return lines
