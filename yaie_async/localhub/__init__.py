@@ -1,7 +1,7 @@
-"""A read-only Hub on this machine: it serves a directory of models, or an HF cache, by the Hub's HTTP protocol.
+"""A local Hub: serves a directory of models, or an HF cache, by the Hub's HTTP protocol, read-only.
 
     app = LocalHub("models")                # an ASGI application for any server
-    with running(app) as url:               # or in a thread, here
+    with running(app) as url:               # or serve it in a thread of this process
         snapshot_download("org/name", endpoint=url)
 
 Needs the extra `serve` (starlette and uvicorn).
@@ -12,7 +12,7 @@ try:
     import uvicorn  # noqa: F401
 except ImportError as missing:
     raise ImportError(
-        f"yaie_async.localhub needs starlette and uvicorn ({missing}): pip install 'yaie-async[serve]'",
+        f"yaie_async.localhub needs starlette and uvicorn ({missing}). Install them: pip install 'yaie-async[serve]'",
         name=missing.name,
     ) from missing
 

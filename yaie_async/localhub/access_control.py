@@ -1,4 +1,4 @@
-"""Who may read what: access tokens for the whole hub, and gates in front of single models."""
+"""Access control: tokens for the whole hub, and grants for gated models."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from yaie_async.localhub.errors import HubError, repo_not_found
 
 
 class AccessControl:
-    """The tokens that the hub accepts and the models that need more than a token.
+    """The valid tokens of the hub, and its gated models.
 
-    Without tokens everyone may read, and any token counts as a valid one. `gated` names the gated models, or maps
-    each to the tokens that were granted access.
+    Without tokens, anonymous callers may read and any token is valid. `gated` names the gated models, or maps each to
+    the tokens that have access.
     """
 
     def __init__(self, tokens: Iterable[str], gated: Iterable[str] | Mapping[str, Collection[str]]) -> None:
@@ -23,14 +23,14 @@ class AccessControl:
         )
 
     def is_gated(self, model: str) -> bool:
-        """Say whether the files of the model are behind a gate."""
+        """Return whether the model is gated."""
         return model in self._granted
 
     def authenticate(self, authorization: str | None) -> str | None:
-        """Return the caller's token; None for an anonymous caller, where those may read.
+        """Return the caller's token, or None for an anonymous caller.
 
         Raises:
-            HubError: 401, for a token that the hub does not know, or for none where one is needed.
+            HubError: 401, if the token is not valid, or is missing while the hub requires one.
         """
         scheme, _, token = (authorization or "").partition(" ")
         token = token.strip()
@@ -43,10 +43,10 @@ class AccessControl:
         return token
 
     def authorize(self, model: str, token: str | None) -> None:
-        """Let a caller through to the files of a model.
+        """Check that the caller may read the files of a model.
 
         Raises:
-            HubError: 401 for an anonymous caller and 403 for a token without a grant, both `GatedRepo`.
+            HubError: `GatedRepo`, with 401 for an anonymous caller and 403 for a token without access.
         """
         granted = self._granted.get(model)
         if granted is None or token in granted:

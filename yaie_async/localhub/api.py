@@ -1,4 +1,4 @@
-"""The JSON of the Hub's API: what it says about a model, a folder and a list of paths."""
+"""The JSON documents of the Hub's API: models, tree entries and the user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 
 def whoami() -> Json:
-    """Describe the only user there is."""
+    """Return the document of the hub's only user."""
     return {
         "type": "user",
         "id": "0" * 24,
@@ -26,7 +26,7 @@ def whoami() -> Json:
 
 
 def model_info(snapshot: Snapshot, blob_ids: Mapping[str, BlobId] | None, *, gated: bool) -> Json:
-    """Describe a model at a commit; with `blob_ids` of its files, as `?blobs=true` asks."""
+    """Return the document of a model at a commit. `blob_ids` of its files are given for `?blobs=true`."""
     return {
         "_id": hashlib.sha1(snapshot.model.encode(), usedforsecurity=False).hexdigest()[:24],
         "id": snapshot.model,
@@ -57,7 +57,7 @@ def _sibling(file: File, blob_id: BlobId) -> Json:
 
 
 def tree_file(file: File, blob_id: BlobId, commit: str, *, expand: bool) -> Json:
-    """Describe a file as one entry of a tree."""
+    """Return the tree entry of a file."""
     entry: Json = {"type": "file", "oid": blob_id.oid, "size": file.size, "path": file.path}
     if blob_id.sha256:
         entry["lfs"] = {"oid": blob_id.sha256, "size": file.size, "pointerSize": blob_id.pointer_size}
@@ -65,7 +65,7 @@ def tree_file(file: File, blob_id: BlobId, commit: str, *, expand: bool) -> Json
 
 
 def tree_folder(path: str, commit: str, *, expand: bool) -> Json:
-    """Describe a folder as one entry of a tree."""
+    """Return the tree entry of a folder."""
     oid = hashlib.sha1(f"{commit}/{path}".encode(), usedforsecurity=False).hexdigest()
     return {"type": "directory", "oid": oid, "size": 0, "path": path} | _last_commit(commit, expand=expand)
 
@@ -77,12 +77,12 @@ def _last_commit(commit: str, *, expand: bool) -> Json:
 
 
 def folders_of(paths: Iterable[str]) -> set[str]:
-    """Return every folder above the files, without the root."""
+    """Return all parent folders of the files, except the root."""
     return {path[:at] for path in paths for at, letter in enumerate(path) if letter == "/"}
 
 
 def entries_below(snapshot: Snapshot, folder: str, *, recursive: bool) -> list[str]:
-    """Return the paths of the files and folders in `folder`, in order; "" is the root.
+    """Return the sorted paths of the files and folders in `folder`; "" is the root.
 
     Raises:
         KeyError: the commit has no such folder.
@@ -96,14 +96,14 @@ def entries_below(snapshot: Snapshot, folder: str, *, recursive: bool) -> list[s
 
 
 def encode_cursor(path: str) -> str:
-    """Return a cursor that says: after this path."""
+    """Return the cursor of the page that starts after `path`."""
     return base64.urlsafe_b64encode(path.encode()).decode()
 
 
 def decode_cursor(cursor: str) -> str:
-    """Return the path that a cursor stands for.
+    """Return the path that `encode_cursor` encoded.
 
     Raises:
-        ValueError: it is no cursor of ours.
+        ValueError: `cursor` is not valid.
     """
     return base64.urlsafe_b64decode(cursor.encode()).decode()

@@ -1,4 +1,4 @@
-"""The names that the Hub gives to contents: git ids for small files, sha256 for what it keeps in LFS."""
+"""The ids by which the Hub names contents: git blob ids for small files, sha256 for LFS files."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _LFS_SUFFIXES = (
     ".model",
 )
 
-# One for each loop: an application may be served by several at once, each in its own thread.
+# One limiter per event loop: an application may be served by several loops, each in its own thread.
 _HASHING: RunVar[anyio.CapacityLimiter] = RunVar("yaie_async.localhub hashing")
 
 
 @dataclass(frozen=True, slots=True)
 class BlobId:
-    """What the Hub tells about the contents of a file.
+    """The ids of a file's contents.
 
     Attributes:
-        oid: the id of the git blob. For an LFS file this is the blob of its pointer, so never its etag.
-        sha256: the digest of the contents of an LFS file, else None.
-        pointer_size: bytes of the LFS pointer, else 0.
+        oid: the id of the git blob. The blob of an LFS file is its pointer, so this is not the file's etag.
+        sha256: the sha256 of an LFS file, else None.
+        pointer_size: the size of the LFS pointer in bytes, else 0.
     """
 
     oid: str
@@ -53,35 +53,34 @@ class BlobId:
 
     @property
     def etag(self) -> str:
-        """The name of the contents in headers and in the blobs folder of a cache."""
+        """The id in the `ETag` header and in the blobs folder of a cache."""
         return self.sha256 or self.oid
 
 
 def lfs_blob_id(sha256: str, size: int) -> BlobId:
-    """Return the digest of an LFS file, with the id of the pointer that git would hold for it."""
+    """Return the ids of an LFS file; `oid` is that of the pointer that git stores."""
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
     return BlobId(_git_hash(len(pointer), pointer).hexdigest(), sha256, len(pointer))
 
 
 def is_lfs(path: str, size: int) -> bool:
-    """Say whether the Hub would keep this file in LFS."""
+    """Return whether the Hub would store this file in LFS."""
     return size > _LFS_ABOVE or path.endswith(_LFS_SUFFIXES)
 
 
 class BlobIds:
-    """BlobIds of files, computed in threads when first asked for and kept until the file changes on disk."""
+    """The ids of files, computed in threads on first use and cached until the file changes on disk."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: dict[tuple[object, ...], Future[BlobId]] = {}
 
     async def of(self, file: File) -> BlobId:
-        """Return the digest of one file.
+        """Return the ids of one file.
 
-        Cancellation: the hash runs to its end in its thread and is kept for the next caller.
+        **Cancellation:** control returns when the thread has computed the ids, which are cached.
 
-        Raises:
-            OSError: the file went away or can't be read.
+        **Raises:** OSError, if the file was deleted or can't be read.
         """
         return await anyio.to_thread.run_sync(self._of, file, limiter=_limiter())
 
@@ -97,7 +96,7 @@ class BlobIds:
         try:
             mine.set_result(_blob_id(file, lfs=lfs))
         except BaseException as error:
-            # A file that could not be read now may be readable at the next request.
+            # Do not cache the error: the next request may succeed.
             with self._lock:
                 del self._known[key]
             mine.set_exception(error)
@@ -109,7 +108,7 @@ def _limiter() -> anyio.CapacityLimiter:
     try:
         return _HASHING.get()
     except LookupError:
-        # Hashing is bound by the CPU and by the disk: with more threads, the bodies being served would wait for it.
+        # Two threads: hashing is bound by CPU and disk, and more threads would slow down the bodies being served.
         _HASHING.set(limiter := anyio.CapacityLimiter(2))
         return limiter
 

@@ -1,4 +1,4 @@
-"""The bytes of a file as an HTTP answer: whole, or the one range that was asked for (RFC 9110, section 14)."""
+"""The body of a response: a whole file, or one range of it (RFC 9110, section 14)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-# Large enough that the hop into a thread, about 50 us, is lost in the time that the read takes.
+# Bytes per read. Starting a thread costs about 50 us, which is little next to a read of this size.
 _CHUNK = 1024 * 1024
 
-# 19 digits are enough for any file, and int() refuses text of some thousands.
+# 19 digits are enough for any file; int() refuses a text of several thousand.
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 
 
 class RangeNotSatisfiable(ValueError):
-    """Raised when a range lies outside the file."""
+    """Raised when a range lies outside the file (HTTP 416)."""
 
 
 def select_range(header: str | None, if_range: str | None, etag: str, size: int) -> tuple[int, int] | None:
-    """Return the first byte and the end (exclusive) to serve, or None for the whole file.
+    """Return the start and the exclusive end of the requested range, or None for the whole file.
 
-    A header that is no single byte range is ignored, as the RFC allows, and so is one whose `If-Range` names other
-    contents.
+    The header is ignored if it is not a single byte range, as the RFC allows, and if `if_range` is another etag.
 
     Raises:
         RangeNotSatisfiable: the range lies outside the file.
@@ -50,16 +49,16 @@ def select_range(header: str | None, if_range: str | None, etag: str, size: int)
 
 
 def file_response(request: Request, source: Path, size: int, headers: dict[str, str]) -> Response:
-    """Return a file, or the range of it that the request asks for.
+    """Return the response with a file, or with the requested range of it.
 
-    `headers` holds the `ETag` and whatever else goes with every answer about the file.
+    `headers` are those of every response about this file; they contain its `ETag`.
     """
     headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream", **headers}
     if request.method == "HEAD":
         return Response(headers=headers | {"Content-Length": str(size)})
-    asked = request.headers
+    fields = request.headers
     try:
-        chosen = select_range(asked.get("range"), asked.get("if-range"), headers["ETag"], size)
+        chosen = select_range(fields.get("range"), fields.get("if-range"), headers["ETag"], size)
     except RangeNotSatisfiable:
         return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{size}"})
     if chosen is None:
@@ -70,7 +69,7 @@ def file_response(request: Request, source: Path, size: int, headers: dict[str, 
 
 
 class FileBody(Response):
-    """Bytes `start` to `end` (exclusive) of a file, read in threads a chunk at a time."""
+    """Bytes `start` to `end` (exclusive) of a file, read chunk by chunk in threads."""
 
     def __init__(self, source: Path, start: int, end: int, status_code: int, headers: dict[str, str]) -> None:
         super().__init__(status_code=status_code, headers=headers | {"Content-Length": str(end - start)})
@@ -80,20 +79,21 @@ class FileBody(Response):
 
     async def __call__(
         self,
-        scope: Scope,  # noqa: ARG002 - of ASGI
+        scope: Scope,  # noqa: ARG002 - an argument of ASGI
         receive: Receive,
         send: Send,
     ) -> None:
-        """Send the answer.
+        """Send the response, or end early when the client disconnects.
 
-        Raises:
-            OSError: the file can't be read, or became shorter, which the client sees as a body cut short.
+        **Cancellation:** control returns when the current read in a thread has ended.
+
+        **Raises:** OSError, if the file can't be read or became shorter; the client then receives a truncated body.
         """
-        # Buffered, since its lock keeps a close from pulling the descriptor from under a read in a thread.
+        # A buffered reader: its lock keeps `close` from closing the descriptor during a read in a thread.
         opened = await anyio.to_thread.run_sync(self._open)
         try:
             async with anyio.create_task_group() as tasks:
-                # Servers drop what is sent to a client that left, so nothing else would end the reading.
+                # Servers discard what is sent to a disconnected client, so only this task can end the reads.
                 tasks.start_soon(_until_disconnect, receive, tasks.cancel_scope)
                 await self._send(opened, send)
                 tasks.cancel_scope.cancel()
@@ -111,7 +111,7 @@ class FileBody(Response):
         while left:
             chunk = await anyio.to_thread.run_sync(opened.read, min(_CHUNK, left))
             if not chunk:
-                raise OSError(f"{self._source} became shorter while it was served")
+                raise OSError(f"{self._source} became shorter while it was served.")
             left -= len(chunk)
             await send({"type": "http.response.body", "body": chunk, "more_body": left > 0})
         if self._start == self._end:

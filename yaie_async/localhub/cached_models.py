@@ -1,4 +1,4 @@
-"""The models of an HF cache, as far as they are whole."""
+"""The models of an HF cache."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from yaie_async.store.completeness import Holding, held
 
 
 class CachedModels:
-    """Models in an HF cache: its refs are the branches and tags, its snapshots the commits, as far as cached.
+    """The models of an HF cache, with its refs as branches and tags, and its complete snapshots as commits.
 
-    A snapshot from which something is missing is none: a client would take its listing for all that there is.
+    An incomplete snapshot is not served: a client would take its listing for the listing of the whole commit.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
-        self._whole: set[Path] = set()
+        self._complete: set[Path] = set()
 
     def names(self) -> list[str]:
-        """Return the models with a snapshot that is whole."""
+        """Return the models that have a complete snapshot."""
         tops = (name for name in folders(self._root) if name.startswith("models--"))
         names = (name.removeprefix("models--").replace("--", "/") for name in tops)
-        return [name for name in names if any(self._is_whole(name, at) for at in self._snapshots(name))]
+        return [name for name in names if any(self._is_complete(name, at) for at in self._snapshots(name))]
 
     def _snapshots(self, model: str) -> list[Path]:
         top = RepoCache(self._root, model).folder / "snapshots"
         return [top / commit for commit in folders(top)]
 
     def snapshot(self, model: str, revision: str) -> Snapshot:
-        """Return a model at a cached revision."""
+        """Return a model at a cached revision; see `Models.snapshot`."""
         if "--" in model:
             raise ModelMissing(model)
         segments(model)
@@ -44,25 +44,25 @@ class CachedModels:
         snapshot = cache.snapshot(commit)
         if not snapshot.is_dir():
             raise RevisionMissing(revision)
-        if not self._is_whole(model, snapshot):
+        if not self._is_complete(model, snapshot):
             raise RevisionMissing(f"{revision} (some of its files are not cached here)")
         return Snapshot(model, commit, listing(snapshot, self._root))
 
-    def _is_whole(self, model: str, snapshot: Path) -> bool:
-        """Whether it has all that the official client's listing names, or all that a load needs."""
-        if snapshot not in self._whole:
+    def _is_complete(self, model: str, snapshot: Path) -> bool:
+        """Whether the snapshot has all files of the official client's listing, or all files that a load needs."""
+        if snapshot not in self._complete:
             cache = RepoCache(self._root, model)
             tree = cache.tree(snapshot.name)
             everything = tree is not None and tree.keys() <= cache.files(snapshot.name).keys()
             if not everything and held(cache, snapshot.name, Need(weights=True)).holding is Holding.MISSING:
                 return False
-            self._whole.add(snapshot)
+            self._complete.add(snapshot)
         return True
 
 
 def _commit_of(cache: RepoCache, revision: str) -> str:
     try:
-        check_path(revision, model=cache.repo_id)  # it becomes the path of a ref
+        check_path(revision, model=cache.repo_id)  # a revision is the path of its ref
     except UnsafeFileError:
         raise RevisionMissing(revision) from None
     commit = cache.commit_of(revision)

@@ -1,6 +1,6 @@
-"""What the Hub answers instead of a file: a status, `X-Error-Code`, `X-Error-Message` and the same text as JSON.
+"""Error responses of the Hub: a status, `X-Error-Code`, `X-Error-Message`, and the message as JSON.
 
-Clients read the headers first, since the answer to a HEAD has no body.
+The message is also in a header because the response to HEAD has no body.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 
 class HubError(Exception):
-    """Raised when a request is answered with an error; `response()` is that answer."""
+    """Raised to answer a request with an error; `response()` is that answer."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None, commit: str | None = None) -> None:
         super().__init__(message)
@@ -18,7 +18,7 @@ class HubError(Exception):
         self.commit = commit
 
     def response(self) -> Response:
-        """Return the error as the Hub words it."""
+        """Return the response in the Hub's format."""
         message = str(self)
         headers = {"X-Error-Message": message.encode("ascii", "backslashreplace").decode()}
         if self.code:
@@ -29,12 +29,12 @@ class HubError(Exception):
 
 
 def not_found() -> HubError:
-    """Return the answer to a path that is no endpoint: a bare 404, without an error code."""
+    """Return the answer to an unknown path: 404 without an error code."""
     return HubError(404, "Sorry, we can't find the page you are looking for.")
 
 
 def repo_not_found(*, authenticated: bool) -> HubError:
-    """Return the one answer to a model that does not exist and to one that the caller may not know of."""
+    """Return the answer to a missing model, and to a private one that the caller may not see."""
     if authenticated:
         return HubError(404, "Repository not found", code="RepoNotFound")
     return HubError(401, "Invalid username or password.", code="RepoNotFound")
@@ -42,10 +42,10 @@ def repo_not_found(*, authenticated: bool) -> HubError:
 
 def revision_not_found(revision: str) -> HubError:
     """Return the answer to an unknown branch, tag or commit of a model that exists."""
-    # repr: a revision may hold a line break, which no header may; and it may be of any length.
+    # `repr` escapes line breaks, which a header can't have; a revision in a URL may be arbitrarily long.
     return HubError(404, f"Invalid rev id: {revision[:200]!r}", code="RevisionNotFound")
 
 
 def entry_not_found(commit: str) -> HubError:
-    """Return the answer to a file that this commit lacks; clients cache the absence under the commit."""
+    """Return the answer to a file that the commit does not have. Clients cache the absence for `commit`."""
     return HubError(404, "Entry not found", code="EntryNotFound", commit=commit)

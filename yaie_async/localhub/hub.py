@@ -1,4 +1,4 @@
-"""The application: one method per endpoint of the Hub's protocol."""
+"""LocalHub, an ASGI application with one method per endpoint of the Hub's protocol."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from yaie_async.localhub.signed_url import UrlSigner
 
 
 class LocalHub:
-    """A read-only Hub over the models in a directory, or in an HF cache, as an ASGI application.
+    """A read-only Hub that serves a directory of models, or an HF cache, as an ASGI application.
 
-    As on the Hub, a gate guards the files of a model, while its description stays public.
+    As on the Hub, the files of a gated model are protected, and its description is public.
 
     Attributes:
-        cdn: the origin, such as `http://127.0.0.2:8001`, to which requests for LFS files are redirected by a signed
-            URL, and at which this same application must answer. None serves them in place.
+        cdn: an origin such as `http://127.0.0.2:8001`, at which this application must also be served. Requests for
+            LFS files are redirected to signed URLs there. None serves LFS files in place.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class LocalHub:
         """Serve the models under `root`.
 
         Args:
-            root: holds `name/` and `org/name/` directories of files, or the `models--*` folders of an HF cache.
-            tokens: the access tokens that are valid; if there are any, each request needs one.
-            gated: the models whose files are refused, or a mapping from each to the tokens that may have them.
-            cdn: see above.
-            url_lifetime: seconds for which a signed URL is good.
-            page_size: the most entries in one page of a tree.
+            root: a folder of models (`name/` or `org/name/`), or the root of an HF cache (with `models--*` folders).
+            tokens: the valid access tokens. If there are any, each request needs one of them.
+            gated: the gated models, or a mapping from each to the tokens that have access.
+            cdn: see the attribute.
+            url_lifetime: lifetime of a signed URL, in seconds.
+            page_size: maximum number of entries in one page of a tree.
 
         Raises:
-            NotADirectoryError: `root` is no directory.
+            NotADirectoryError: `root` is not a directory.
         """
         self.cdn = cdn
         self._models = models_in(Path(root))
@@ -65,17 +65,19 @@ class LocalHub:
         self._blob_ids = BlobIds()
 
     def names(self) -> list[str]:
-        """Return the models that are served now. Reads the disk."""
+        """Return the names of the models. Blocks: reads the disk."""
         return self._models.names()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request.
+        """Answer one HTTP request.
 
-        Raises:
-            NotImplementedError: the scope is not HTTP, which tells the server that there is no lifespan.
+        **Cancellation:** control returns when the current read or hash in a thread has ended.
+
+        **Raises:** NotImplementedError for another scope than HTTP: for a lifespan, ASGI defines that this means "not
+        supported". OSError, if the disk can't be read.
         """
         if scope["type"] != "http":
-            raise NotImplementedError(f"LocalHub does not speak {scope['type']}")
+            raise NotImplementedError(f"LocalHub does not support {scope['type']}.")
         try:
             response = await self._answer(Request(scope, receive))
         except errors.HubError as error:
@@ -150,7 +152,7 @@ class LocalHub:
                 fields = parse_qs(body.decode())
                 paths, expand = fields.get("paths", []), fields.get("expand") == ["true"]
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise errors.HubError(400, "Invalid body: a list of paths is needed") from None
+            raise errors.HubError(400, "Invalid body: it must contain a list of paths") from None
         known = api.folders_of(snapshot.files).union(snapshot.files)
         return JSONResponse(
             await self._entries(
@@ -176,8 +178,8 @@ class LocalHub:
         if blob_id.sha256:
             headers |= {"X-Linked-Etag": f'"{blob_id.sha256}"', "X-Linked-Size": str(file.size)}
             if self.cdn is not None:
-                # The ETag of the redirect is the pointer's, so that a client which takes it for that of the file
-                # fails here as it would on the Hub.
+                # As on the Hub, the ETag of the redirect is that of the LFS pointer. A client that uses it as the
+                # file's etag fails here too.
                 signed = self._signer.sign(cdn_path(snapshot.model, snapshot.commit, path))
                 headers |= {
                     "ETag": f'"{blob_id.oid}"',
@@ -188,7 +190,7 @@ class LocalHub:
         return file_response(request, file.source, file.size, headers)
 
     async def _serve_cdn(self, request: Request, raw_path: str, route: Route) -> Response:
-        """Serve a file to whoever has a signed URL; a CDN knows neither tokens nor the Hub's headers."""
+        """Serve the file of a signed URL. Like a CDN, it checks no token and sends none of the Hub's headers."""
         if not self._signer.is_valid(raw_path, request.query_params):
             return Response("AccessDenied", status_code=403)
         try:
@@ -197,8 +199,8 @@ class LocalHub:
         except LookupError:
             return Response("NoSuchKey", status_code=404)
         blob_id = await self._blob_ids.of(file)
-        own = hashlib.sha256(f"cdn {blob_id.etag}".encode()).hexdigest()[:32]
-        return file_response(request, file.source, file.size, {"ETag": f'"{own}"'})
+        etag = hashlib.sha256(f"cdn {blob_id.etag}".encode()).hexdigest()[:32]
+        return file_response(request, file.source, file.size, {"ETag": f'"{etag}"'})
 
     async def _blob_ids_of(self, files: Iterable[File]) -> dict[str, BlobId]:
         found: dict[str, BlobId] = {}
@@ -214,7 +216,7 @@ class LocalHub:
 
 def _raw_path(scope: Scope) -> str:
     raw: bytes | None = scope.get("raw_path")
-    # Optional in ASGI, and some servers leave the query on it.
+    # `raw_path` is optional in ASGI, and some servers include the query.
     return quote(scope["path"]) if raw is None else raw.partition(b"?")[0].decode("latin-1")
 
 

@@ -1,7 +1,7 @@
-"""The models under a root: which there are, which commits they have, which files a commit has.
+"""The models under a root folder, with their commits and files.
 
-Everything here reads the disk and belongs in a thread. A file is only ever served out of a listing that was made
-here, so a path that is not in the listing, however it is spelled, is not found.
+All functions block: they read the disk and are called in threads. Only files in a listing made here are served, so a
+request can't reach other files, however its path is spelled.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Protocol
 from yaie_async.core.names import digest_kind
 
 _SEGMENT = re.compile(r"(?!\.)[\w.-]+", re.ASCII)
-_LONGEST = 96  # as on the Hub; much longer ones are no file names
+_LONGEST = 96  # characters, as on the Hub; file systems limit the length of names too
 
-# Bookkeeping of git and of `hf download --local-dir`, which no commit contains.
+# Folders of git and of `hf download --local-dir`, which are not part of the repository.
 _NOT_LISTED = frozenset({".git", ".cache"})
 
 
 class ModelMissing(LookupError):
-    """Raised when there is no such model."""
+    """Raised when a model does not exist."""
 
 
 class RevisionMissing(LookupError):
-    """Raised when the model has no such branch, tag or commit."""
+    """Raised when a model does not have a branch, tag or commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class File:
 
     Attributes:
         path: its path in the repository, with `/`.
-        source: where its bytes are, all links resolved.
+        source: its path on disk, with all links resolved.
         size: bytes.
-        mtime_ns: its time on disk; with the size, what tells that the contents changed.
-        etag: the name of its blob, where an HF cache holds it; None if it takes a hash to know.
+        mtime_ns: its modification time; a new one, or a new size, means that the contents changed.
+        etag: the name of its blob in an HF cache; None if the file must be hashed.
     """
 
     path: str
@@ -53,7 +53,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A model at one commit: its files by path, in the order of their paths."""
+    """A model at one commit, with its files by path, sorted."""
 
     model: str
     commit: str
@@ -61,58 +61,58 @@ class Snapshot:
 
 
 class Models(Protocol):
-    """Where models are found."""
+    """A collection of models on disk."""
 
     def names(self) -> list[str]:
-        """Return the models that there are now."""
+        """Return the names of all models."""
 
     def snapshot(self, model: str, revision: str) -> Snapshot:
         """Return a model at a revision.
 
         Raises:
-            ModelMissing: there is no such model.
-            RevisionMissing: it has no such revision.
+            ModelMissing: the model does not exist.
+            RevisionMissing: the model does not have this revision.
             OSError: the disk could not be read.
         """
 
 
 def models_in(root: Path) -> Models:
-    """Return the models of an HF cache if `root` looks like one, else those of a directory of models.
+    """Return the models of `root`: an HF cache if it has folders `models--*`, else a folder of models.
 
     Raises:
-        NotADirectoryError: `root` is no directory.
+        NotADirectoryError: `root` is not a directory.
     """
     if not root.is_dir():
-        raise NotADirectoryError(f"no directory of models at {root}")
+        raise NotADirectoryError(f"There is no directory of models at {root}. Pass an existing folder.")
     if not any(root.glob("models--*")):
         return PlainModels(root)
-    # Only now: it brings huggingface_hub, which reads the environment when it is imported.
+    # Imported here: it imports huggingface_hub's constants, which read the environment at import.
     from yaie_async.localhub.cached_models import CachedModels
 
     return CachedModels(root)
 
 
 class PlainModels:
-    """Models that are directories, `root/name` or `root/org/name`, each with the one branch `main`.
+    """Models in folders `root/name` or `root/org/name`, each with the single branch `main`.
 
-    The commit is made from the paths, sizes and modification times of the files, so that naming it takes no reading
-    of gigabytes. Whoever changes a file makes a new commit, and the one before is gone.
+    The commit is a hash of the files' paths, sizes and modification times, which avoids reading gigabytes. Changing a
+    file creates a new commit and removes the previous one.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
 
     def names(self) -> list[str]:
-        """Return every folder with files, and those in folders without."""
+        """Return the folders that contain files, and those inside a folder that contains none."""
         tops = [(name, _has_files(self._root / name)) for name in folders(self._root)]
         below = [f"{org}/{name}" for org, is_model in tops if not is_model for name in folders(self._root / org)]
         return [name for name, is_model in tops if is_model] + [n for n in below if _has_files(self._root / n)]
 
     def snapshot(self, model: str, revision: str) -> Snapshot:
-        """Return a model at `main` or at its commit."""
+        """Return a model at `main` or at its commit; see `Models.snapshot`."""
         parts = segments(model)
         top = self._root.joinpath(*parts)
-        # A folder inside a model, say gpt2/onnx, is no model by itself.
+        # A folder inside a model, such as gpt2/onnx, is not a model.
         if not _has_files(top) or (len(parts) == 2 and _has_files(top.parent)):
             raise ModelMissing(model)
         files = listing(top, self._root)
@@ -126,10 +126,10 @@ class PlainModels:
 
 
 def segments(model: str) -> list[str]:
-    """Return the one or two parts of a model's name.
+    """Return the one or two segments of a model's name.
 
     Raises:
-        ModelMissing: no model can have that name.
+        ModelMissing: the name is not valid.
     """
     parts = model.split("/")
     if len(parts) > 2 or len(model) > _LONGEST or not all(_SEGMENT.fullmatch(part) for part in parts):
@@ -138,7 +138,7 @@ def segments(model: str) -> list[str]:
 
 
 def folders(directory: Path) -> list[str]:
-    """Return the names of the folders in a directory, but for hidden ones; none if it can't be read."""
+    """Return the names of the folders in a directory, except hidden ones; empty if it can't be read."""
     try:
         with os.scandir(directory) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
@@ -155,7 +155,7 @@ def _has_files(directory: Path) -> bool:
 
 
 def listing(top: Path, root: Path) -> dict[str, File]:
-    """Walk the files under `top`, leaving out those that a link takes outside `root`."""
+    """Return the files under `top`, except those that a link places outside `root`."""
     files: list[File] = []
     for folder, subfolders, names in os.walk(top):
         subfolders[:] = [name for name in subfolders if name not in _NOT_LISTED]
@@ -167,17 +167,16 @@ def listing(top: Path, root: Path) -> dict[str, File]:
             try:
                 status = source.stat()
             except FileNotFoundError:
-                continue  # a dangling link, or deleted since
+                continue  # a dangling link, or a file deleted meanwhile
             path = entry.relative_to(top).as_posix()
-            # Not printable is, among others, a name that is not UTF-8, which JSON can't say. FIFOs and devices have
-            # no contents to serve.
+            # FIFOs and devices have no contents. Names that are not UTF-8 are not printable, and can't be in JSON.
             if stat.S_ISREG(status.st_mode) and path.isprintable():
                 files.append(File(path, source, status.st_size, status.st_mtime_ns, _blob_name(entry)))
     return {file.path: file for file in sorted(files, key=lambda file: file.path)}
 
 
 def _blob_name(entry: Path) -> str | None:
-    """Return the etag that an HF cache recorded for a snapshot's entry, by the blob that it links to."""
+    """Return the etag of a snapshot's entry: the name of the blob that it links to, or None if it is no such link."""
     if not entry.is_symlink():
         return None
     target = entry.readlink()

@@ -1,6 +1,6 @@
-"""What a request asks for, read from its undecoded path.
+"""The routes of the Hub's protocol, parsed from the undecoded path of a request.
 
-ASGI servers hand over a decoded `path` as well, where the revision `refs%2Fpr%2F1` can't be told from three folders.
+In the decoded path the revision `refs%2Fpr%2F1` would look like three segments.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Kind = Literal["whoami", "info", "tree", "paths-info", "resolve", "cdn"]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """An endpoint, and the model, revision and path in the repository that it is asked about."""
+    """An endpoint with its arguments: the model, the revision and the path in the repository."""
 
     kind: Kind
     model: str = ""
@@ -23,7 +23,7 @@ class Route:
 
 
 def parse_route(raw_path: str) -> Route | None:
-    """Return what an undecoded URL path asks for, or None if it is no endpoint of the Hub."""
+    """Return the route of an undecoded URL path, or None if the Hub has no such endpoint."""
     try:
         segments = [unquote(segment, errors="strict") for segment in raw_path.split("/")]
     except UnicodeDecodeError:
@@ -56,5 +56,5 @@ def _parse_api(segments: list[str]) -> Route | None:
 
 
 def cdn_path(model: str, commit: str, path: str) -> str:
-    """Return the URL path at which the CDN serves a file; `parse_route` reads it back."""
+    """Return the URL path of a file on the CDN, which `parse_route` parses."""
     return f"/cdn/{quote(model, safe='')}/{commit}/{quote(path)}"

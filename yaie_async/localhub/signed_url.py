@@ -1,4 +1,4 @@
-"""URLs that are good for a while and for one file, as a CDN signs them."""
+"""Signed URLs, as CDNs use them: valid for one file and a limited time."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from starlette.datastructures import QueryParams
 
 
 class UrlSigner:
-    """Signs URL paths with a key that no other instance knows. `lifetime` is in seconds."""
+    """Signs URL paths with a random key of its own. `lifetime` is in seconds."""
 
     def __init__(self, lifetime: float) -> None:
         self._lifetime = lifetime
         self._key = secrets.token_bytes(32)
 
     def sign(self, path: str) -> str:
-        """Return the path with the query that opens it until its lifetime is over."""
+        """Return the path with a query that signs it for the lifetime."""
         expires = f"{time.time() + self._lifetime:.3f}"
         return f"{path}?{urlencode({'Expires': expires, 'Signature': self._signature(path, expires)})}"
 
     def is_valid(self, path: str, query: QueryParams) -> bool:
-        """Say whether the query was signed here for this path, unaltered, and has not expired."""
+        """Return whether this signer signed the query for this path, and it has not expired."""
         expires = query.get("Expires", "")
         expected = self._signature(path, expires).encode()
         if not hmac.compare_digest(expected, query.get("Signature", "").encode()):
