@@ -1,1 +1,1 @@
-"""Figures against peers, each a ratio in one run: `python -m benchmarks download|stall|live|ready`."""
+"""Benchmarks against peers, each with its ratios in one run: `python -m benchmarks --help`."""

@@ -10,14 +10,14 @@ from pathlib import Path
 from benchmarks import download, live, ready, stall, tokenizer, window
 
 _ABOUT = {
-    "download": (download, 1000, "bytes from a TLS server into the cache, beside what others use"),
-    "stall": (stall, 200, "how long the event loop is away during a cold load"),
-    "live": (live, 200, "an endpoint that is pinged while its process loads a model"),
-    "ready": (ready, 400, "cold time to a ready model, beside its lower bounds"),
-    "tokenizer": (tokenizer, 0, "how long a tokenizer of 128k tokens keeps the GIL"),
-    "window": (window, 200, "how long torch's default dtype is another one in a load"),
+    "download": (download, 1000, "download speed and cost from a TLS server into the cache, against other clients"),
+    "stall": (stall, 200, "stalls of the event loop during a cold load"),
+    "live": (live, 200, "latency of a web server while it loads a model"),
+    "ready": (ready, 400, "cold time to a ready model, against its lower bounds"),
+    "tokenizer": (tokenizer, 0, "how long building a tokenizer of 128k tokens holds the GIL"),
+    "window": (window, 200, "how long torch's default dtype is changed during a load"),
 }
-_DRAWN = {"download": "throughput over connections", "ready": "times, and what overlapped"}
+_PLOTS = {"download": "throughput by connections", "ready": "times, and a timeline"}
 
 
 def main() -> None:
@@ -25,22 +25,33 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     for name, (module, size, about) in _ABOUT.items():
         one = commands.add_parser(name, help=about)
-        one.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
-        one.add_argument("--size", "--megabytes", type=int, default=size, metavar="MB", help=f"of the model ({size})")
-        one.add_argument("--only", nargs="+", choices=module.CASES, default=module.CASES, help="leave out others")
-        one.add_argument("--json", action="store_true", help="the rounds as JSON, the tables on stderr")
-        one.add_argument("--plot", type=Path, help=f"where to draw {_DRAWN.get(name, 'the longest')} (.png, .svg)")
+        one.add_argument("--rounds", type=int, default=5, help="number of interleaved rounds")
+        one.add_argument(
+            "--size", "--megabytes", type=int, default=size, metavar="MB", help=f"size of the model ({size})"
+        )
+        one.add_argument("--only", nargs="+", choices=module.CASES, default=module.CASES, help="run these cases only")
+        one.add_argument("--json", action="store_true", help="print the rounds as JSON, and the tables on stderr")
+        one.add_argument(
+            "--plot", type=Path, help=f"file for a plot of {_PLOTS.get(name, 'the longest times')} (.png, .svg)"
+        )
         if name == "ready":
-            one.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="stored")
+            one.add_argument(
+                "--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="dtype of the checkpoint"
+            )
         if name not in ("download", "tokenizer"):
-            one.add_argument("--link", default="1gbit", help="rate of the link, as tc writes it (1gbit)")
+            one.add_argument("--link", default="1gbit", help="rate of the link, in the notation of tc (1gbit)")
         if name == "tokenizer":
-            one.add_argument("--tokenizer-class", default=tokenizer.KINDS[0], choices=tokenizer.KINDS, help="declared")
+            one.add_argument(
+                "--tokenizer-class",
+                default=tokenizer.KINDS[0],
+                choices=tokenizer.KINDS,
+                help="tokenizer_class in tokenizer_config.json",
+            )
         if name == "stall":
-            one.add_argument("--big-tokenizer", action="store_true", help="a tokenizer of 128k tokens as well")
+            one.add_argument("--big-tokenizer", action="store_true", help="also load a tokenizer of 128k tokens")
         one.set_defaults(run=module.main)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and folders go with us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and temporary folders are removed
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
         results = arguments.run(arguments)
     if arguments.json:

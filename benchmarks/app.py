@@ -1,6 +1,6 @@
-"""The web application that loads a model: `python -m benchmarks.app MODE ENDPOINT MODEL CACHE PORT`.
+"""A web application that loads a model: `python -m benchmarks.app MODE ENDPOINT MODEL CACHE PORT`.
 
-`/ping` answers "0" until the model is there, then "1"; `/load` begins to load it.
+`/load` starts the load. `/ping` answers "0" until the model is ready, then "1", and "x" if the load failed.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from benchmarks.loading import build_stock, download_official, to_thread, us
 
 
 class App:
-    """A plain ASGI application, for the least time of its own."""
+    """A plain ASGI application, since a framework would add to the measured latency."""
 
     def __init__(self, mode: str, endpoint: str, model: str, cache: Path) -> None:
         self._mode, self._where = mode, (endpoint, model, cache)

@@ -1,6 +1,7 @@
-"""The clients: `python -m benchmarks.clients NAME ENDPOINT plain|watch DIRECTORY`, a process each.
+"""The measured clients, one process each: `python -m benchmarks.clients NAME ENDPOINT plain|watch DIRECTORY`.
 
-A client is prepared (imports, signed URLs for peers that know no Hub) and returns the work that is measured.
+The function of a client prepares it (imports, signed URLs for clients without Hub support) and returns the work that
+is measured.
 """
 
 import importlib
@@ -25,7 +26,7 @@ Work = Callable[[], Any]
 
 
 def us(endpoint: str, target: Path, *, verify: bool = True, connections: int = 8) -> Work:
-    import huggingface_hub.utils  # noqa: F401 - a Hub imports it when it opens
+    import huggingface_hub.utils  # noqa: F401 - imported by a Hub when it opens
 
     import yaie_async.loader.files  # noqa: F401
     from yaie_async import Hub
@@ -44,7 +45,7 @@ def official(endpoint: str, target: Path) -> Work:
 
 
 def hf_transfer(endpoint: str, target: Path) -> Work:
-    peer = importlib.import_module("hf_transfer")  # untyped, and of no package that is needed here
+    peer = importlib.import_module("hf_transfer")  # untyped, and optional here
     shards = _shards(endpoint)
 
     def work() -> None:
@@ -55,7 +56,7 @@ def hf_transfer(endpoint: str, target: Path) -> Work:
 
 
 def httpx_ranges(endpoint: str, target: Path) -> Work:
-    """Stock httpx with eight ranges a file, written where they belong: what one would write by hand."""
+    """Stock httpx with eight ranges per file, each written at its offset: a hand-written client."""
     import httpx
 
     shards = _shards(endpoint)
@@ -107,15 +108,15 @@ def aria2(endpoint: str, target: Path) -> Work:
 
 
 def _shards(endpoint: str) -> list[tuple[str, str]]:
-    """Names and signed URLs of the shards: peers that know no Hub are spared the way to them."""
+    """Return names and signed URLs of the shards, which clients without Hub support need before they are measured."""
     import httpx
 
     files = httpx.get(f"{endpoint}/api/models/{MODEL}").json()["siblings"]
     names = [file["rfilename"] for file in files if file["rfilename"].endswith(".safetensors")]
     found = []
     for name in names:
-        answer = httpx.head(f"{endpoint}/{MODEL}/resolve/main/{name}")
-        found.append((name, urljoin(endpoint, answer.headers["location"])))
+        response = httpx.head(f"{endpoint}/{MODEL}/resolve/main/{name}")
+        found.append((name, urljoin(endpoint, response.headers["location"])))
     return found
 
 
@@ -133,11 +134,11 @@ CLIENTS: dict[str, Callable[[str, Path], Work]] = {
     "httpx, 8 ranges": httpx_ranges,
     **{f"us, {count} connections": _us(connections=count) for count in (1, 2, 4, 8, 16)},
 }
-ASYNC = frozenset({"us, verified", "us, not verified", "httpx, 8 ranges"})  # where there is a loop to be watched
+ASYNC = frozenset({"us, verified", "us, not verified", "httpx, 8 ranges"})  # clients that run on an event loop
 
 
 async def _in_loop(work: Callable[[], Awaitable[object]], *, watch: bool) -> dict[str, float]:
-    """With `watch` the longest stall, else the CPU time of the loop's thread: a heartbeat adds to that."""
+    """Return the longest stall with `watch`, else the CPU time of the loop's thread, to which a heartbeat would add."""
     if watch:
         async with heartbeat() as seen:
             await work()
@@ -154,13 +155,13 @@ def _cpu() -> float:
 
 def _main(name: str, endpoint: str, mode: str, target: str) -> None:
     work = CLIENTS[name](endpoint, Path(target))
-    told: dict[str, float] = {}
+    measured: dict[str, float] = {}
     started, before = time.perf_counter(), _cpu()
     if inspect.iscoroutinefunction(work):
-        told = anyio.run(lambda: _in_loop(work, watch=mode == "watch"))
+        measured = anyio.run(lambda: _in_loop(work, watch=mode == "watch"))
     else:
         work()
-    print(json.dumps({"seconds": time.perf_counter() - started, "cpu": _cpu() - before, **told}))
+    print(json.dumps({"seconds": time.perf_counter() - started, "cpu": _cpu() - before, **measured}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How fast, and at what cost: from a TLS server on this machine into the cache, beside what others use."""
+"""Download speed and cost, from a TLS server on this machine into the cache, against other clients."""
 
 import argparse
 import shutil
@@ -22,9 +22,9 @@ _CAP = "60m"
 
 
 def main(arguments: argparse.Namespace) -> dict[str, dict[str, Rounds]]:
-    """Run the sections asked for, and print a table for each."""
+    """Run the chosen cases and print a table for each."""
     print(machine())
-    print("each client in a fresh process, imports done before the clock starts; servers on the same cores")
+    print("each client in a new process, whose imports are not measured; servers on the same cores")
     results: dict[str, dict[str, Rounds]] = {}
     rounds, wanted = arguments.rounds, arguments.only
     with _memory() as memory, tempfile.TemporaryDirectory(prefix="bench-") as disk:
@@ -44,7 +44,7 @@ def main(arguments: argparse.Namespace) -> dict[str, dict[str, Rounds]]:
                     results["link"] = _peers(site, ["us, verified", _BASE, _RUST], Path(memory), rounds)
                     _show(f"one file of {size / 1e6:.0f} MB over {place.what}", results["link"], size)
             except NoLink as error:
-                print(f"note: the link of 1 Gbit/s is left out: {error}")
+                print(f"note: the link of 1 Gbit/s is skipped: {error}")
         if "connections" in wanted:
             caps = (("", "no cap"), (f"limit_rate {_CAP};", f"each connection capped at {_CAP[:-1]} MiB/s"))
             for limit, title in caps:
@@ -71,7 +71,7 @@ def _memory() -> tempfile.TemporaryDirectory[str]:
 
 
 def _peers(site: Site, clients: list[str], folder: Path, rounds: int) -> dict[str, Rounds]:
-    """Every client; those with a loop once more with a heartbeat, which would be in the other figures."""
+    """Measure every client; those with an event loop twice, since the heartbeat would add to the other figures."""
     cases = {name: [name, site.endpoint, "plain"] for name in clients}
     cases |= {f"{name} (watched)": [name, site.endpoint, "watch"] for name in clients if name in ASYNC}
     found = measure("benchmarks.clients", cases, site, folder, rounds)
@@ -118,7 +118,7 @@ def _gain(results: dict[str, Rounds]) -> None:
 
 
 def _plot(path: Path | None, results: dict[str, dict[str, Rounds]], size: int) -> None:
-    """Throughput over the number of connections, a line for each cap."""
+    """Plot the throughput over the number of connections, one line per cap."""
     plt = pyplot() if path else None
     if plt is None:
         return

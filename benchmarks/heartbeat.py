@@ -1,16 +1,16 @@
-"""A heartbeat that keeps every beat: how late the event loop came round, and when."""
+"""A heartbeat that records every beat: when the event loop ran it, and how late."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-# Short against the stalls of interest (tens of milliseconds), and about 2 % of a core.
+# Seconds. Short compared with the stalls of interest (tens of milliseconds); it costs about 2 % of a core.
 INTERVAL = 0.002
 
 
 class Beats:
-    """What was seen: beats as (when, seconds late), and named spans of time."""
+    """The recorded beats, as (time, seconds late), and named spans of time."""
 
     def __init__(self) -> None:
         self.beats: list[tuple[float, float]] = []
@@ -24,7 +24,7 @@ class Beats:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Note the time that a block takes, awaits included."""
+        """Record the start and end of a block."""
         start = time.perf_counter()
         try:
             yield
@@ -32,7 +32,10 @@ class Beats:
             self.spans.append((name, start, time.perf_counter()))
 
     def figures(self) -> dict[str, float]:
-        """Longest and p99 over all and by phase: imports go before build, build before the download."""
+        """Return the longest stall and the p99, in all and by phase.
+
+        A beat that overlaps several phases counts for the first of imports, build and download.
+        """
         found: dict[str, float] = {}
         phases: dict[str, list[float]] = {"all": [late for _, late in self.beats]}
         for end, late in self.beats:
@@ -48,13 +51,13 @@ class Beats:
 
 
 def percentile(values: list[float], part: float) -> float:
-    """The value below which `part` of the values lie."""
+    """Return the value below which the fraction `part` of the values lies."""
     return sorted(values)[min(len(values) - 1, int(part * len(values)))]
 
 
 @asynccontextmanager
 async def heartbeat() -> AsyncIterator[Beats]:
-    """Watch the loop during a block."""
+    """Measure the stalls of the event loop during a block."""
     seen = Beats()
 
     async def watch() -> None:
@@ -66,5 +69,5 @@ async def heartbeat() -> AsyncIterator[Beats]:
     try:
         yield seen
     finally:
-        seen.beat()  # a stall that lasts to the end of the block counts too
+        seen.beat()  # counts a stall that lasts until the end of the block
         task.cancel()

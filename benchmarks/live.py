@@ -1,4 +1,4 @@
-"""An endpoint that is pinged every 10 ms from this process while another, a web server, loads a model."""
+"""Latency of a web server while it loads a model: this process pings it every 10 ms."""
 
 import argparse
 import http.client
@@ -17,11 +17,11 @@ from benchmarks.site import MODEL, Site, free_port
 from benchmarks.stall import slow_site
 
 CASES = ("blocking", "to_thread", "us")
-_EVERY = 0.01
+_INTERVAL = 0.01  # seconds between pings
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
-    """Print time to ready and the latencies meanwhile, for a cold and a warm load in a cold process."""
+    """Print the time until ready and the latencies until then, for a cold and a warm load in a new process."""
     print(machine())
     results: dict[str, Rounds] = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
@@ -30,7 +30,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
         with slow_site(models, arguments.link) as (site, what):
             for _ in range(arguments.rounds):
                 for mode in arguments.only:
-                    for state in ("cold", "warm"):  # what the cold load left in the cache
+                    for state in ("cold", "warm"):  # warm: from the cache of the cold load
                         found = results.setdefault(f"{mode}, {state}", [])
                         found.append(_one(mode, site, cache, Path(scratch, "home")))
                     shutil.rmtree(cache)
@@ -63,7 +63,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
         "longest latency, ms",
         {row[0]: [one["longest"] for one in results[row[0]]] for row in rows},
     )
-    print("latency counts from when the ping was due, so those that wait behind a stall count too")
+    print("latency is measured from the time at which the ping was due, so it includes waiting behind a stall")
     return results
 
 
@@ -98,20 +98,20 @@ def _ping(connection: http.client.HTTPConnection) -> dict[str, float]:
         connection.request("GET", path)
         return connection.getresponse().read()
 
-    for _ in range(50):  # the server's own first requests are slower
+    for _ in range(50):  # warm up: a server's first requests are slower
         ask("/ping")
     start = time.perf_counter()
     ask("/load")
     latencies: list[float] = []
     ready = None
-    # Those due while the loop was away are sent late, not left out: a frozen server is not one slow ping.
-    while (due := start + _EVERY * (len(latencies) + 1)) < (ready or math.inf):
+    # Pings that were due during a stall are sent late, not skipped: otherwise a stall would count as one slow ping.
+    while (due := start + _INTERVAL * (len(latencies) + 1)) < (ready or math.inf):
         time.sleep(max(0.0, due - time.perf_counter()))
         state = ask("/ping")
         now = time.perf_counter()
         latencies.append((now - due) * 1e3)
         if state == b"x":
-            raise RuntimeError("the load failed")
+            raise RuntimeError("The load failed; the server printed the reason.")
         if state == b"1" and ready is None:
             ready = now
     assert ready is not None

@@ -1,7 +1,7 @@
-"""A load in a cold process: `python -m benchmarks.loading MODE ENDPOINT MODEL CACHE HOW DIRECTORY`.
+"""A load in a new process: `python -m benchmarks.loading MODE ENDPOINT MODEL CACHE HOW DIRECTORY`.
 
-HOW is "plain", "watch" for stalls, or "timeline" for what happened when. CACHE is to be filled by the load, in
-DIRECTORY, or the absolute path of one that holds the model already.
+HOW is "plain", "watch" (measures stalls) or "timeline" (records threads and progress). CACHE is a folder in DIRECTORY
+that the load fills, or the absolute path of a cache that contains the model.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ def unresponsive(endpoint: str, model: str, cache: Path) -> Loading:
 
 
 def to_thread(endpoint: str, model: str, cache: Path) -> Loading:
-    """What one would write by hand, and that each step is seen by itself."""
+    """A hand-written load in threads, with a span for each step."""
 
     async def load(seen: Beats | None) -> object:
         with seen.span("download") if seen else nullcontext():
@@ -58,7 +58,7 @@ def prefetch(endpoint: str, model: str, cache: Path) -> Loading:
 
 
 def hf_transfer(endpoint: str, model: str, cache: Path) -> Loading:
-    """As `to_thread`, the shards by the Rust client."""
+    """As `to_thread`, with the shards downloaded by hf_transfer."""
 
     async def load(seen: Beats | None) -> object:  # noqa: ARG001
         await asyncio.to_thread(_download_with_rust, endpoint, model, cache)
@@ -108,15 +108,15 @@ def build_stock(folder: str) -> object:
 
 
 def _note_threads(seen: Beats) -> None:
-    """Note when the loader's threads import and build: its phases overlap, so no stage tells them apart."""
+    """Record when the loader's threads import and build. Its phases overlap, so its stages don't separate them."""
     run_detached = model_loader.run_detached
 
-    async def noted(fn: Callable[[], Any], *, name: str) -> Any:
+    async def recorded(fn: Callable[[], Any], *, name: str) -> Any:
         with seen.span("imports" if name == "imports" else "build"):
             return await run_detached(fn, name=name)
 
     for module in (model_loader, streamed):
-        vars(module)["run_detached"] = noted
+        vars(module)["run_detached"] = recorded
 
 
 MODES: dict[str, Callable[[str, str, Path], Loading]] = {
@@ -135,7 +135,7 @@ async def _measured(load: Loading, *, watch: bool) -> dict[str, float]:
         kept = await load(None)
         seconds = time.perf_counter() - start
         del kept
-        # What the cores did meanwhile, the server's work included, as if it were spread evenly over them.
+        # Seconds of work per core, the server's work included, as if spread evenly over all cores.
         busy = seconds - (_idle() - idled)
         return {"seconds": seconds, "cpu": time.process_time() - used, "busy": busy}
     async with heartbeat() as seen:
@@ -146,19 +146,19 @@ async def _measured(load: Loading, *, watch: bool) -> dict[str, float]:
 
 
 def _idle() -> float:
-    """Seconds that the machine's cores have been idle, a core's share."""
+    """Return the idle time of the machine since boot, in seconds per core."""
     idle, wait = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[4:6]
     return (int(idle) + int(wait)) / os.sysconf("SC_CLK_TCK") / (os.cpu_count() or 1)
 
 
 async def _timeline(endpoint: str, model: str, cache: Path) -> dict[str, Any]:
-    """Our load, and when its threads and its bytes came and went."""
+    """Load with our loader, and record when its threads ran and when its bytes arrived."""
     start = time.perf_counter()
     spans: list[tuple[str, float, float]] = []
     arrived: list[tuple[float, float]] = []
     run_detached = model_loader.run_detached
 
-    async def noted(fn: Callable[[], Any], *, name: str) -> Any:
+    async def recorded(fn: Callable[[], Any], *, name: str) -> Any:
         begun = time.perf_counter() - start
         try:
             return await run_detached(fn, name=name)
@@ -166,12 +166,12 @@ async def _timeline(endpoint: str, model: str, cache: Path) -> dict[str, Any]:
             spans.append((name, begun, time.perf_counter() - start))
 
     async def streaming(fn: Callable[[], Any], *, name: str) -> Any:
-        return await noted(fn, name=f"streaming {name}")
+        return await recorded(fn, name=f"streaming {name}")
 
     def note(progress: Progress) -> None:
         arrived.append((time.perf_counter() - start, progress.fraction))
 
-    vars(model_loader)["run_detached"], vars(streamed)["run_detached"] = noted, streaming
+    vars(model_loader)["run_detached"], vars(streamed)["run_detached"] = recorded, streaming
     await ModelLoader(model, endpoint=endpoint, cache_dir=cache, on_progress=note).load()
     return {"spans": spans, "bytes": arrived}
 

@@ -1,4 +1,4 @@
-"""A slower link than loopback: a network namespace for the servers, `tc tbf` on its way out. As root."""
+"""A link slower than loopback: a network namespace for the servers, shaped by `tc tbf`. Needs root."""
 
 import os
 import shutil
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Place:
-    """Where servers run.
+    """The network in which servers run.
 
     Attributes:
         host: their address.
-        prefix: what a command starts with to run there.
-        what: the link, for a person; "" for loopback.
+        prefix: the words before a command that run it there.
+        what: a description of the link; "" for loopback.
     """
 
     host: str = "127.0.0.1"
@@ -24,20 +24,20 @@ class Place:
 
 
 class NoLink(Exception):
-    """Raised when this machine can't make a link of a given rate; says why."""
+    """Raised when this machine can't create a link; the message has the reason."""
 
 
 @contextmanager
 def link(rate: str) -> Iterator[Place]:
-    """Make a link whose bytes from the servers are shaped to `rate` ("1gbit").
+    """Create a link that limits the bytes from the servers to `rate` ("1gbit").
 
     Raises:
-        NoLink: no root, no `ip` or `tc`, or a kernel without namespaces, veth or tbf.
+        NoLink: without root, `ip`, `tc`, or kernel support of namespaces, veth and tbf.
     """
     missing = [name for name in ("ip", "tc") if shutil.which(name) is None]
     if os.geteuid() != 0 or missing:
-        raise NoLink("needs root" if not missing else f"needs {' and '.join(missing)} (Debian package iproute2)")
-    # Names and addresses of this process's own, so that two benchmarks can run side by side.
+        raise NoLink("it needs root" if not missing else f"it needs {' and '.join(missing)} (Debian package iproute2)")
+    # Names and addresses derived from the process id, so that two benchmarks can run at once.
     number = os.getpid() % 16384
     name, ours, theirs = f"bench{number}", f"bo{number}", f"bt{number}"
     near, far = (f"10.211.{number // 64}.{number % 64 * 4 + i}" for i in (1, 2))
@@ -51,7 +51,7 @@ def link(rate: str) -> Iterator[Place]:
             _run(*inside, "ip", "addr", "add", f"{far}/30", "dev", theirs)
             _run(*inside, "ip", "link", "set", theirs, "up")
             _run(*inside, "ip", "link", "set", "lo", "up")
-            # A burst of about 2 ms at 1 Gbit/s, and at 10: less, and the kernel's timer can't keep the rate.
+            # A burst of about 2 ms. With a smaller one, the kernel's timer can't keep the rate.
             burst = "2500kb" if rate.endswith("0gbit") else "256kb"
             _run(
                 *inside,
@@ -72,11 +72,13 @@ def link(rate: str) -> Iterator[Place]:
             _run("ip", "netns", "del", name)
             raise
     except (OSError, subprocess.CalledProcessError) as error:
-        raise NoLink(f"no link of {rate}: {getattr(error, 'stderr', '') or error}".strip()) from error
+        raise NoLink(
+            f"the link of {rate} could not be created: {getattr(error, 'stderr', '') or error}".strip()
+        ) from error
     try:
         yield Place(far, inside, f"a link of {rate} (tc tbf)")
     finally:
-        _run("ip", "netns", "del", name)  # and the pair of interfaces with it
+        _run("ip", "netns", "del", name)  # also deletes the pair of interfaces
 
 
 _QUEUE = ("latency", "50ms")

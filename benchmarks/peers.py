@@ -1,6 +1,6 @@
-"""`python -m benchmarks.peers`: what clients do when something goes wrong, seen by the server that they fetch from.
+"""`python -m benchmarks.peers`: how clients behave during faults, observed by the server they download from.
 
-One file, of 256 MiB. Each client is a process of its own, as a user runs it, over plain HTTP.
+Each client downloads one file of 256 MiB over plain HTTP, in a process of its own.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 
 from yaie_async.localhub import LocalHub, running
 
-_PATIENCE = 20.0  # seconds, after which a client that does not end is killed
+_TIMEOUT = 20.0  # seconds after which a client that does not exit is killed
 _CLIENTS = ("us", "snapshot_download", "hf_transfer", "aria2c -x8 -c", "curl -C -")
 _FILE = "/org/big/resolve/main/model.safetensors"
 _PYTHON = {
@@ -36,7 +36,7 @@ _PYTHON = {
 
 
 class Site:
-    """The hub, which counts, slows down, falls silent, and flips a byte as it is told."""
+    """A hub that counts requests and bytes, and can slow down, fall silent or flip a byte."""
 
     def __init__(self, root: Path) -> None:
         self._hub = LocalHub(root)
@@ -44,8 +44,8 @@ class Site:
 
     def reset(self, *, rate: float = 0, silent_after: int | None = None, flip: bool = False) -> None:
         self.sent = 0
-        self.counts: list[int] = []  # of requests, whenever one begins
-        self._open: set[object] = set()  # a new one: those that a killed client left behind are not counted
+        self.counts: list[int] = []  # open requests at the start of each request
+        self._open: set[object] = set()  # a new set, which excludes the requests of a killed client
         self.rate, self.silent_after, self.flip = rate, silent_after, flip
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -67,13 +67,13 @@ class Site:
                 more = number < len(pieces) or message.get("more_body", False)
                 await send(message if len(pieces) == 1 else {**message, "body": piece, "more_body": more})
 
-        among, this = self._open, object()
-        among.add(this)
-        self.counts.append(len(among))
+        open_requests, request = self._open, object()
+        open_requests.add(request)
+        self.counts.append(len(open_requests))
         try:
             await self._hub(scope, receive, counted)
         finally:
-            among.discard(this)
+            open_requests.discard(request)
 
 
 def start(client: str, endpoint: str, target: Path) -> "subprocess.Popen[bytes]":
@@ -98,11 +98,11 @@ def wait_until(condition: Callable[[], object], process: "subprocess.Popen[bytes
 def time_to_end(process: "subprocess.Popen[bytes]") -> str:
     begin = time.monotonic()
     try:
-        process.wait(_PATIENCE)
+        process.wait(_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        return f"over {_PATIENCE:.0f} s"
+        return f"over {_TIMEOUT:.0f} s"
     return f"{time.monotonic() - begin:.1f} s"
 
 
@@ -114,7 +114,7 @@ def is_right(target: Path, content: bytes) -> bool:
 def checks(site: Site, endpoint: str, client: str, top: Path, content: bytes) -> dict[str, str]:
     found = {}
     size = len(content)
-    rate = size / 4  # bytes a second for each connection: seconds of download, in which something can go wrong
+    rate = size / 4  # bytes per second and connection, so that a download takes seconds
     site.reset(rate=rate)
     start(client, endpoint, top / "parallel").wait()
     found["requests of one file at once"] = str(max(site.counts, default=0))
@@ -151,9 +151,9 @@ def checks(site: Site, endpoint: str, client: str, top: Path, content: bytes) ->
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", type=int, default=256, metavar="MIB")
-    parser.add_argument("--only", choices=_CLIENTS, help="one client, and nothing of from_pretrained")
-    asked = parser.parse_args()
-    size = asked.size << 20
+    parser.add_argument("--only", choices=_CLIENTS, help="run this client only, without from_pretrained")
+    arguments = parser.parse_args()
+    size = arguments.size << 20
     top = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         model = top / "models/org/big"
@@ -167,11 +167,11 @@ def main() -> None:
         site = Site(top / "models")
         rows = {}
         with running(site) as endpoint:
-            for client in [asked.only] if asked.only else _CLIENTS:
+            for client in [arguments.only] if arguments.only else _CLIENTS:
                 rows[client] = checks(site, endpoint, client, top / client.split()[0], content)
                 print(client, rows[client], file=sys.stderr)
-            if not asked.only:
-                # It downloads as snapshot_download does, file by file; what differs is how it ends.
+            if not arguments.only:
+                # It downloads like snapshot_download; only its end on Ctrl-C differs.
                 site.reset(silent_after=size // 8)
                 process = start("to_thread(from_pretrained)", endpoint, top / "thread")
                 wait_until(lambda: site.sent >= size // 8, process)
@@ -181,7 +181,7 @@ def main() -> None:
         print("| | " + " | ".join(names) + " |\n|---" + "|---" * len(names) + "|")
         for client, found in rows.items():
             print(f"| {client} | " + " | ".join(found[name] for name in names) + " |")
-        if not asked.only:
+        if not arguments.only:
             print(f"\nto_thread(from_pretrained) ends {ended} after Ctrl-C while the server is silent.")
     finally:
         shutil.rmtree(top)

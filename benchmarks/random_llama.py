@@ -1,6 +1,6 @@
 """Writes a random Llama: `python -m benchmarks.random_llama DIRECTORY MEGABYTES SHARDS TOKENS DTYPE`.
 
-A process of its own: the one that prints the tables never imports torch.
+It runs in a process of its own, since the process that prints the tables must not import torch.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def make_llama(directory: Path, megabytes: int, *, shards: int = 8, tokens: int = 0, dtype: str = "float16") -> None:
-    """Let another process write it; `tokens` 0 is a tokenizer of single bytes."""
+    """Write the model in another process; with `tokens` 0 its tokenizer has single bytes only."""
     directory.mkdir(parents=True)
     subprocess.run(
         [
@@ -27,7 +27,7 @@ def make_llama(directory: Path, megabytes: int, *, shards: int = 8, tokens: int 
 
 
 def add_tokenizer_copy(model: Path, copy: Path, tokens: int) -> None:
-    """The same model under another name, with a tokenizer of so many tokens."""
+    """Link the model to another name, with a tokenizer of `tokens` tokens."""
     copy.mkdir(parents=True)
     for file in model.iterdir():
         if file.name != "tokenizer.json":
@@ -36,14 +36,14 @@ def add_tokenizer_copy(model: Path, copy: Path, tokens: int) -> None:
 
 
 def write_tokenizer(directory: Path, tokens: int, kind: str = "PreTrainedTokenizerFast") -> None:
-    """A byte-level BPE tokenizer as the repositories of real models have it, of that class."""
+    """Write a byte-level BPE tokenizer of the class `kind`, in the format of real repositories."""
     from tokenizers import pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = ["<s>", "</s>", *letters]
     vocabulary = {name: number for number, name in enumerate(names)}
     merges: list[list[str]] = []
-    # A token is two that were there before, of up to a dozen letters together, as in the tokenizers of real models.
+    # Each new token joins two earlier ones, up to 12 letters long, as in the tokenizers of real models.
     chance = random.Random(tokens)
     while len(vocabulary) < tokens:
         left, right = chance.choice(names), chance.choice(letters if chance.random() < 0.3 else names)

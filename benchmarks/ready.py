@@ -1,4 +1,4 @@
-"""Cold time to a ready fp16 model over a link, beside what one writes by hand and the lower bounds."""
+"""Cold time to a ready fp16 model over a link, against hand-written code and the lower bounds."""
 
 import argparse
 import shutil
@@ -23,7 +23,7 @@ CASES = (_US, _STOCK, _RUST, _DOWNLOAD, _BUILD, _STOCK_BUILD)
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
-    """Print seconds and ratios; draw them, and what overlapped in one more load of ours."""
+    """Print seconds and ratios; with --plot also draw them, and the timeline of one more load of ours."""
     print(machine())
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         models, full = Path(scratch, "models"), Path(scratch, "full")
@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
             def case(mode: str, cache: str | Path = "hub") -> list[str]:
                 return [mode, site.endpoint, MODEL, str(cache), "plain"]
 
-            # A cache that holds the model, for those that build alone.
+            # Fill a cache for the cases that only build.
             measure("benchmarks.loading", {"filled": case("prefetch", full)}, site, Path(scratch), 1)
             cases = {
                 _US: case("us"),
@@ -43,7 +43,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
                 _BUILD: case("us", full),
                 _STOCK_BUILD: case("to_thread", full),
             }
-            cases = {name: told for name, told in cases.items() if name in arguments.only}
+            cases = {name: case for name, case in cases.items() if name in arguments.only}
             results = measure("benchmarks.loading", cases, site, Path(scratch), arguments.rounds)
             if arguments.plot:
                 one = {"timeline": [*case("us")[:-1], "timeline"]}

@@ -1,4 +1,4 @@
-"""What all benchmarks share: clean processes in interleaved rounds, and tables of medians and spread."""
+"""Interleaved rounds of measurements in new processes, and tables of their medians and ranges."""
 
 import json
 import os
@@ -18,7 +18,7 @@ Rounds = list[dict[str, float]]
 
 
 def machine() -> str:
-    """What it was measured on."""
+    """Return a description of the machine and the versions, for the head of the output."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     cpu = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), platform.machine())
     versions = []
@@ -34,12 +34,12 @@ def machine() -> str:
 
 
 def load() -> str:
-    """The load average, since other work on the machine is in every figure."""
+    """Return the load average: other work on the machine affects every figure."""
     return "load average " + " ".join(f"{value:.1f}" for value in os.getloadavg())
 
 
 def environment(home: Path, site: Site | None = None) -> dict[str, str]:
-    """The environment of a client: the site's certificates, and nothing of the user's settings."""
+    """Return the environment of a client, with the site's certificates and without the user's settings."""
     ours = {
         name: value
         for name, value in os.environ.items()
@@ -55,9 +55,9 @@ def environment(home: Path, site: Site | None = None) -> dict[str, str]:
 def measure(
     module: str, cases: Mapping[str, Sequence[str]], site: Site | None, folder: Path, rounds: int
 ) -> dict[str, Rounds]:
-    """Run `python -m MODULE *ARGUMENTS DIRECTORY` for each case in turn, `rounds` times, DIRECTORY empty.
+    """Run `python -m MODULE *ARGUMENTS DIRECTORY` for each case in turn, `rounds` times, with an empty DIRECTORY.
 
-    A case that can't run here is left out, with a note.
+    A case that fails is skipped from then on, with a note.
     """
     found: dict[str, Rounds] = {name: [] for name in cases}
     for _ in range(rounds):
@@ -74,7 +74,7 @@ def measure(
             shutil.rmtree(into)
             if done.returncode:
                 last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-                print(f"note: {name} is left out: {last}")
+                print(f"note: {name} is skipped: {last}")
                 del found[name]
             else:
                 found[name].append(json.loads(done.stdout.splitlines()[-1]))
@@ -82,11 +82,11 @@ def measure(
 
 
 def pyplot() -> Any:
-    """matplotlib's pyplot for drawing into files; None, with a note, where it is not installed."""
+    """Return matplotlib's pyplot for drawing into files, or print a note and return None if it is not installed."""
     try:
         import matplotlib as mpl
     except ImportError:
-        print("note: no plot without matplotlib")
+        print("note: the plot is skipped: matplotlib is not installed")
         return None
     mpl.use("agg")
     from matplotlib import pyplot as plt
@@ -95,7 +95,7 @@ def pyplot() -> Any:
 
 
 def draw(path: Path | None, title: str, unit: str, values: Mapping[str, Sequence[float]]) -> None:
-    """Draw medians as bars, and the range of each."""
+    """Draw medians as bars, each with its range."""
     plt = pyplot() if path else None
     if plt is None:
         return
@@ -111,20 +111,20 @@ def draw(path: Path | None, title: str, unit: str, values: Mapping[str, Sequence
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
-    """Median and range: "231 (190-260)"."""
+    """Return median and range, as "231 (190-260)"."""
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low}-{high})"
 
 
 def ratio(ours: Rounds, theirs: Rounds | None, key: str) -> float | None:
-    """Median of the ratios within each round, in which both saw the same noise."""
+    """Return the median of the ratios in each round, where both cases had the same noise."""
     if not theirs or key not in ours[0] or key not in theirs[0]:
         return None
     return statistics.median(a[key] / b[key] for a, b in zip(ours, theirs, strict=True))
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, the first column to the left."""
+    """Print a table with the first column aligned left, the others right."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     print(f"\n{title}; {load()}")
     for row in (head, *rows):

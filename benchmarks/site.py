@@ -1,4 +1,4 @@
-"""A Hub to be measured against: LocalHub for metadata, nginx with TLS 1.3 and sendfile for the bodies."""
+"""The measured Hub: LocalHub for metadata, nginx with TLS 1.3 and sendfile for the bodies."""
 
 import json
 import os
@@ -34,7 +34,7 @@ http {{
 }}
 """
 
-# The signature of the URL is for LocalHub alone: nginx hands the file to anyone.
+# The server of the metadata. Only LocalHub checks the signatures of URLs; nginx serves any request.
 _HUB = """
 import sys, time, anyio
 from yaie_async.localhub import LocalHub, running
@@ -51,11 +51,11 @@ with running(late if float(latency) else hub, host=host, port=int(port)):
 
 @dataclass(frozen=True)
 class Site:
-    """Where the models are served.
+    """The addresses of the served models.
 
     Attributes:
-        endpoint: the Hub's URL.
-        authority: the certificate authority's file, for SSL_CERT_FILE.
+        endpoint: the URL of the Hub.
+        authority: the file with the CA certificate, for SSL_CERT_FILE.
     """
 
     endpoint: str
@@ -64,31 +64,31 @@ class Site:
 
 @contextmanager
 def serving(root: Path, *, limit: str = "", latency: float = 0.0, place: Place | None = None) -> Iterator[Site]:
-    """Serve the models below `root`, each already hashed, as the Hub has hashed its own long ago.
+    """Serve the models below `root`. They are hashed before, as the Hub's are, so that hashing is not measured.
 
     Args:
-        root: holds `org/name/` directories.
+        root: a folder with `org/name/` directories.
         limit: an nginx directive for each body ("limit_rate 60m;").
-        latency: seconds before each answer; bodies then come from LocalHub too: nginx can't.
-        place: where the servers run; loopback when None.
+        latency: seconds before each response. LocalHub then serves the bodies too, since nginx can't wait.
+        place: the network of the servers; loopback when None.
     """
-    nginx = shutil.which("nginx") or sys.exit("needs nginx (Debian package nginx-light)")
+    nginx = shutil.which("nginx") or sys.exit("This benchmark needs nginx (Debian package nginx-light).")
     place = place or Place()
     host = place.host
     with ExitStack() as stack:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-site-")))
         port, hub_port = free_port(), free_port()
         _certificate(top, host)
-        user = "user root;" if os.geteuid() == 0 else ""  # the folders of `tempfile` are closed to nobody
+        user = "user root;" if os.geteuid() == 0 else ""  # user "nobody" can't read the folders of `tempfile`
         (top / "nginx.conf").write_text(
             _NGINX.format(top=top, host=host, port=port, root=root, limit=limit, user=user), encoding="utf-8"
         )
         _start(stack, [*place.prefix, nginx, "-c", str(top / "nginx.conf"), "-e", str(top / "error.log")])
         endpoint = f"http://{host}:{hub_port}"
-        # Another origin by name: the official client takes a redirect within one for a file that has moved.
+        # Another host name: the official client treats a redirect within one host as a renamed repository.
         cdn = f"http://localhost:{hub_port}" if latency else f"https://{host}:{port}"
-        told = [str(root), cdn, host, str(hub_port), str(latency)]
-        hub = _start(stack, [*place.prefix, sys.executable, "-c", _HUB, *told])
+        arguments = [str(root), cdn, host, str(hub_port), str(latency)]
+        hub = _start(stack, [*place.prefix, sys.executable, "-c", _HUB, *arguments])
         assert hub.stdout is not None
         hub.stdout.readline()
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -99,7 +99,7 @@ def serving(root: Path, *, limit: str = "", latency: float = 0.0, place: Place |
 
 
 def make_model(root: Path, megabytes: float, shards: int) -> int:
-    """Write random bytes in so many shards, since no client cares what they are. Return their size."""
+    """Write a model of random bytes, which suffice for a download, in `shards` shards. Return their size in bytes."""
     directory = root / MODEL
     directory.mkdir(parents=True)
     names = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]

@@ -1,4 +1,4 @@
-"""How long the event loop is away during a cold load: a 2 ms heartbeat in a cold process, by phase."""
+"""Stalls of the event loop during a cold load, by phase, measured by a heartbeat of 2 ms in a new process."""
 
 import argparse
 import tempfile
@@ -19,18 +19,18 @@ _PHASES = ("download", "imports", "build", "all")
 
 @contextmanager
 def slow_site(models: Path, rate: str) -> Iterator[tuple[Site, str]]:
-    """Serve over a link of `rate`, or by eight connections that are capped to about 1 Gbit/s together."""
+    """Serve over a link of `rate`, or without one with eight connections capped at about 1 Gbit/s together."""
     try:
         with link(rate) as place, serving(models, place=place) as site:
             yield site, place.what
     except NoLink as error:
-        print(f"note: {error}; instead, each connection is capped at 15 MiB/s")
+        print(f"note: no link: {error}; each connection is capped at 15 MiB/s instead")
         with serving(models, limit="limit_rate 15m;") as site:
             yield site, "8 connections of 15 MiB/s (nginx limit_rate)"
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
-    """Print the longest and the 99th percentile of each phase, beside an idle loop."""
+    """Print the longest stall and the 99th percentile of each phase, and those of an idle loop."""
     print(machine())
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         models = Path(scratch, "models")
@@ -69,5 +69,5 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
         "longest stall of the event loop, ms",
         {name: [one["all longest"] for one in found] for name, found in results.items()},
     )
-    print("a late beat counts to imports if it overlaps them, else to the build, else to the download")
+    print("a late beat counts for the imports if it overlaps them, else for the build, else for the download")
     return results

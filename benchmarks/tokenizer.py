@@ -1,6 +1,6 @@
-"""How long building a large tokenizer keeps other threads from the GIL.
+"""How long building a large tokenizer holds the GIL, which stalls all other threads.
 
-One case in a cold process: `python -m benchmarks.tokenizer CASE DIRECTORY INTO`.
+One case in a new process: `python -m benchmarks.tokenizer CASE DIRECTORY INTO`.
 """
 
 import argparse
@@ -22,11 +22,11 @@ _FLOOR = "BPE(vocab, merges) alone"
 CASES = (_US, _STOCK, _FLOOR)
 _TOKENS = 128_000
 KINDS = ("PreTrainedTokenizerFast", "Qwen2Tokenizer", "GPT2Tokenizer", "LlamaTokenizerFast")
-_INTERVAL = 0.001  # seconds, of the thread that watches
+_INTERVAL = 0.001  # seconds between two looks of the measuring thread
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
-    """Print the longest hold of the GIL, beside the library's own longest call."""
+    """Print the longest hold of the GIL, against that of the library's own longest call."""
     print(machine())
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         directory = Path(scratch, "tokenizer")
@@ -59,7 +59,7 @@ def _prepared(case: str, directory: Path) -> Callable[[], object]:
     from yaie_async.model.imports import import_libraries
     from yaie_async.model.tokenizer import build_tokenizer
 
-    import_libraries(responsive=True)  # all cases in the state in which a load builds: nothing left for gc to walk
+    import_libraries(responsive=True)  # all cases start as a load does: with gc frozen
     from transformers import AutoTokenizer
 
     if case == _US:

@@ -1,6 +1,6 @@
-"""How long torch's default dtype is another one while a model is built: `torch.zeros(1)` elsewhere would follow it.
+"""How long a build changes torch's default dtype, which affects `torch.zeros(1)` in other threads.
 
-One load in a cold process: `python -m benchmarks.window MODE ENDPOINT MODEL CACHE DIRECTORY`.
+One load in a new process: `python -m benchmarks.window MODE ENDPOINT MODEL CACHE DIRECTORY`.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from benchmarks.site import MODEL
 from benchmarks.stall import slow_site
 
 CASES = ("us", "to_thread")
-_INTERVAL = 0.001  # seconds between looks whether torch is there
+_INTERVAL = 0.001  # seconds between checks for an imported torch
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
-    """Print how often, and for how long, in a cold load over a link."""
+    """Print how often and for how long the dtype is changed in a cold load over a link."""
     print(machine())
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         models = Path(scratch, "models")
@@ -43,7 +43,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
         ]
         for name, found in results.items()
     ]
-    title = f"Milliseconds in which the default dtype is another one, a cold load of {arguments.size} MB over {what}"
+    title = f"Milliseconds in which the default dtype is changed, a cold load of {arguments.size} MB over {what}"
     table(
         f"{title}; medians (min-max) of {arguments.rounds} interleaved rounds",
         ["", "load, s", "times", "longest", "in all"],
@@ -60,28 +60,28 @@ def _main(mode: str, endpoint: str, model: str, cache: str, directory: str) -> N
     start = time.perf_counter()
     asyncio.run(_load(mode, endpoint, model, Path(directory, cache)))
     seconds = time.perf_counter() - start
-    told = {"times": len(windows), "longest": max(windows, default=0), "total": sum(windows)}
-    print(json.dumps({"seconds": seconds, **told}))
+    measured = {"times": len(windows), "longest": max(windows, default=0), "total": sum(windows)}
+    print(json.dumps({"seconds": seconds, **measured}))
 
 
 def _watch(windows: list[float]) -> None:
-    """Have each change noted, as soon as torch is there: looking often would miss what lies within a GIL's turn."""
+    """Record each change, by replacing `set_default_dtype` after the import: polling would miss short changes."""
     while not hasattr(torch := sys.modules.get("torch"), "set_default_dtype"):
         time.sleep(_INTERVAL)
-    really = torch.set_default_dtype
+    original = torch.set_default_dtype
     since: float | None = None
 
-    def noted(dtype: Any) -> None:
+    def recorded(dtype: Any) -> None:
         nonlocal since
         now = time.perf_counter()
-        if dtype != torch.float32:  # which a new process has
+        if dtype != torch.float32:  # the default of a new process
             since = since or now
         elif since is not None:
             windows.append((now - since) * 1e3)
             since = None
-        really(dtype)
+        original(dtype)
 
-    torch.set_default_dtype = noted
+    torch.set_default_dtype = recorded
 
 
 async def _load(mode: str, endpoint: str, model: str, cache: Path) -> None:
