@@ -1,4 +1,4 @@
-"""A warm-up of tiny models on a hub of this machine, asked as a server asks it."""
+"""Fixtures for warm-ups of tiny models from a local hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Put = Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with its tokenizer."""
+    """The directory of a tiny Llama with its tokenizer."""
     directory = tmp_path_factory.mktemp("tiny")
     models.llama(directory)
     return directory
@@ -30,7 +30,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in 34 MB: long enough to be watched while it arrives."""
+    """The directory of a Llama of 34 MB, whose download takes long enough to be observed."""
     directory = tmp_path_factory.mktemp("large")
     models.llama(directory, hidden=1024)
     return directory
@@ -38,7 +38,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def put(hub_root: Path, tiny: Path) -> Put:
-    """Puts the tiny model on the hub: `put("org/name")`."""
+    """Copies the tiny model to the hub: `put("org/name")`."""
     return lambda name: Path(shutil.copytree(tiny, hub_root / name))
 
 
@@ -49,7 +49,7 @@ def put_large(hub_root: Path, large: Path) -> Put:
 
 @pytest.fixture
 def loader(hub: HubServer, tmp_path: Path) -> MakeLoader:
-    """A loader for a model of the hub, with a cache of the test's own."""
+    """Makes a loader for a model of the hub, with a cache in the test's folder."""
 
     def make(name: str = "org/name", **options: Any) -> ModelLoader:
         return ModelLoader(name, endpoint=hub.url, cache_dir=tmp_path / "cache", **options)
@@ -59,8 +59,7 @@ def loader(hub: HubServer, tmp_path: Path) -> MakeLoader:
 
 @asynccontextmanager
 async def asked(warmup: Warmup) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the warm-up's app, without a server between."""
-    # The tests' own httpx drives the app on this very loop.
+    """A client that calls the warm-up's app on this event loop, without a server."""
     transport = httpx.ASGITransport(warmup.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
         yield client

@@ -1,4 +1,4 @@
-"""What is served under the mount, asked by ASGI's own rules."""
+"""Tests of the warm-up's ASGI application, called directly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Message = MutableMapping[str, Any]
 
 @pytest.fixture
 def warmup(loader: MakeLoader, hub: HubServer) -> Warmup:
-    """Of a model that never arrives."""
+    """A warm-up of a model whose download never starts."""
     hub.faults.add(Stall(-1), times=None)
     return Warmup(chat=loader())
 
@@ -52,7 +52,7 @@ async def answers(warmup: Warmup, scope: Message, receive: Callable[[], Awaitabl
         ("/livez", "", 200),
         ("/warmup/livez", "/warmup", 200),
         ("/api/warmup/livez", "/api/warmup", 200),
-        ("/livez", "/stripped", 200),  # by a proxy, or a framework of old
+        ("/livez", "/stripped", 200),  # by a proxy or an old framework
         ("/warmup/", "/warmup", 200),
         ("/warmup", "/warmup", 307),
         ("/wärm\nup", "/wärm\nup", 307),
@@ -63,7 +63,7 @@ async def answers(warmup: Warmup, scope: Message, receive: Callable[[], Awaitabl
     ],
 )
 async def test_paths_are_below_the_mount(warmup: Warmup, path: str, root: str, status: int) -> None:
-    """Wherever it is mounted; the bare mount leads to the page."""
+    """The paths work below any mount point, and the mount point without a slash redirects to the page."""
     start, _ = await answers(warmup, scope(path, root))
     assert start["status"] == status
     if status == 307:
@@ -71,7 +71,7 @@ async def test_paths_are_below_the_mount(warmup: Warmup, path: str, root: str, s
 
 
 async def test_only_reading(warmup: Warmup) -> None:
-    """POST is refused; HEAD is GET without the body, and of /events too, which has no end."""
+    """POST is refused. HEAD gets the headers of GET without the body, also for the endless /events."""
     start, _ = await answers(warmup, scope("/readyz", method="POST"))
     assert (start["status"], dict(start["headers"])[b"allow"]) == (405, b"GET, HEAD")
     async with warmup:
@@ -81,6 +81,8 @@ async def test_only_reading(warmup: Warmup) -> None:
 
 
 async def test_a_websocket_is_refused(warmup: Warmup) -> None:
+    """A WebSocket is closed before it is accepted."""
+
     async def connect() -> Message:
         return {"type": "websocket.connect"}
 
@@ -88,7 +90,7 @@ async def test_a_websocket_is_refused(warmup: Warmup) -> None:
 
 
 async def test_it_has_a_lifespan_of_its_own(warmup: Warmup, hub: HubServer) -> None:
-    """A server that runs it by itself, or an app that hands its lifespan on, warms up without a request."""
+    """A server that runs the app alone, or an app that forwards its lifespan, starts the warm-up without a request."""
 
     async def events_of_a_server() -> Message:
         if not started:
@@ -105,7 +107,7 @@ async def test_it_has_a_lifespan_of_its_own(warmup: Warmup, hub: HubServer) -> N
 
 
 async def test_the_page_needs_nothing_from_outside(warmup: Warmup) -> None:
-    """Its policy lets its own script and style run, and its own origin be asked, and nothing else."""
+    """The page's policy allows its own script and style and requests to its own origin, and nothing else."""
     async with asked(warmup) as client:
         answer = await client.get("/")
     assert answer.content == PAGE
@@ -120,7 +122,7 @@ async def test_the_page_needs_nothing_from_outside(warmup: Warmup) -> None:
 
 
 class Reader:
-    """A client of /events that takes what it is sent only when told to."""
+    """A client of /events that reads only while `open` is set."""
 
     def __init__(self, warmup: Warmup) -> None:
         self.warmup = warmup
@@ -157,7 +159,7 @@ class Reader:
 
 
 async def test_events_come_at_once_and_on_change(loader: MakeLoader, hub: HubServer, put: Put) -> None:
-    """The first is the state of the moment, the last is ready; none is sent twice, and a client that leaves ends it."""
+    """The first event has the current state, the last is ready, none is repeated; a disconnect ends the stream."""
     put("org/name")
     stall = Stall(1000)
     hub.faults.add(stall, path="^/cdn/")
@@ -183,7 +185,7 @@ async def test_events_come_at_once_and_on_change(loader: MakeLoader, hub: HubSer
 
 
 async def test_a_quiet_stream_has_a_heartbeat(warmup: Warmup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A comment, which no reader takes for an event."""
+    """A stream without changes sends comments, which clients ignore."""
     monkeypatch.setattr(events, "HEARTBEAT", 0.01)
     async with warmup, anyio.create_task_group() as group:
         reader = Reader(warmup)
@@ -193,7 +195,7 @@ async def test_a_quiet_stream_has_a_heartbeat(warmup: Warmup, monkeypatch: pytes
 
 
 async def test_a_stream_ends_after_a_while(warmup: Warmup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By itself, saying that it may be asked for again: a worker that should end would wait for it for ever."""
+    """A stream ends after its lifetime with an event `again`: a stopping worker would wait for it forever."""
     monkeypatch.setattr(events, "LIFETIME", 0.01)
     async with warmup:
         reader = Reader(warmup)
@@ -205,7 +207,7 @@ async def test_a_stream_ends_after_a_while(warmup: Warmup, monkeypatch: pytest.M
 
 
 async def test_a_slow_reader_gets_the_newest_state(loader: MakeLoader, hub: HubServer, put: Put) -> None:
-    """While it does not read, nothing is kept for it: its next event is the state of then."""
+    """Events are not queued for a client that does not read: its next event has the newest state."""
     put("org/name")
     stall = Stall(0)
     hub.faults.add(stall, path="^/cdn/")
@@ -221,13 +223,13 @@ async def test_a_slow_reader_gets_the_newest_state(loader: MakeLoader, hub: HubS
         count = len(reader.events)
         reader.open.set()
         await reader.until(lambda: reader.events[-1]["state"] == "ready")
-        # The one that was being sent when it stopped reading, and the newest.
+        # The event that was being sent when the client stopped reading, and the newest one.
         assert len(reader.events) <= count + 2
         reader.left.set()
 
 
 async def test_the_end_of_the_server_ends_the_stream(warmup: Warmup) -> None:
-    """A server that stops waits for its answers: this one ends by itself."""
+    """A stopping server waits for open responses, so the stream ends when the warm-up stops."""
     async with anyio.create_task_group() as group:
         reader = Reader(warmup)
         async with warmup:

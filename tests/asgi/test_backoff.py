@@ -1,4 +1,4 @@
-"""What is worth waiting for."""
+"""Tests of the backoff: which failures are retried, and after how long."""
 
 import pytest
 
@@ -23,13 +23,13 @@ from yaie_async.asgi.backoff import wait_before_retry
     ],
 )
 def test_an_outage_is_waited_for(error: Exception) -> None:
-    """Longer each time, and a minute at most; a bit of chance keeps a fleet apart."""
+    """The wait doubles with each failure up to a minute, with jitter so that many servers don't retry at once."""
     assert [wait_before_retry(error, failures, 1.0) for failures in (1, 2, 3, 9)] == [2.0, 4.0, 8.0, 60.0]
     assert wait_before_retry(error, 1, 0.0) == 1.0
 
 
 def test_the_hub_may_say_when() -> None:
-    """Earlier than that it is not asked again."""
+    """A load is not retried before the time in Retry-After."""
     error = HubUnavailableError("gave up", attempts=1, status=429, headers={"Retry-After": "1000"})
     assert wait_before_retry(error, 1, 1.0) == 1000.0
 
@@ -47,4 +47,5 @@ def test_the_hub_may_say_when() -> None:
     ],
 )
 def test_what_waiting_does_not_cure_is_not(error: Exception) -> None:
+    """Permanent failures are not retried."""
     assert wait_before_retry(error, 1, 1.0) is None

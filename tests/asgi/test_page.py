@@ -1,4 +1,4 @@
-"""The page in a browser: headless Chromium, with nothing between it and the warm-up but a server."""
+"""Tests of the page in headless Chromium, against a real server."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from yaie_async.localhub import running
 
 Open = Callable[..., Page]
 
-expect.set_options(timeout=20_000)  # others may be using this machine
+expect.set_options(timeout=20_000)  # milliseconds; the machine may be busy
 
-# What assistive technology is told of the bars, and what is read beside them, each time it changes.
+# Records each change of the bars' accessible value, and of the numbers below them.
 _RECORD = """() => {
     window.seen = [];
     window.read = [];
@@ -41,14 +41,14 @@ _RECORD = """() => {
 
 @pytest.fixture(autouse=True)
 def no_blocking() -> None:
-    """Not watched here: playwright keeps a loop of its own "running" on this thread, which these tests may well block."""
+    """Disables the check: playwright keeps its own event loop running on this thread, and these tests may block it."""
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     program = require_program("chromium", "chromium")
     with sync_playwright() as playwright:
-        # CI runs as root, and root has no sandbox.
+        # CI runs as root, for which Chromium has no sandbox.
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -56,7 +56,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Open]:
-    """Opens a page; at the end nothing may be on its console, and it may have asked nobody but its own origin."""
+    """Opens a page. At the end its console must be empty, and all its requests must be to its own origin."""
     said: list[str] = []
     asked: list[str] = []
     contexts = []
@@ -78,19 +78,19 @@ def visit(browser: Browser) -> Iterator[Open]:
     yield visit
     for context in contexts:
         context.close()
-    # A connection that is lost is told by the browser itself.
+    # The browser itself logs a lost connection.
     assert [line for line in said if "ERR_" not in line and "502" not in line] == []
     assert [url for url in asked if not url.startswith((origin, "data:"))] == []
 
 
 def accessible(page: Page) -> None:
-    """axe-core finds nothing to complain about."""
+    """Check that axe-core finds no accessibility violations."""
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
 
 
 def test_it_follows_a_load_to_its_end(hub: HubServer, put_large: Put, loader: MakeLoader, visit: Open) -> None:
-    """The bar moves as the bytes arrive, with bytes, rate and time left beside it, and ends at 100."""
+    """The bar follows the download to 100 %, with bytes, rate and time left next to it."""
     put_large("org/name")
     stall = Stall(-1)
     hub.faults.add(stall)
@@ -120,7 +120,7 @@ def test_it_follows_a_load_to_its_end(hub: HubServer, put_large: Put, loader: Ma
 
 
 def test_it_shows_an_error(hub: HubServer, put: Put, loader: MakeLoader, visit: Open) -> None:
-    """What failed and what to do about it, for the eye and for the ear; the other model is there all the same."""
+    """An error is shown and announced with what to do; the other model is still shown."""
     put("org/name")
     with running(Warmup(chat=loader(), typo=loader("org/no-such-model")).app) as url:
         page = visit(url)
@@ -134,7 +134,7 @@ def test_it_shows_an_error(hub: HubServer, put: Put, loader: MakeLoader, visit: 
 
 
 def test_it_shows_an_outage(hub: HubServer, loader: MakeLoader, visit: Open) -> None:
-    """That the Hub is away, and when it is asked again."""
+    """During an outage of the Hub the page shows when the next attempt starts."""
     hub.faults.add(Status(429, {"Retry-After": "1000"}), times=None)
     with running(Warmup(chat=loader()).app) as url:
         page = visit(url)
@@ -145,7 +145,7 @@ def test_it_shows_an_outage(hub: HubServer, loader: MakeLoader, visit: Open) -> 
 
 
 def test_it_survives_a_lost_connection(hub: HubServer, put: Put, loader: MakeLoader, visit: Open) -> None:
-    """It says so, keeps what it knew, and goes on when the server is back: with what that one tells."""
+    """The page shows that the connection is lost, keeps the last state, and follows the restarted server."""
     put("org/name")
     with running(Warmup(chat=loader(), old=loader()).app) as url:
         page = visit(url)
@@ -159,7 +159,7 @@ def test_it_survives_a_lost_connection(hub: HubServer, put: Put, loader: MakeLoa
     refused = threading.Event()
 
     async def proxy(_scope: Scope, _receive: Receive, send: Send) -> None:
-        """What stands before a server that is not back yet: a browser does not try again after that by itself."""
+        """A proxy in front of a server that is not back yet: after its 502 a browser does not reconnect by itself."""
         await send({"type": "http.response.start", "status": 502, "headers": []})
         await send({"type": "http.response.body", "body": b""})
         refused.set()
@@ -176,7 +176,7 @@ def test_it_survives_a_lost_connection(hub: HubServer, put: Put, loader: MakeLoa
 def test_it_asks_again_when_a_stream_ends(
     hub: HubServer, loader: MakeLoader, visit: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As each does after a while: nothing is lost, and nobody is told that it were."""
+    """A stream that ends after its lifetime is opened again, and the page does not show a lost connection."""
     monkeypatch.setattr(events, "LIFETIME", 0.3)
     hub.faults.add(Stall(-1), times=None)
     with running(Warmup(chat=loader()).app) as url:
@@ -193,7 +193,7 @@ def test_it_asks_again_when_a_stream_ends(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_the_dark(scheme: str, loader: MakeLoader, visit: Open) -> None:
-    """No scrolling sideways on the smallest of them, whatever a name is; colours that can be told apart."""
+    """On the smallest phone nothing scrolls sideways, whatever the names are, and the colours have enough contrast."""
     name = "a_name_" * 12
     with running(Warmup({name: loader("org/no-such-model"), "<b>&": loader("org/" + "x" * 80)}).app) as url:
         page = visit(url, viewport={"width": 320, "height": 640}, color_scheme=scheme, is_mobile=True, has_touch=True)
@@ -204,7 +204,7 @@ def test_it_fits_a_phone_in_the_dark(scheme: str, loader: MakeLoader, visit: Ope
 
 
 def test_it_needs_no_mouse_and_no_motion(loader: MakeLoader, visit: Open) -> None:
-    """What can be followed is reached by Tab and shows that it is; nothing moves for who asked for that."""
+    """The link is reached by Tab and shows its focus; with reduced motion nothing is animated."""
     with running(Warmup(chat=loader("org/no-such-model")).app) as url:
         page = visit(url, reduced_motion="reduce")
         expect(page.get_by_role("heading", level=1)).to_have_text("Failed")

@@ -1,4 +1,4 @@
-"""Warming up in real servers: their processes, their signals, their reloads."""
+"""Tests of warm-ups in processes of real servers: signals, reloads and many clients."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ async def chat(request):
 app = Starlette(lifespan=warmup.lifespan, routes=[Route("/chat", chat), Mount("/warmup", warmup.app)])
 """
 
-# What is fetched again after a stop in mid-download: at most a block for each connection.
+# Bytes that may be fetched again after a stop during a download: at most one block per connection.
 _AGAIN = 8 * (4 << 20)
 
-# Bytes a second for each of the eight connections: some seconds of download, of which a part is seen.
+# Bytes per second for each of the eight connections, so that the download takes some seconds.
 _SLOW = Drip(1 << 20)
 
 
 def weights(hub: HubServer) -> int:
-    """Bytes of them that the hub has sent."""
+    """The bytes of the weights that the hub has sent."""
     return sum(request.sent for request in hub.requests if request.path.startswith("/cdn/"))
 
 
 class Background:
-    """A request in a thread: its answer, or how it failed."""
+    """A request in a thread, with its response."""
 
     def __init__(self, url: str) -> None:
         self.status = 0
@@ -76,7 +76,7 @@ class Background:
 
 @pytest.fixture
 def command(hub: HubServer, tmp_path: Path, put_large: Put) -> Command:
-    """The environment and the folder of a server whose app warms up 34 MB."""
+    """The environment and the folder of a server whose app loads 34 MB."""
     put_large("org/name")
     (tmp_path / "app.py").write_text(APP)
     return Command(tmp_path, hub.url)
@@ -88,7 +88,7 @@ def command(hub: HubServer, tmp_path: Path, put_large: Put) -> Command:
     ids=["uvicorn", "uvicorn, lifespan off", "gunicorn"],
 )
 def test_a_stop_in_mid_download(server_command: tuple[str, ...], hub: HubServer, command: Command) -> None:
-    """It comes within a second, although a page is open and a request waits for the model; the next start goes on."""
+    """The server stops within a second although a page is open and a request waits; the next start continues."""
     hub.faults.add(_SLOW, path="^/cdn/", times=None)
     with web_server(command.home, command.environment, *server_command) as server:
         assert server.client.get("/warmup/livez").status_code == 200
@@ -102,7 +102,7 @@ def test_a_stop_in_mid_download(server_command: tuple[str, ...], hub: HubServer,
         waiter.end()
         assert (watcher.status, waiter.status) == (200, 503)
         assert "chat" in waiter.body
-        # A second on a quiet machine; the tests of others may run beside this one.
+        # A second on a quiet machine; other tests may run at the same time.
         assert seconds < 3, server.text
     sent = weights(hub)
     size = (hub.root / "org/name/model.safetensors").stat().st_size
@@ -116,7 +116,7 @@ def test_a_stop_in_mid_download(server_command: tuple[str, ...], hub: HubServer,
 
 
 def test_a_reload_in_mid_download(hub: HubServer, command: Command) -> None:
-    """Under `--reload` a change of the code starts the server anew, and the download goes on where it stood."""
+    """Under `--reload` a change of the code restarts the server, and the download continues where it stopped."""
     hub.faults.add(_SLOW, path="^/cdn/", times=None)
     with web_server(command.home, command.environment, *UVICORN, "--reload") as server:
         server.until(lambda: weights(hub) > 4 << 20)
@@ -129,7 +129,7 @@ def test_a_reload_in_mid_download(hub: HubServer, command: Command) -> None:
 
 
 def test_a_worker_that_has_answered_enough(hub: HubServer, command: Command) -> None:
-    """It ends although somebody watches: the server waits for the answers under way, and tells nobody that it does."""
+    """A worker that reaches its limit of requests ends although an event stream is open, for which uvicorn waits."""
     (command.home / "app.py").write_text("from yaie_async.asgi import events\nevents.LIFETIME = 1\n" + APP)
     hub.faults.add(_SLOW, path="^/cdn/", times=None)
     with web_server(command.home, command.environment, *UVICORN, "--limit-max-requests", "4") as server:
@@ -148,7 +148,7 @@ def test_a_worker_that_has_answered_enough(hub: HubServer, command: Command) -> 
 def test_a_failure_ends_the_process_that_should(
     server_command: tuple[str, ...], hub: HubServer, tmp_path: Path
 ) -> None:
-    """With on_failure="exit": by its own shutdown, with the reason in its log; gunicorn then starts another worker."""
+    """With on_failure="exit" the process logs the reason and shuts down; gunicorn then starts another worker."""
     app = APP.replace('loader("org/name")', "").replace(
         'ModelLoader("org/name")', 'ModelLoader("no/such"), on_failure="exit"'
     )
@@ -168,7 +168,7 @@ def test_a_failure_ends_the_process_that_should(
 
 
 class Reader:
-    """A client of /events that reads only at the end."""
+    """A client of /events that reads only when `until` is called."""
 
     def __init__(self, url: str) -> None:
         address = urlsplit(url)
@@ -186,7 +186,7 @@ class Reader:
 
 
 def test_a_probe_every_10_ms_and_500_readers(hub: HubServer, command: Command) -> None:
-    """From the first connection on there is an answer, 503 until it is 200, and every reader learns of it."""
+    """Every probe is answered, with 503 and then 200, and all 500 readers receive the ready event."""
     with web_server(command.home, command.environment, *UVICORN) as server:
         client = server.client
         readers = [Reader(server.url) for _ in range(500)]

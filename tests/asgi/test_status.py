@@ -1,4 +1,4 @@
-"""The numbers that probes are told."""
+"""Tests of the status that probes and the page receive."""
 
 import pytest
 
@@ -28,7 +28,7 @@ BUILDING = model("building", stage="building", bytes_fraction=1.0)
     ],
 )
 def test_all_models_together(models: list[ModelStatus], state: str, stage: str, fraction: float) -> None:
-    """Failed as soon as one is, ready once all are; the stage is that of the one furthest behind."""
+    """The state is failed once one model is, and ready once all are; the stage is that of the slowest model."""
     status = Status(tuple(models))
     assert (status.state, status.stage) == (state, stage)
     assert status.fraction == pytest.approx(fraction)
@@ -52,6 +52,7 @@ def test_when_it_is_worth_asking_again(values: dict[str, object], seconds: int) 
 
 
 def test_the_json_is_complete_and_rounded() -> None:
+    """The JSON has all fields, with rounded numbers."""
     told = Status((model(bytes_per_second=1.6, seconds_left=1 / 3, bytes_fraction=1 / 3),)).as_json()
     assert told == {
         "state": "loading",

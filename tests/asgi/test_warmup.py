@@ -1,4 +1,4 @@
-"""Warmup from inside an app, on all event loops."""
+"""Tests of Warmup as an app uses it, on all event loops."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Failures are tried again soon: configuration of policies that are tested by themselves."""
+    """Shortens the waits between attempts; the policies have their own tests."""
     policy = retry.RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.02)
     monkeypatch.setattr(metadata, "IMPATIENT", policy)
     monkeypatch.setattr(retry, "RetryPolicy", lambda: policy)
@@ -40,7 +40,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_the_model_is_awaited(loader: MakeLoader, put: Put) -> None:
-    """In a block of one's own the models load in the background; each is awaited by its name, its tokenizer is there too."""
+    """Inside `async with` the models load in the background; each is awaited by its name, with its tokenizer ready."""
     put("org/name")
     put("org/other")
     warmup = Warmup(chat=loader(), code=loader("org/other"))
@@ -54,7 +54,7 @@ async def test_the_model_is_awaited(loader: MakeLoader, put: Put) -> None:
 
 
 async def test_probes_tell_how_far_it_is(loader: MakeLoader, put: Put, hub: HubServer) -> None:
-    """Ready is 503 with stage, fraction and Retry-After while it loads, then 200; live is always 200."""
+    """/readyz is 503 with stage, fraction and Retry-After during the load, then 200; /livez is always 200."""
     put("org/name")
     stall = Stall(1000)
     hub.faults.add(stall, path="^/cdn/")
@@ -82,7 +82,7 @@ async def test_probes_tell_how_far_it_is(loader: MakeLoader, put: Put, hub: HubS
 
 @pytest.mark.parametrize("use", ["/readyz", "/status", "await"])
 async def test_without_a_lifespan_the_first_use_begins(use: str, loader: MakeLoader, put: Put, hub: HubServer) -> None:
-    """Before it nothing is asked of the hub, and to be alive is no use."""
+    """Without a lifespan the first use starts the loads; /livez does not, and no request is sent before."""
     put("org/name")
     warmup = Warmup(chat=loader())
     async with asked(warmup) as client:
@@ -101,7 +101,7 @@ async def test_without_a_lifespan_the_first_use_begins(use: str, loader: MakeLoa
 async def test_leaving_ends_the_loads_and_the_next_start_goes_on(
     loader: MakeLoader, put_large: Put, hub: HubServer, tmp_path: Path
 ) -> None:
-    """In mid-download it ends within a second, tells those who wait, and no byte that is there is fetched again."""
+    """Leaving during a download takes less than a second and fails the waiters; the next start continues it."""
     put_large("org/name")
     hub.faults.add(Drip(12 << 20), path="^/cdn/", times=None)
 
@@ -134,7 +134,7 @@ async def test_leaving_ends_the_loads_and_the_next_start_goes_on(
 
 
 async def test_a_failure_is_told_and_the_server_serves_on(loader: MakeLoader, put: Put) -> None:
-    """500 with the error, and every waiter has an instance of its own; the other models are not disturbed."""
+    """A failed model makes /readyz 500 with its error; each waiter gets its own copy, and the other model loads."""
     put("org/name")
     warmup = Warmup(chat=loader(), typo=loader("org/no-such-model"))
     async with warmup, asked(warmup) as client:
@@ -154,7 +154,7 @@ async def test_a_failure_is_told_and_the_server_serves_on(loader: MakeLoader, pu
 
 
 async def test_a_gated_model_without_a_token(hub_root: Path, put: Put, tmp_path: Path) -> None:
-    """Not tried again: /readyz says what to do about it."""
+    """A gated model is not retried, and /readyz says what to do."""
     put("org/gated")
     with HubServer(hub_root, gated=("org/gated",)) as hub:
         warmup = Warmup(chat=ModelLoader("org/gated", endpoint=hub.url, cache_dir=tmp_path / "cache"))
@@ -168,7 +168,7 @@ async def test_a_gated_model_without_a_token(hub_root: Path, put: Put, tmp_path:
 async def test_an_outage_is_waited_for(
     loader: MakeLoader, put: Put, hub: HubServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the Hub is away the probe says so, with the error; when it is back the model loads."""
+    """During an outage the probe has the error and the wait; after the outage the model loads."""
     put("org/name")
     caplog.set_level(logging.INFO, "yaie_async")
     hub.faults.add(Status(503), times=None)
@@ -205,7 +205,7 @@ async def test_an_outage_is_waited_for(
 async def test_a_deadline(
     fault: Fault, deadline: float, told: str, loader: MakeLoader, put: Put, hub: HubServer
 ) -> None:
-    """A model that is not ready in time has failed, with what it was waiting for."""
+    """A model that is not ready by the deadline has failed, with its stage and last error in the message."""
     put("org/name")
     hub.faults.add(fault, times=None)
     warmup = Warmup({"chat": loader()}, deadline=deadline)
@@ -218,7 +218,7 @@ async def test_a_deadline(
 
 
 async def test_a_dependency_waits_or_says_when_to_come_back(loader: MakeLoader, put: Put, hub: HubServer) -> None:
-    """503 with Retry-After while the model is not there; the model once it is, even to who does not want to wait."""
+    """The dependency raises 503 with Retry-After until the model is ready, then returns it, even with wait=0."""
     from starlette.exceptions import HTTPException
 
     put("org/name")
@@ -239,7 +239,7 @@ async def test_a_dependency_waits_or_says_when_to_come_back(loader: MakeLoader, 
 
 
 async def test_it_is_entered_twice(loader: MakeLoader, put: Put, hub: HubServer) -> None:
-    """By an app's lifespan and by a part of it: the outer one ends it."""
+    """A warm-up can be entered by an app and by a part of it; leaving the outer block stops it."""
     put("org/name")
     warmup = Warmup(chat=loader())
     async with warmup:
@@ -257,7 +257,7 @@ async def test_it_is_entered_twice(loader: MakeLoader, put: Put, hub: HubServer)
 
 
 async def test_two_warmups_share_a_loader(loader: MakeLoader, put: Put, hub: HubServer) -> None:
-    """Two with one name are two warm-ups, and one loader in both loads once."""
+    """A loader that is in two warm-ups loads once."""
     put("org/name")
     shared = loader()
     one, two = Warmup(chat=shared), Warmup(chat=shared)
@@ -267,7 +267,7 @@ async def test_two_warmups_share_a_loader(loader: MakeLoader, put: Put, hub: Hub
 
 
 async def test_a_model_without_a_tokenizer(loader: MakeLoader, put: Put, caplog: pytest.LogCaptureFixture) -> None:
-    """It is loaded without one: an app may bring its own."""
+    """A model without a tokenizer is loaded all the same: the app may bring its own."""
     for file in put("org/name").glob("*token*"):
         file.unlink()
     warmup = Warmup(chat=loader())
@@ -277,7 +277,7 @@ async def test_a_model_without_a_tokenizer(loader: MakeLoader, put: Put, caplog:
 
 
 async def test_what_is_wrong_with_a_warmup(loader: MakeLoader) -> None:
-    """Told when it is made, or when a name is asked for that is none."""
+    """Wrong arguments raise in the constructor, and an unknown name raises where it is used."""
     one = loader()
     with pytest.raises(InvalidArgumentError, match="Two models are named 'chat'"):
         Warmup({"chat": one}, chat=one)
@@ -297,7 +297,7 @@ async def test_what_is_wrong_with_a_warmup(loader: MakeLoader) -> None:
 
 @pytest.fixture
 def handled() -> Iterator[list[int]]:
-    """SIGTERM as a server handles it: noted, and the loop goes on."""
+    """Handles SIGTERM as a server does: records the signal, and the event loop continues."""
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _frame: seen.append(number))
     yield seen
@@ -307,7 +307,7 @@ def handled() -> Iterator[list[int]]:
 async def test_a_signal_to_stop_ends_it_before_the_server_does(
     loader: MakeLoader, put: Put, hub: HubServer, handled: list[int]
 ) -> None:
-    """A server waits for answers under way, so those that wait for a model end first; its handler has the signal too."""
+    """A stop signal fails the waiters at once, since the server waits for their responses; its own handler runs too."""
     put("org/name")
     hub.faults.add(Stall(-1), path="^/cdn/", times=None)
     handler = signal.getsignal(signal.SIGTERM)
@@ -325,7 +325,7 @@ async def test_a_signal_to_stop_ends_it_before_the_server_does(
 async def test_a_failure_can_end_the_process(
     loader: MakeLoader, handled: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As a deploy would, by SIGTERM to itself, once, with a line in the log that says why."""
+    """With on_failure="exit" a failure sends one SIGTERM to this process and logs the reason."""
     warmup = Warmup({"typo": loader("org/no-such-model"), "other": loader("org/neither")}, on_failure="exit")
     async with warmup:
         await until(lambda: handled)

@@ -1,4 +1,4 @@
-"""Eight workers of a real server that warm up on one empty cache."""
+"""Tests of eight workers of a real server that warm up with one empty cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.hub import HubServer
 from tests.support.web import GUNICORN, UVICORN, WebServer, web_server
 from yaie_async.store.claims import held_bytes
 
-# Each worker says what it does, and reads all of its weights once it has them, as serving would.
+# Each worker logs what it does, and reads all its weights after the load, as serving would.
 _APP = """\
 import asyncio
 import logging
@@ -61,24 +61,24 @@ app = Starlette(lifespan=lifespan, routes=[Mount("/warmup", warmup.app)])
 """
 
 _CONNECTIONS, _BLOCK = 2, 4 << 20
-_AT = 20 << 20  # where the download stands still
+_AT = 20 << 20  # the offset at which the download stalls
 
 
 @pytest.fixture
 def command(hub: HubServer, tmp_path: Path, put_large: Put) -> Command:
     put_large("org/name")
     (tmp_path / "app.py").write_text(_APP)
-    # Those that wait on a busy machine may take their time.
+    # On a busy machine the waiting workers may take long.
     return Command(tmp_path, hub.url, {"HF_HUB_DOWNLOAD_TIMEOUT": "60"})
 
 
 def pids(server: WebServer, pattern: str) -> set[int]:
-    """The workers that have written a line like that."""
+    """The pids of the workers that have logged a line that matches `pattern`."""
     return {int(line.split()[0]) for line in server.lines if re.match(r"\d+ " + pattern, line)}
 
 
 def of_mapping(pid: int, path: Path) -> Counter[str]:
-    """What /proc/PID/smaps tells of a file: bytes by "Rss", "Pss" and so on."""
+    """The memory that a process maps from a file, by /proc/PID/smaps: bytes by "Rss", "Pss" and so on."""
     found: Counter[str] = Counter()
     here = False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
@@ -91,7 +91,7 @@ def of_mapping(pid: int, path: Path) -> Counter[str]:
 
 
 def share_pages(workers: set[int], blob: Path) -> None:
-    """All of them have read their weights from the blob itself, of which there is one copy in memory."""
+    """Check that all workers map their weights from the blob, with a single copy in memory."""
     told = [of_mapping(pid, blob) for pid in workers]
     size = blob.stat().st_size
     assert all(one["Rss"] > 0.9 * size for one in told), told
@@ -101,7 +101,7 @@ def share_pages(workers: set[int], blob: Path) -> None:
 
 @contextmanager
 def official_client(command: Command) -> Iterator[subprocess.Popen[str]]:
-    """One that fetches the same model into the same cache, and prints its snapshot."""
+    """The official client in a process that fetches the same model into the same cache and prints its snapshot."""
     code = "from huggingface_hub import snapshot_download; print(snapshot_download('org/name'))"
     with subprocess.Popen(
         [sys.executable, "-c", code], env=command.environment, stdout=subprocess.PIPE, text=True
@@ -113,7 +113,7 @@ def official_client(command: Command) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_gunicorn(hub: HubServer, command: Command) -> None:
-    """One fetches; seven and an official client wait, say so and are idle; each byte comes once, and is once in memory."""
+    """One worker fetches, seven and an official client wait idle; each byte is sent once and is in memory once."""
     stall = StallAt(_AT)
     hub.faults.add(stall, path="^/cdn/", times=None)
     command.env["PRELOAD"] = "1"
@@ -140,14 +140,14 @@ def test_gunicorn(hub: HubServer, command: Command) -> None:
 
 
 def test_uvicorn(hub: HubServer, command: Command) -> None:
-    """The one that fetches is killed: within two seconds another goes on where it stood, and all get ready."""
+    """When the fetching worker is killed, another continues its download within two seconds, and all become ready."""
     hub.faults.add(StallAt(_AT), path="^/cdn/", times=None)
     weights = hub.root / "org/name/model.safetensors"
     size, etag = weights.stat().st_size, hashlib.sha256(weights.read_bytes()).hexdigest()
     blobs = command.cache / "models--org--name/blobs"
     with web_server(command.home, command.environment, *UVICORN, "--workers", "8") as server:
         server.until(lambda: len(pids(server, "org/name: waiting for another process")) == 7)
-        # All is on the disk but for the range that stands still: what is on its way is nobody's to keep.
+        # Everything is on disk except the stalled ranges, which are lost with the process.
         server.until(lambda: held_bytes(blobs, etag) >= size - _CONNECTIONS * _BLOCK)
         (owner,) = pids(server, "org/name: downloading") - pids(server, "org/name: waiting")
         hub.faults.clear()
@@ -158,7 +158,7 @@ def test_uvicorn(hub: HubServer, command: Command) -> None:
         seconds = time.monotonic() - start
         print(f"another goes on after {seconds:.2f} s")
         assert seconds < 2
-        # uvicorn has put another one in its place.
+        # uvicorn has replaced the killed worker.
         server.until(lambda: len(pids(server, r"has read \d+ weights") - {owner}) >= 8)
         assert server.ready()
         assert sent_by_file(hub)["model.safetensors"] <= size + _CONNECTIONS * _BLOCK

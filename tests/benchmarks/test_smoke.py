@@ -1,4 +1,4 @@
-"""Benchmarks, as small as they go: that they run and print their figures, not what these are."""
+"""Tests that the benchmarks run and print their figures, with the smallest sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 def finished(tmp_path: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a module to its end, which is a good one."""
+    """Run a module to its end and check its exit code."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=_ROOT,
@@ -42,39 +42,37 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_download(tmp_path: Path) -> None:
-    """Speed, CPU time, and for what has a loop its thread's CPU time and its longest stall."""
+    """`download` has seconds and CPU time, and for async clients the loop thread's CPU time and longest stall."""
     (ours,) = run(tmp_path, "download", "--size", "5", "--only", "tmpfs")["tmpfs"]["us, verified"]
     assert set(ours) == {"seconds", "cpu", "loop_cpu", "stall"}
 
 
 def test_stall(tmp_path: Path) -> None:
-    """Each phase has its longest stall."""
+    """`stall` has the longest stall of each phase."""
     (ours,) = run(tmp_path, "stall", "--size", "2", "--only", "us")["us"]
     assert {"seconds", "imports longest", "build longest", "all longest", "all p99"} <= set(ours)
 
 
 def test_tokenizer(tmp_path: Path) -> None:
-    """Each way tells how long it took and how long it kept the GIL."""
+    """`tokenizer` has for each case its time and its longest hold of the GIL."""
     found = run(tmp_path, "tokenizer")
     assert all(set(ours) == {"took", "longest"} for (ours,) in found.values())
     assert len(found) == 3
 
 
 def test_window(tmp_path: Path) -> None:
-    """A build has made the skeleton under another default dtype, once or twice, and has put the usual one back."""
+    """`window` counts one or two changes of the default dtype in a build, each restored."""
     (ours,) = run(tmp_path, "window", "--size", "2", "--only", "us")["us"]
     assert ours["times"] in (1, 2)
     assert 0 < ours["longest"] <= ours["total"]
 
 
 def test_peers(tmp_path: Path) -> None:
-    """What comes of a SIGKILL, a flipped byte, two at once and a Ctrl-C: of ours, as README has it."""
+    """`peers` prints what README claims of our client after SIGKILL, a flipped byte, two at once and Ctrl-C."""
     done = finished(tmp_path, "benchmarks.peers", "--size", "32", "--only", "us")
     parallel, again, flipped, two, interrupted = done.stdout.splitlines()[-1].split(" | ")[1:]
     assert int(parallel) == 8
-    assert again.lstrip(
-        "-"
-    ).isdigit()  # else the file was wrong; how much it is says nothing where all of it is 8 blocks
+    assert again.lstrip("-").isdigit()  # else the file was wrong; the amount means nothing for a file of 8 blocks
     assert (flipped, two) == ("an error", "1.0x")
     assert float(interrupted.split()[0]) < 2
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""A hub with small models, and the command line beside it."""
+"""Fixtures for the command line, with a hub of small models."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.hub import HubServer
 
 
 def pretend_model(directory: Path, size: int = 300_000) -> Path:
-    """The files of a model, for whoever fetches and does not build: the weights are no tensors."""
+    """Write the files of a model that can be fetched but not built: the weights are not tensors."""
     directory.mkdir(parents=True)
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32"}
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The commands as a whole: help, usage, start."""
+"""Tests of all commands together: help, usage and start."""
 
 import subprocess
 import sys
@@ -21,6 +21,7 @@ def test_starting_imports_nothing_heavy(command: Command) -> None:
 
 
 def test_help_tells_commands_and_exit_codes(command: Command) -> None:
+    """`--help` lists all commands and the exit codes."""
     done = command.run("--help")
     assert done.code == 0
     for name in ("demo", "load", "prefetch", "plan", "verify", "serve"):
@@ -30,6 +31,7 @@ def test_help_tells_commands_and_exit_codes(command: Command) -> None:
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["load"], ["prefetch", "org/one", "--max-connections", "0"]])
 def test_wrong_usage_exits_with_2(command: Command, arguments: list[str]) -> None:
+    """Wrong usage exits with 2 and prints the usage on stderr."""
     done = command.run(*arguments)
     assert done.code == 2
     assert done.out == ""

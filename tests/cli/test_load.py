@@ -1,4 +1,4 @@
-"""`load`: what it tells of the model, and how its failures look."""
+"""Tests of `yaie-async load`: its result, its errors and its trace."""
 
 import json
 from collections import defaultdict
@@ -20,7 +20,7 @@ def hub_root(tmp_path: Path) -> Path:
 
 
 def test_load_tells_what_was_loaded(command: Command) -> None:
-    """Class, dtype, device, parameters, commit, seconds, the longest stall, and a line of text."""
+    """The result has class, dtype, device, parameters, commit, seconds, the longest stall, and a line of text."""
     done = command.run("load", "org/llama", "--prompt", "hello", "--json")
     assert done.code == 0, done.err
     told = done.json
@@ -35,6 +35,7 @@ def test_load_tells_what_was_loaded(command: Command) -> None:
 
 
 def test_a_directory_in_words(command: Command, hub: HubServer) -> None:
+    """A directory is loaded without a request, and the result is printed as text."""
     done = command.run("load", str(hub.root / "org" / "llama"), "--dtype", "auto")
     assert done.code == 0, done.err
     assert "float32" in done.out
@@ -43,7 +44,7 @@ def test_a_directory_in_words(command: Command, hub: HubServer) -> None:
 
 
 def test_ctrl_c_during_the_imports(command: Command, hub: HubServer) -> None:
-    """The body stalls while torch is imported in a thread: it ends all the same, and at once."""
+    """Ctrl-C exits at once, while a body stalls and torch is being imported in a thread."""
     hub.faults.add(Stall(after=0), path=r"^/cdn/.*model\.safetensors")
     done, seconds = command.interrupted(
         "load", "org/llama", when=lambda _: any(request.fault for request in hub.requests)
@@ -55,6 +56,7 @@ def test_ctrl_c_during_the_imports(command: Command, hub: HubServer) -> None:
 
 
 def test_a_dtype_that_there_is_not(command: Command) -> None:
+    """An unknown dtype is an error that names it, without a traceback."""
     done = command.run("load", "org/llama", "--dtype", "float17")
     assert done.code == 1
     assert "float17" in done.err
@@ -62,9 +64,9 @@ def test_a_dtype_that_there_is_not(command: Command) -> None:
 
 
 def tracks(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The spans of a trace by the name of their track, in order; all is as Perfetto's importer asks.
+    """Return the spans of a trace by the name of their track, and check the rules of Perfetto's importer.
 
-    It takes a span that neither ends before the next of its track begins nor holds it for an error.
+    Perfetto reports an error for spans of one track that overlap without one containing the other.
     """
     document = json.loads(path.read_text())
     named = {}
@@ -90,7 +92,7 @@ def tracks(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_a_trace_shows_where_the_time_went(command: Command, hub: HubServer, tmp_path: Path) -> None:
-    """Each body is on the track of its connection; verification, imports and build have theirs; none overlap."""
+    """Each body is on its connection's track, and verification, imports and build have tracks; no spans overlap."""
     trace = tmp_path / "trace.json"
     done = command.run("load", "org/llama", "--trace", str(trace), "--max-connections", "3", "--json")
     assert done.code == 0, done.err
@@ -110,7 +112,7 @@ def test_a_trace_shows_where_the_time_went(command: Command, hub: HubServer, tmp
 
 
 def test_a_trace_that_can_t_be_written_and_one_of_a_failure(command: Command, tmp_path: Path) -> None:
-    """The one is said before anything is fetched; the other is written all the same."""
+    """An unwritable trace is an error before any download; the trace of a failed load is written."""
     done = command.run("load", "org/llama", "--trace", str(tmp_path / "none" / "trace.json"))
     assert done.code == 1
     assert "trace can't be written" in done.err

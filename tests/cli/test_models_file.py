@@ -1,4 +1,4 @@
-"""Lists of models in files: what a line may be, and how a bad one is told."""
+"""Tests of files that list models: valid lines, and errors for bad ones."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from yaie_async.cli.models_file import read_models
     ],
 )
 def test_lines(text: bytes, models: list[str], tmp_path: Path) -> None:
-    """One model a line; comments, blank lines, a byte order mark and CRLF are passed over."""
+    """Each line is a model; comments, blank lines, a byte order mark and CRLF are skipped."""
     (tmp_path / "models.txt").write_bytes(text)
     assert read_models(tmp_path / "models.txt") == models
 
@@ -29,14 +29,14 @@ def test_lines(text: bytes, models: list[str], tmp_path: Path) -> None:
     ["gpt2 gpt2-medium", "org/name@", "org/na me", "a/b/c", "gpt2@../x", "gpt2#x", "-m", "https://x/y", "org//x"],
 )
 def test_bad_lines(line: str, tmp_path: Path) -> None:
-    """The error has the file, the number of the line, and what it says."""
+    """The error names the file, the line number and the format of a line."""
     (tmp_path / "models.txt").write_text(f"# first\ngpt2\n{line}\n")
     with pytest.raises(InvalidArgumentError, match=r"models\.txt, line 3: .*Write one model per line"):
         read_models(tmp_path / "models.txt")
 
 
 def test_what_is_no_text(tmp_path: Path) -> None:
-    """A binary file, a directory and a missing file are named."""
+    """The error for a binary file, a directory or a missing file says that it can't be read."""
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name in ("binary", "missing", "."):
         with pytest.raises(InvalidArgumentError, match="can't be read as a list of models"):

@@ -1,11 +1,11 @@
-"""`plan`: tells, and fetches no file."""
+"""Tests of `yaie-async plan`, which downloads no file."""
 
 from tests.support.command import Command
 from tests.support.hub import HubServer
 
 
 def test_plan_tells_what_a_load_would_fetch(hub: HubServer, command: Command) -> None:
-    """Bytes to fetch and cached, free disk, memory."""
+    """The plan has the bytes to fetch and in the cache, free disk and memory, and leaves no cache behind."""
     done = command.run("plan", "org/one", "org/two", "--json")
     assert done.code == 0
     one = done.json["models"]["org/one"]
@@ -13,7 +13,7 @@ def test_plan_tells_what_a_load_would_fetch(hub: HubServer, command: Command) ->
     assert (one["bytes_to_fetch"], one["bytes_cached"]) == (size, 0)
     assert {file["path"] for file in one["files"]} == {file.name for file in (hub.root / "org" / "one").iterdir()}
     weights = (hub.root / "org" / "one" / "model.safetensors").stat().st_size
-    assert one["memory"] == weights  # how they are stored is not known before config.json is
+    assert one["memory"] == weights  # the stored dtype is unknown until config.json is fetched
     assert one["fits"] is True
     assert done.json["free_disk"] > 0
     assert not any("/resolve/" in line or "/cdn/" in line for line in hub.lines)
@@ -21,6 +21,7 @@ def test_plan_tells_what_a_load_would_fetch(hub: HubServer, command: Command) ->
 
 
 def test_plan_of_what_is_cached_in_words(hub: HubServer, command: Command) -> None:
+    """A cached model needs 0 B, and its memory is computed from its config."""
     assert command.run("prefetch", "org/one").code == 0
     weights = (hub.root / "org" / "one" / "model.safetensors").stat().st_size
     known = command.run("plan", "org/one", "--json").json["models"]["org/one"]
@@ -34,7 +35,7 @@ def test_plan_of_what_is_cached_in_words(hub: HubServer, command: Command) -> No
 
 
 def test_no_room_is_said_and_no_failure(command: Command, hub: HubServer) -> None:
-    """A model of more bytes than any disk has: does not fit, exit code 0."""
+    """A model larger than any disk does not fit; the exit code is 0."""
     from tests.support.faults import EditJson
 
     def edit(info: dict[str, list[dict[str, dict[str, int]]]]) -> None:

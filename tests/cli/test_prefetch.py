@@ -1,4 +1,4 @@
-"""`prefetch`: what arrives, what is told, and what a failure and a Ctrl-C leave."""
+"""Tests of `yaie-async prefetch`: its files, its output, failures and Ctrl-C."""
 
 import hashlib
 import time
@@ -15,7 +15,7 @@ from yaie_async.store.claims import held_bytes
 
 
 def test_several_models_and_one_that_is_unknown(hub: HubServer, command: Command) -> None:
-    """The others are fetched and told; the exit code is 1; stdout holds one JSON object."""
+    """The other models are fetched and in the result; the exit code is 1; stdout is one JSON object."""
     done = command.run("prefetch", "org/one", "org/none", "org/two", "--json")
     assert done.code == 1
     told = done.json
@@ -37,7 +37,7 @@ def test_several_models_and_one_that_is_unknown(hub: HubServer, command: Command
 
 
 def test_an_unknown_model_alone(command: Command) -> None:
-    """One line on stderr, no traceback, and the error's attributes under --json."""
+    """The error is one line on stderr without a traceback, and has its attributes with --json."""
     done = command.run("prefetch", "org/none")
     assert done.code == 1
     assert done.out == ""
@@ -49,7 +49,7 @@ def test_an_unknown_model_alone(command: Command) -> None:
 
 
 def test_ctrl_c_ends_at_once(hub: HubServer, command: Command) -> None:
-    """While a body stalls: out in under two seconds, says what is kept, frees the lock; the next run is whole."""
+    """Ctrl-C during a stalled body exits within two seconds and releases the locks; the next run is complete."""
     hub.faults.add(Stall(after=1000), path=r"^/cdn/.*model\.safetensors")
     done, seconds = command.interrupted(
         "prefetch", "org/one", "--json", when=lambda _: any(request.sent for request in hub.requests if request.fault)
@@ -72,7 +72,7 @@ def test_ctrl_c_ends_at_once(hub: HubServer, command: Command) -> None:
 
 
 def test_ctrl_c_says_how_much_is_kept(hub: HubServer, command: Command) -> None:
-    """Of each model, as it is on the disk: the next run fetches the rest and no more."""
+    """On Ctrl-C the bytes kept of each model are printed, and the next run fetches only the rest."""
     large = hub.root / "org/one/model.safetensors"
     large.write_bytes(bytes(number % 251 for number in range(BLOCK)) + b"end")
     totals = {name: sum(path.stat().st_size for path in (hub.root / "org" / name).iterdir()) for name in ("one", "two")}
@@ -96,6 +96,7 @@ def test_ctrl_c_says_how_much_is_kept(hub: HubServer, command: Command) -> None:
 
 
 def test_offline_and_not_cached(command: Command) -> None:
+    """With --offline a model that is not cached is an OfflineError that names it."""
     done = command.run("prefetch", "org/one", "--offline", "--json")
     assert done.code == 1
     assert done.json["error"]["type"] == "OfflineError"
@@ -103,7 +104,7 @@ def test_offline_and_not_cached(command: Command) -> None:
 
 
 def test_a_file_of_models(hub: HubServer, command: Command) -> None:
-    """Comments and blank lines are passed over, @revision is kept in the name, and a name said twice counts once."""
+    """Comments and blank lines are skipped, a name keeps its @revision, and a repeated name counts once."""
     (command.home / "models.txt").write_text("# ours\n\norg/one@main  # pinned\n\torg/two \norg/two\n")
     done = command.run("prefetch", "org/two", "--from-file", "models.txt", "--json")
     assert done.code == 0, done.err
@@ -114,7 +115,7 @@ def test_a_file_of_models(hub: HubServer, command: Command) -> None:
 
 
 def test_what_names_no_model(command: Command, hub: HubServer) -> None:
-    """A bad line is told with its number before anything is asked for; an empty list and no list are errors."""
+    """A bad line is reported with its number before any request; an empty or missing list is an error."""
     (command.home / "bad.txt").write_text("org/one\n\norg/t wo\n")
     done = command.run("prefetch", "--from-file", "bad.txt", "--json")
     assert (done.code, done.json["error"]["type"]) == (1, "InvalidArgumentError")
@@ -128,7 +129,7 @@ def test_what_names_no_model(command: Command, hub: HubServer) -> None:
 
 
 def test_a_gated_model_among_others(command: Command, hub_root: Path) -> None:
-    """Without a token it says what to do; the others are fetched."""
+    """A gated model without a token is an error that says what to do; the other model is fetched."""
     with HubServer(hub_root, gated=["org/two"]) as gated:
         command.endpoint = gated.url
         done = command.run("prefetch", "org/one", "org/two")
@@ -140,14 +141,14 @@ def test_a_gated_model_among_others(command: Command, hub_root: Path) -> None:
 
 
 def test_chosen_files_at_a_limited_rate(command: Command, hub: HubServer) -> None:
-    """--include and --exclude fetch what `hf download` would, --limit-rate holds it back."""
+    """--include and --exclude choose files as `hf download` does, and --limit-rate limits the speed."""
     (hub.root / "org/one/README.md").write_text("x")
     start = time.monotonic()
     done = command.run(
         *("prefetch", "org/one", "--json", "--limit-rate", "300k"),
         *("--include", "*.md", "--include", "model*", "--include", "*.json", "--exclude", "tok*"),
     )
-    assert time.monotonic() - start > 0.5  # 300 kB, of which a burst comes at once
+    assert time.monotonic() - start > 0.5  # seconds for 300 kB, of which the first burst is not limited
     assert done.code == 0, done.err
     snapshot = Path(done.json["models"]["org/one"]["snapshot"])
     assert {path.name for path in snapshot.iterdir()} == {"README.md", "model.safetensors", "config.json"}

@@ -1,4 +1,4 @@
-"""`serve`: other machines fetch from it unchanged; nothing outside its root, and nothing that is not whole."""
+"""Tests of `yaie-async serve`: clients on other machines, tokens, hostile requests and errors."""
 
 import json
 import os
@@ -23,7 +23,7 @@ Serve = Callable[..., Any]
 
 @pytest.fixture
 def rack(tmp_path: Path, hub_root: Path) -> Command:
-    """The machine that serves: it has no Hub of its own."""
+    """The command line on the serving machine, without a Hub."""
     home = tmp_path / "rack"
     home.mkdir()
     return Command(home)
@@ -31,7 +31,7 @@ def rack(tmp_path: Path, hub_root: Path) -> Command:
 
 @pytest.fixture
 def serve(rack: Command) -> Iterator[Serve]:
-    """Starts `serve` on a free port; returns its process and the endpoint that it prints."""
+    """Starts `serve` on a free port, and returns its process and the printed endpoint."""
     with ExitStack() as stack:
 
         def start(*arguments: str) -> tuple["subprocess.Popen[str]", str]:
@@ -48,7 +48,7 @@ def serve(rack: Command) -> Iterator[Serve]:
 
 
 def official(endpoint: str, cache: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """The official client on another machine, which only has HF_ENDPOINT set."""
+    """Run the official client as on another machine, with HF_ENDPOINT set."""
     code = (
         "import sys; from huggingface_hub import snapshot_download as s; print(s(sys.argv[1], cache_dir=sys.argv[2]))"
     )
@@ -63,7 +63,7 @@ def official(endpoint: str, cache: Path, **environment: str) -> "subprocess.Comp
 
 
 def raw(endpoint: str, target: bytes) -> tuple[int, bytes]:
-    """Ask for a target that a client's URL library would change."""
+    """Request a target that a client's URL library would change; return the status and the rest."""
     address = urlsplit(endpoint)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n")
@@ -72,7 +72,7 @@ def raw(endpoint: str, target: bytes) -> tuple[int, bytes]:
 
 
 def test_both_clients_fetch_from_a_folder(serve: Serve, command: Command, hub_root: Path, tmp_path: Path) -> None:
-    """With nothing but HF_ENDPOINT set to the line that it prints."""
+    """Our client and the official one fetch from a folder, with only HF_ENDPOINT set as printed."""
     _, endpoint = serve(str(hub_root))
     weights = (hub_root / "org/one/model.safetensors").read_bytes()
     command.endpoint = endpoint
@@ -87,7 +87,7 @@ def test_both_clients_fetch_from_a_folder(serve: Serve, command: Command, hub_ro
 def test_a_cache_with_a_snapshot_that_is_not_whole(
     serve: Serve, command: Command, rack: Command, tmp_path: Path
 ) -> None:
-    """What this machine has fetched is served by branch and commit; what lacks a file is not, and is not counted."""
+    """A complete snapshot is served by branch and by commit; an incomplete one is not served or listed."""
     rack.endpoint = command.endpoint
     assert rack.run("prefetch", "org/one", "org/two").code == 0
     next(rack.cache.glob("models--org--two/snapshots/*/model.safetensors")).unlink()
@@ -102,11 +102,11 @@ def test_a_cache_with_a_snapshot_that_is_not_whole(
     assert raw(endpoint, b"/api/models/org/two/tree/main")[0] == 404
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 130
-    assert process.communicate()[0] == ""  # one object on stdout, and that is read
+    assert process.communicate()[0] == ""  # stdout had one object, which is read already
 
 
 def test_json_names_what_is_served(rack: Command, hub_root: Path) -> None:
-    """One line: the endpoint, the root, the models, and whether a token is needed."""
+    """With --json one line has the endpoint, the root, the models, and whether a token is needed."""
     (hub_root / "gpt2").mkdir()
     (hub_root / "gpt2/config.json").write_text("{}")
     (hub_root / "empty").mkdir()
@@ -123,7 +123,7 @@ def test_json_names_what_is_served(rack: Command, hub_root: Path) -> None:
 
 
 def test_a_token(serve: Serve, rack: Command, hub_root: Path, tmp_path: Path) -> None:
-    """Given in the environment, it is in no list of processes; without it, or with another, nothing is told."""
+    """A token from the environment is not in the process list; without it, or with another, clients get 401."""
     rack.env["YAIE_ASYNC_SERVE_TOKEN"] = "right"
     process, endpoint = serve(str(hub_root))
     assert "right" not in Path(f"/proc/{process.pid}/cmdline").read_text()
@@ -135,7 +135,7 @@ def test_a_token(serve: Serve, rack: Command, hub_root: Path, tmp_path: Path) ->
 
 
 def hostile(secret: Path) -> list[bytes]:
-    """Targets that try to leave the root, or to break something."""
+    """Return request targets that try to leave the root or to crash the server."""
     climb = [b"../" * 12, b"..%2f" * 12, b"%2e%2e/" * 12, b"%252e%252e%252f" * 12, b"..\\" * 12, b"%2e%2e%5c" * 12]
     to = bytes(secret)[1:]
     inside = b"/org/one/resolve/main/"
@@ -162,7 +162,7 @@ def hostile(secret: Path) -> list[bytes]:
 def test_nothing_outside_the_root(
     kind: str, serve: Serve, rack: Command, command: Command, hub_root: Path, tmp_path: Path
 ) -> None:
-    """No spelling of a path and no link leads out; each is answered with a client's error, and the next is served."""
+    """No spelling of a path and no link leaves the root; each gets a 4xx, and the server keeps working."""
     outside = tmp_path / "outside"
     outside.mkdir()
     secret = outside / "secret"
@@ -187,7 +187,7 @@ def test_nothing_outside_the_root(
 
 
 def test_ctrl_c_in_the_middle_of_a_body(serve: Serve, hub_root: Path) -> None:
-    """It ends at once, with the shells' exit code for it."""
+    """Ctrl-C during a body exits at once with code 130."""
     (hub_root / "org/one/model.safetensors").write_bytes(bytes(50_000_000))
     process, endpoint = serve(str(hub_root))
     address = urlsplit(endpoint)
@@ -210,7 +210,7 @@ def taken() -> Iterator[int]:
 
 
 def test_what_can_t_be_served(rack: Command, hub_root: Path, tmp_path: Path) -> None:
-    """A port in use, no such folder, a folder without models, an empty cache, an empty token: exit code 1 and why."""
+    """A used port, a missing or empty folder, an empty cache or an empty token exit with 1 and the reason."""
     with taken() as port:
         done = rack.run("serve", str(hub_root), "--port", str(port))
         assert done.code == 1
@@ -231,14 +231,14 @@ def test_what_can_t_be_served(rack: Command, hub_root: Path, tmp_path: Path) -> 
 
 
 def test_an_address_for_the_others(serve: Serve, hub_root: Path) -> None:
-    """For 0.0.0.0 it prints an address that can be connected to."""
+    """With --host 0.0.0.0 the printed address can be connected to."""
     _, endpoint = serve(str(hub_root), "--host", "0.0.0.0")
     assert urlsplit(endpoint).hostname != "0.0.0.0"
     assert raw(endpoint, b"/org/one/resolve/main/config.json")[0] == 200
 
 
 def test_without_the_extra(rack: Command, hub_root: Path, tmp_path: Path) -> None:
-    """It says what to install."""
+    """Without uvicorn the error has the command that installs the extra."""
     rack.shadowed = tmp_path / "shadowed"
     rack.shadowed.mkdir()
     (rack.shadowed / "uvicorn.py").write_text("raise ModuleNotFoundError('no uvicorn', name='uvicorn')")

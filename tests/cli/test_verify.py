@@ -1,4 +1,4 @@
-"""`verify`: finds a flipped byte and a dangling link, without a request, and changes nothing."""
+"""Tests of `yaie-async verify`, which sends no request and changes nothing."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.support.hub import HubServer
 
 @pytest.fixture
 def cached(command: Command, hub: HubServer) -> Command:
-    """Two models in the cache, and a Hub that is not asked any more."""
+    """The command line with two cached models, and a cleared record of requests."""
     assert command.run("prefetch", "org/one", "org/two").code == 0
     hub.clear()
     return command
@@ -21,6 +21,7 @@ def blob_of(command: Command, model: str, file: str) -> Path:
 
 
 def test_a_whole_cache(cached: Command, hub: HubServer) -> None:
+    """All files of an intact cache are ok, without a request."""
     done = cached.run("verify", "--json")
     assert done.code == 0
     assert done.json["ok"] is True
@@ -30,7 +31,7 @@ def test_a_whole_cache(cached: Command, hub: HubServer) -> None:
 
 
 def test_a_flipped_byte_and_a_blob_that_is_gone(cached: Command, hub: HubServer) -> None:
-    """Both are named with the file they stand for, nothing is deleted, and what it says to do repairs them."""
+    """A corrupt and a missing blob are reported with their files, nothing is deleted, and the advice repairs them."""
     corrupt = blob_of(cached, "org/one", "model.safetensors")
     content = bytearray(corrupt.read_bytes())
     content[1000] ^= 1
@@ -57,6 +58,7 @@ def test_a_flipped_byte_and_a_blob_that_is_gone(cached: Command, hub: HubServer)
 
 
 def test_names_that_are_not_cached_or_no_ids(cached: Command) -> None:
+    """A model that is not cached and a name that is not a repo id are errors; an empty cache is not."""
     assert cached.run("verify", "org/none", "--json").json["error"]["type"] == "OfflineError"
     assert cached.run("verify", "./here", "--json").json["error"]["type"] == "InvalidArgumentError"
     empty = cached.run("verify", "--cache-dir", str(cached.home / "empty"))
@@ -65,7 +67,7 @@ def test_names_that_are_not_cached_or_no_ids(cached: Command) -> None:
 
 
 def test_files_that_are_no_links_and_blobs_without_a_digest(cached: Command) -> None:
-    """A cache without symlinks is checked by the listing of the official client, or said to be unknown."""
+    """Files in a cache without symlinks are checked by the official client's listing, else they are unknown."""
     blob = blob_of(cached, "org/one", "tokenizer.json")
     pointer = next(cached.cache.glob("models--org--one/snapshots/*/tokenizer.json"))
     pointer.unlink()

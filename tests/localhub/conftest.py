@@ -10,7 +10,7 @@ WEIGHTS = bytes(range(256)) * 5000
 
 @pytest.fixture
 def hub_root(hub_root: Path) -> Path:
-    """Two models: `org/name` with small files, LFS files and folders, and `gpt2` at the top."""
+    """The hub's models: `org/name` with small files, LFS files and folders, and `gpt2` without an organisation."""
     model = hub_root / "org" / "name"
     (model / "sub" / "dir").mkdir(parents=True)
     (model / "config.json").write_bytes(CONFIG)

@@ -1,4 +1,4 @@
-"""What the official client does not ask for: ranges, expired and forged URLs, and paths that want to get out."""
+"""Tests of requests that the official client does not send: ranges, forged URLs and hostile paths."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def signed_url(hub: HubServer) -> str:
     ],
 )
 def test_a_range_is_one_interval_or_ignored(header: str | None, chosen: tuple[int, int] | None) -> None:
-    """A single byte range is clipped to the file, and every other header is ignored."""
+    """A single byte range is clipped to the file; any other header is ignored."""
     assert select_range(header, None, '"e"', 100) == chosen
 
 
 @pytest.mark.parametrize(("header", "size"), [("bytes=100-", 100), ("bytes=-0", 100), ("bytes=0-", 0)])
 def test_a_range_outside_the_file_is_unsatisfiable(header: str, size: int) -> None:
-    """A range with no byte of the file in it can't be satisfied."""
+    """A range without a byte of the file is not satisfiable."""
     with pytest.raises(RangeNotSatisfiable):
         select_range(header, None, '"e"', size)
 
 
 def test_the_cdn_serves_ranges_under_its_own_etag(hub: HubServer) -> None:
-    """The CDN answers 206, 416 and If-Range by an etag that is not the Hub's."""
+    """The CDN answers with 206 and 416 and honours If-Range, with an etag that differs from the Hub's."""
     with httpx.Client() as client:
         redirect = client.get(f"{hub.url}{URL}model.safetensors")
         assert redirect.status_code == 302
@@ -70,7 +70,7 @@ def test_the_cdn_serves_ranges_under_its_own_etag(hub: HubServer) -> None:
 
 
 def test_small_files_serve_ranges_in_place(hub: HubServer) -> None:
-    """A small file has its headers on HEAD and GET, its ranges in place, and no body on HEAD."""
+    """A small file is served in place, with the same headers for HEAD and GET, and with ranges."""
     head = httpx.head(f"{hub.url}{URL}config.json")
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["content-length"] == str(len(CONFIG))
@@ -83,7 +83,7 @@ def test_small_files_serve_ranges_in_place(hub: HubServer) -> None:
 
 @pytest.mark.parametrize("lifetime", [3600, -1])
 def test_a_signed_url_is_good_for_its_time_and_its_file(hub_root: Path, lifetime: float) -> None:
-    """A signed URL serves until it expires, and never when its path, time or signature was changed."""
+    """A signed URL works until it expires, and not if its path, time or signature was changed."""
     with HubServer(hub_root, url_lifetime=lifetime) as hub:
         url = signed_url(hub)
         assert httpx.get(url).status_code == (200 if lifetime > 0 else 403)
@@ -101,7 +101,7 @@ def test_a_signed_url_is_good_for_its_time_and_its_file(hub_root: Path, lifetime
 
 
 def test_the_cdn_ignores_authorization(hub_root: Path) -> None:
-    """A signed URL needs no token and is not harmed by a wrong one."""
+    """A signed URL works without a token and with a wrong one."""
     with HubServer(hub_root, tokens=("good",)) as hub:
         redirect = httpx.get(f"{hub.url}{URL}model.safetensors", headers={"Authorization": "Bearer good"})
         url = redirect.headers["location"]
@@ -132,7 +132,7 @@ def test_the_cdn_ignores_authorization(hub_root: Path) -> None:
     ],
 )
 def test_no_path_leads_outside_the_model(hub_root: Path, path: bytes) -> None:
-    """Dots, encoded or not, absolute paths, NULs and links that leave the root are not found."""
+    """Paths with dots (encoded or not), absolute paths, NULs and links that leave the root are not found."""
     secret = hub_root.parent / "elsewhere" / "secret.txt"
     secret.parent.mkdir()
     for place in (secret, hub_root / "org" / "secret.txt"):
@@ -151,7 +151,7 @@ def test_no_path_leads_outside_the_model(hub_root: Path, path: bytes) -> None:
     [b"..", b"%2e%2e", b"org/..", b"..%2felsewhere", b"org%2f..%2f..%2felsewhere", b".", b"%00", b"org/%ff"],
 )
 def test_no_model_is_outside_the_root(hub_root: Path, model: bytes) -> None:
-    """A model's name is one or two plain names, and any other is not found."""
+    """A model's name has one or two plain segments; any other name is not found."""
     elsewhere = hub_root.parent / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "config.json").write_text("{}")
@@ -161,14 +161,14 @@ def test_no_model_is_outside_the_root(hub_root: Path, model: bytes) -> None:
 
 
 def test_a_link_inside_the_root_is_served(hub_root: Path) -> None:
-    """A link from one model to a file of another is a file."""
+    """A link to a file of another model under the root is served as a file."""
     (hub_root / "org" / "name" / "linked.json").symlink_to("../../gpt2/config.json")
     with HubServer(hub_root) as hub:
         assert httpx.get(f"{hub.url}{URL}linked.json").content == CONFIG
 
 
 def test_only_whole_files_are_served(hub_root: Path) -> None:
-    """A FIFO, and a name that can't be printed, are not listed and don't hold the hub up."""
+    """A FIFO and names that are not printable are not listed, and do not block the hub."""
     model = hub_root / "org" / "name"
     os.mkfifo(model / "fifo")
     (model / "new\nline").touch()
@@ -197,12 +197,12 @@ def test_only_whole_files_are_served(hub_root: Path) -> None:
     ],
 )
 def test_other_requests_have_their_status(hub: HubServer, method: str, path: str, status: int) -> None:
-    """What is no endpoint, or is asked for in the wrong way, is refused by the status that says so."""
+    """Unknown paths, wrong methods and bad arguments are refused with the matching status."""
     assert httpx.request(method, hub.url + path).status_code == status
 
 
 def test_paths_info_takes_json(hub: HubServer) -> None:
-    """`paths-info` reads JSON as well as a form, and refuses a body that holds no list of paths."""
+    """`paths-info` accepts JSON as well as a form, and refuses a body without a list of paths."""
     url = f"{hub.url}/api/models/org/name/paths-info/main"
     (entry,) = httpx.post(url, json={"paths": ["config.json", 1, ["x"]]}).json()
     assert (entry["path"], entry["size"]) == ("config.json", len(CONFIG))

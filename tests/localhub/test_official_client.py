@@ -1,4 +1,4 @@
-"""The official client, unchanged, against the local hub: it is the judge of the protocol."""
+"""Tests of the protocol with the unchanged official client."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def api(hub: HubServer) -> HfApi:
 
 
 def test_a_snapshot_is_the_directory(hub: HubServer, tmp_path: Path) -> None:
-    """`snapshot_download` brings every file, names blobs by their digests, and then verifies and repeats at no cost."""
+    """`snapshot_download` fetches every file, names blobs by digest, verifies them, and repeats with one request."""
     cache = tmp_path / "cache"
     snapshot = Path(snapshot_download("org/name", endpoint=hub.url, cache_dir=cache, token=False))
     source = hub.root / "org" / "name"
@@ -61,7 +61,7 @@ def test_a_snapshot_is_the_directory(hub: HubServer, tmp_path: Path) -> None:
 
 
 def test_files_of_lfs_come_from_the_cdn_without_the_token(hub: HubServer, tmp_path: Path) -> None:
-    """An LFS file is redirected to the CDN, which never sees the token; a small one is not."""
+    """An LFS file is redirected to the CDN, which never receives the token; a small file is served in place."""
     for name in ("model.safetensors", "config.json"):
         hf_hub_download("org/name", name, endpoint=hub.url, cache_dir=tmp_path / "cache", token="secret")
     body, config = (request for request in hub.requests if request.method == "GET")
@@ -75,7 +75,7 @@ def test_files_of_lfs_come_from_the_cdn_without_the_token(hub: HubServer, tmp_pa
 
 
 def test_without_a_cdn_files_of_lfs_are_served_in_place(hub_root: Path, tmp_path: Path) -> None:
-    """Without a CDN an LFS file is answered where it was asked for."""
+    """Without a CDN an LFS file is served in place."""
     with HubServer(hub_root, cdn=False) as hub:
         path = hf_hub_download("org/name", "model.safetensors", endpoint=hub.url, cache_dir=tmp_path / "cache")
         assert Path(path).read_bytes() == WEIGHTS
@@ -84,7 +84,7 @@ def test_without_a_cdn_files_of_lfs_are_served_in_place(hub_root: Path, tmp_path
 
 
 def test_model_info_tells_sizes_and_digests_when_asked(api: HfApi) -> None:
-    """`files_metadata` gives git ids, sizes and sha256; without it there are only names."""
+    """With `files_metadata` the listing has git ids, sizes and sha256, without it only names."""
     bare = api.model_info("org/name")
     assert bare.siblings is not None
     assert {sibling.rfilename for sibling in bare.siblings} == FILES
@@ -102,14 +102,14 @@ def test_model_info_tells_sizes_and_digests_when_asked(api: HfApi) -> None:
 
 
 def test_expand_tells_what_is_asked_for(api: HfApi) -> None:
-    """`expand=["sha"]` gives the commit and no listing."""
+    """`expand=["sha"]` returns the commit without a listing."""
     info = api.model_info("org/name", expand=["sha"])
     assert info.sha == api.model_info("org/name").sha
     assert info.siblings is None
 
 
 def test_a_model_at_the_top_has_one_segment(api: HfApi) -> None:
-    """A model directly under the root is found by its name alone, and its folders are no models."""
+    """A model directly under the root has a name of one segment, and its folders are not models."""
     assert api.model_info("gpt2").id == "gpt2"
     assert api.repo_exists("gpt2")
     for missing in ("gpt2/onnx", "org", "org/other", "name"):
@@ -118,7 +118,7 @@ def test_a_model_at_the_top_has_one_segment(api: HfApi) -> None:
 
 @pytest.mark.parametrize("page_size", [1, 3, 1000])
 def test_a_tree_comes_in_pages(hub_root: Path, page_size: int) -> None:
-    """A recursive tree lists every file and folder once, whatever the size of its pages."""
+    """A recursive tree lists every file and folder once, with any page size."""
     with HubServer(hub_root, page_size=page_size) as hub:
         entries = list(HfApi(hub.url).list_repo_tree("org/name", recursive=True))
         assert len(hub.requests) == -(-8 // page_size)
@@ -128,7 +128,7 @@ def test_a_tree_comes_in_pages(hub_root: Path, page_size: int) -> None:
 
 
 def test_a_tree_can_be_of_one_folder(api: HfApi) -> None:
-    """A tree of a folder lists what is directly in it; that of a folder that is not there is an EntryNotFound."""
+    """The tree of a folder lists its direct entries; a missing folder is EntryNotFound."""
     paths = {entry.path for entry in api.list_repo_tree("org/name", "sub", expand=True)}
     assert paths == {"sub/dir", "sub/with space #1?.json"}
     assert {entry.path for entry in api.list_repo_tree("org/name", "sub/dir")} == {"sub/dir/vocab.txt"}
@@ -137,7 +137,7 @@ def test_a_tree_can_be_of_one_folder(api: HfApi) -> None:
 
 
 def test_paths_info_leaves_out_what_is_not_there(api: HfApi) -> None:
-    """`get_paths_info` describes files and folders, and says nothing of the rest."""
+    """`get_paths_info` describes existing files and folders and omits the other paths."""
     config, folder = api.get_paths_info("org/name", ["config.json", "sub", "no", "../x"], expand=True)
     assert isinstance(config, RepoFile)
     assert (config.size, config.blob_id) == (len(CONFIG), git_id(CONFIG))
@@ -146,7 +146,7 @@ def test_paths_info_leaves_out_what_is_not_there(api: HfApi) -> None:
 
 
 def test_what_is_not_there_is_told_apart(hub: HubServer, tmp_path: Path) -> None:
-    """A missing model, revision and file raise each their own error."""
+    """A missing model, revision and file each raise their own error."""
 
     def download(model: str, file: str, revision: str | None = None) -> None:
         hf_hub_download(model, file, revision=revision, endpoint=hub.url, cache_dir=tmp_path / "cache")
@@ -158,7 +158,7 @@ def test_what_is_not_there_is_told_apart(hub: HubServer, tmp_path: Path) -> None
             download("org/name", "config.json", revision)
     with pytest.raises(RemoteEntryNotFoundError):
         download("org/name", "no.json")
-    # The client notes the absence under the commit that came with the error.
+    # The client records the absence for the commit in the error response.
     (commit,) = (tmp_path / "cache" / "models--org--name" / ".no_exist").iterdir()
     assert commit.name == HfApi(hub.url).model_info("org/name").sha
     with pytest.raises(RevisionNotFoundError):
@@ -166,7 +166,7 @@ def test_what_is_not_there_is_told_apart(hub: HubServer, tmp_path: Path) -> None
 
 
 def test_a_changed_file_is_a_new_commit(api: HfApi, hub: HubServer) -> None:
-    """The commit changes with the files, and the old one is gone."""
+    """Changing a file makes a new commit, and the old one is not found."""
     before = api.model_info("org/name", files_metadata=True)
     (hub.root / "org" / "name" / "config.json").write_bytes(b"{}")
     after = api.model_info("org/name", files_metadata=True)
@@ -177,7 +177,7 @@ def test_a_changed_file_is_a_new_commit(api: HfApi, hub: HubServer) -> None:
 
 
 def test_tokens_are_needed_where_there_are_any(hub_root: Path) -> None:
-    """With tokens, a model is there for one of them, and without it looks as if it did not exist."""
+    """If the hub has tokens, a model is found with one of them, and looks missing without."""
     with HubServer(hub_root, tokens=("good",)) as hub:
         assert HfApi(hub.url, token="good").whoami()["name"] == "local"
         assert HfApi(hub.url, token="good").model_info("gpt2").sha
@@ -195,7 +195,7 @@ def test_tokens_are_needed_where_there_are_any(hub_root: Path) -> None:
 
 
 def test_a_gate_guards_the_files(hub_root: Path, tmp_path: Path) -> None:
-    """The files of a gated model need a token that was granted access; its description does not."""
+    """The files of a gated model need a token with access; its description does not."""
     with HubServer(hub_root, gated={"org/name": {"granted"}}) as hub:
 
         def download(token: str | bool) -> str:
@@ -212,7 +212,7 @@ def test_a_gate_guards_the_files(hub_root: Path, tmp_path: Path) -> None:
 
 
 def test_an_hf_cache_is_a_hub(hub: HubServer, tmp_path: Path) -> None:
-    """A cache that the official client filled serves the same commit, blobs and branch to another."""
+    """A cache filled by the official client is served with the same commit, blobs and branch."""
     first, second = tmp_path / "first", tmp_path / "second"
     commit = Path(snapshot_download("org/name", endpoint=hub.url, cache_dir=first)).name
     pull = first / "models--org--name" / "refs" / "refs" / "pr" / "1"
@@ -222,12 +222,12 @@ def test_an_hf_cache_is_a_hub(hub: HubServer, tmp_path: Path) -> None:
         snapshot = Path(snapshot_download("org/name", revision="refs/pr/1", endpoint=mirror.url, cache_dir=second))
         assert HfApi(mirror.url).model_info("org/name").sha == commit
         for missing in ("gpt2", "org--name", "models--org--name"):
-            # Not by the official client, which refuses to ask for such names.
+            # The official client would refuse to request such names.
             assert httpx.get(f"{mirror.url}/api/models/{missing}").headers["x-error-code"] == "RepoNotFound"
         for revision in ("refs/../main", "../snapshots", "0" * 40):
             with pytest.raises(RevisionNotFoundError):
                 HfApi(mirror.url).model_info("org/name", revision=revision)
-        # Raw, since a client's URL library takes these dots out.
+        # Raw, since a client's URL library would remove these dots.
         assert mirror.raw_get(b"/api/models/org/name/revision/%2e%2e") == 404
     assert snapshot.name == commit
     blobs = [{path.name for path in cache.glob("*/blobs/*")} for cache in (first, second)]
@@ -236,7 +236,7 @@ def test_an_hf_cache_is_a_hub(hub: HubServer, tmp_path: Path) -> None:
 
 
 def test_a_cache_without_links_is_a_hub(hub: HubServer, tmp_path: Path) -> None:
-    """A cache without symlinks has no names of blobs to go by, so its files are hashed."""
+    """Files of a cache without symlinks are hashed, since there are no blob names."""
     cache = tmp_path / "cache"
     script = (
         "import sys; from huggingface_hub import snapshot_download;"

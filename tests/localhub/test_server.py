@@ -1,4 +1,4 @@
-"""The thread that serves, and the import that needs an extra."""
+"""Tests of the server thread, and of an import without the extra."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def serving() -> list[str]:
 
 
 def test_the_server_is_there_for_the_block(hub_root: Path) -> None:
-    """It answers when the block begins; after it, although connections are open, port and thread are gone at once."""
+    """The server answers when the block begins; after the block its port and thread are gone, despite open connections."""
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with httpx.Client() as client:
         with running(LocalHub(hub_root)) as url:
@@ -37,7 +37,7 @@ def test_the_server_is_there_for_the_block(hub_root: Path) -> None:
 
 
 def test_the_server_stops_while_a_body_is_read_by_nobody(hub_root: Path) -> None:
-    """A client that stopped reading in the middle of a body does not hold the end up."""
+    """A client that stops reading a body does not delay the stop."""
     with (hub_root / "gpt2" / "model.safetensors").open("wb") as weights:
         weights.truncate(64 << 20)
     with running(LocalHub(hub_root)) as url, httpx.Client() as client:
@@ -48,7 +48,7 @@ def test_the_server_stops_while_a_body_is_read_by_nobody(hub_root: Path) -> None
 
 
 def test_a_port_in_use_is_named(hub_root: Path) -> None:
-    """A port that another has raises an OSError that names the address, and leaves nothing behind."""
+    """A port in use raises an OSError that names the address, and leaves no thread."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with (
@@ -60,13 +60,13 @@ def test_a_port_in_use_is_named(hub_root: Path) -> None:
 
 
 def test_a_root_that_is_no_directory_is_refused(tmp_path: Path) -> None:
-    """A root that is no directory raises when the hub is made, not at the first request."""
+    """A root that is not a directory raises in the constructor, not at the first request."""
     with pytest.raises(NotADirectoryError, match="no directory of models at"):
         LocalHub(tmp_path / "no")
 
 
 def test_an_import_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without starlette the import says which extra to install."""
+    """Without starlette the ImportError names the extra to install."""
     real_import = builtins.__import__
 
     def without_starlette(name: str, *args: Any, **kwargs: Any) -> Any:
