@@ -1,4 +1,4 @@
-"""What every test stands on: no network, a cache of its own, three event loops, no blocking call on a loop."""
+"""The setup of all tests: no network, a cache per test, three event loops, no blocking calls on a loop."""
 
 import os
 import shutil
@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# huggingface_hub reads its environment when it is imported, and the plugins of pytest may import it before a fixture
-# runs. So this stands here, before any other import of this file.
+# huggingface_hub reads the environment when it is imported, and plugins of pytest may import it before a fixture runs.
+# So the environment is set here, before the other imports.
 _HOME = tempfile.mkdtemp(prefix="yaie-async-tests-")
 for _name in list(os.environ):
     if _name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")) or _name.lower().endswith("_proxy"):
         del os.environ[_name]
 os.environ |= {
     "HF_HOME": _HOME,
-    # The discard port of this machine: whatever forgets to name an endpoint is refused at once.
+    # The discard port: a test that does not set an endpoint is refused at once.
     "HF_ENDPOINT": "http://127.0.0.1:9",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
@@ -33,7 +33,7 @@ _LOOPS = [
     pytest.param(("trio", {}), id="trio"),
 ]
 
-# Blocking calls that blockbuster does not know, and that this package makes, or might.
+# Further blocking calls that this package makes or might make, which blockbuster does not know.
 _ALSO_BLOCKING = [
     "io.open",
     "builtins.open",
@@ -79,7 +79,7 @@ def no_blocking() -> Iterator[None]:
 
 @pytest.fixture
 def readers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """How many threads wait for bytes of a landing, or of any, at this moment: `readers(landing)`, `readers()`."""
+    """Counts the threads that wait for bytes of one arriving file, or of any: `readers(arriving)`, `readers()`."""
     waiting: list[ArrivingFile] = []
     wait_for = ArrivingFile._wait_for
 

@@ -1,4 +1,4 @@
-"""Models that the loader's tests serve, made once a worker."""
+"""Fixtures for the loader's tests: models, made once per worker process, and loads that are held."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ Put = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The directory of a tiny model of a kind that tests/support/models.py can make."""
+    """Returns the directory of a tiny model, made by a function of tests/support/models.py."""
     top = tmp_path_factory.mktemp("made")
 
     def make(kind: str) -> Path:
@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def put(hub_root: Path, made: Callable[[str], Path]) -> Put:
-    """Puts a tiny model on the hub: `put("org/name", "llama")`."""
+    """Copies a tiny model to the hub: `put("org/name", "llama")`."""
 
     def copy(name: str, kind: str = "llama") -> Path:
         return Path(shutil.copytree(made(kind), hub_root / name))
@@ -50,7 +50,7 @@ def put(hub_root: Path, made: Callable[[str], Path]) -> Put:
 
 @pytest.fixture
 def put_fake(hub_root: Path) -> Put:
-    """Puts a model of random bytes on the hub, for tests that only fetch."""
+    """Writes a model of random bytes to the hub, for tests that only fetch."""
 
     def write(name: str, size: int = 9 << 20) -> Path:
         directory = hub_root / name
@@ -67,7 +67,7 @@ def put_fake(hub_root: Path) -> Put:
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Failures are tried again at once: configuration of a policy that is tested by itself."""
+    """Shortens the waits between attempts; the policy has its own tests."""
     policy = retry.RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.02)
     monkeypatch.setattr(metadata, "IMPATIENT", replace(policy, attempts=2))
     monkeypatch.setattr(retry, "RetryPolicy", lambda: policy)
@@ -75,7 +75,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def load_held(readers: Callable[..., int], why_stock: Callable[[], list[str]]) -> Callable[..., Awaitable[Any]]:
-    """Load a model whose last bytes are held back until its build waits for them, or is given up."""
+    """Load a model whose last bytes are withheld until its build waits for them or has ended."""
 
     async def load_held(gate: Gate, loader: ModelLoader) -> Any:
         got: list[Any] = []
@@ -96,7 +96,7 @@ def load_held(readers: Callable[..., int], why_stock: Callable[[], list[str]]) -
 
 @pytest.fixture
 def why_stock(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """Why models were built from the finished snapshot, by the log."""
+    """Return the reasons in the log for builds from a finished snapshot."""
     caplog.set_level(logging.INFO, logger="yaie_async")
 
     def said() -> list[str]:
@@ -106,5 +106,5 @@ def why_stock(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 async def prefetch(hub: HubServer, cache: Path, model: str = "org/big", **options: Any) -> Path:
-    """Fetch a model from the hub into a cache; return its snapshot."""
+    """Fetch a model from the hub into a cache, and return its snapshot."""
     return await ModelLoader(model, endpoint=hub.url, cache_dir=cache, **options).prefetch()

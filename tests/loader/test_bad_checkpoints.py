@@ -1,4 +1,4 @@
-"""Checkpoints that arrive whole and are wrong in themselves: an error of ours, and nothing is left of the attempt."""
+"""Tests of invalid checkpoints with correct digests: a LoaderError, and nothing is left of the attempt."""
 
 import gc
 import json
@@ -91,7 +91,7 @@ async def test_wrong_in_itself(
     says: str,
     streamed: bool,
 ) -> None:
-    """Streamed or not it is refused by the same error; its memory and its turn are given back, its files are kept."""
+    """Streamed or not, the same error is raised; memory and build lock are released, and the files are kept."""
     name = models.unique_repo_id(kind)
     directory = put(name, kind)
     damage(directory)
@@ -110,7 +110,7 @@ async def test_wrong_in_itself(
 async def test_a_tensor_too_many(
     hub: HubServer, put: Put, tmp_path: Path, load_held: Callable[..., Awaitable[Any]]
 ) -> None:
-    """What the model has no place for is left out, as in stock."""
+    """A tensor that the model does not have is ignored, as in transformers."""
     directory = put("org/tiny")
     path = directory / "model.safetensors"
     save_file({**load_file(path), "model.layers.7.extra": torch.ones(3)}, path, metadata={"format": "pt"})
@@ -119,7 +119,7 @@ async def test_a_tensor_too_many(
 
 
 async def test_a_shard_that_the_repository_lacks(hub: HubServer, put: Put, tmp_path: Path) -> None:
-    """It is named as soon as the index tells, by the loader and not by a stack of other errors."""
+    """A shard that the repository lacks is named as soon as the index is read, in a single error."""
     directory = models.FACTORIES["llama-sharded"](hub.root / "org" / "sharded")
     shard = max(directory.glob("*.safetensors"))
     shard.unlink()
@@ -130,7 +130,7 @@ async def test_a_shard_that_the_repository_lacks(hub: HubServer, put: Put, tmp_p
 
 
 async def test_a_header_of_100_mb(tmp_path: Path, put: Put) -> None:
-    """It is refused unread: safetensors would hold the GIL, and with it the loop, for seconds."""
+    """A header of 100 MB is refused without parsing it: safetensors would hold the GIL for seconds."""
     directory = put("org/tiny")
     length = 99_999_992
     with (directory / "model.safetensors").open("wb") as file:
@@ -182,7 +182,7 @@ asyncio.run(main())
 
 
 async def test_no_memory(hub: HubServer, tmp_path: Path) -> None:
-    """A build that finds no memory half-way says so, gives back what it had, and the download is kept for the next."""
+    """A build that runs out of memory raises, releases its memory, and the downloaded files are kept."""
     directory = models.llama(hub.root / "org" / "big", hidden=1024, dtype="float16")
     size = (directory / "model.safetensors").stat().st_size
     done = await anyio.run_process(

@@ -1,5 +1,5 @@
-"""What a person sees without an `on_progress`: log lines here, where there is no terminal. The bar is tested on a
-pseudo-terminal in test_environment.py."""
+"""Tests of the display without `on_progress`: log lines and the table. The bar on a terminal is tested in
+test_environment.py."""
 
 import io
 import logging
@@ -30,7 +30,7 @@ from yaie_async.loader.display import LogLines, describe, size
     ],
 )
 def test_sizes_are_decimal(count: int, text: str) -> None:
-    """Bytes are told as disks and networks tell them."""
+    """Sizes have decimal units, as for disks and networks."""
     assert size(count) == text
 
 
@@ -50,14 +50,14 @@ def test_sizes_are_decimal(count: int, text: str) -> None:
     ],
 )
 def test_a_line_tells_what_is_known(event: Progress, text: str) -> None:
-    """A line has the model and the stage, and while something arrives how much, how fast and how long still."""
+    """A line has the model and the stage, and during the download bytes, rate and time left."""
     assert describe(event) == text
 
 
 def test_a_line_a_stage_and_one_every_few_seconds(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each stage has its line at once, and a long one another every five seconds."""
+    """Each stage is logged at once, and a long one again every five seconds."""
     now = 100.0
     monkeypatch.setattr(display.time, "monotonic", lambda: now)
     lines = LogLines()
@@ -82,7 +82,7 @@ def fetch(hub: HubServer, cache: Path) -> None:
 def test_without_a_terminal_a_load_is_logged(
     hub: HubServer, put_fake: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """First and last stage and the size are in the log, and nothing is written to the streams."""
+    """Without a terminal the first and last stage and the size are logged, and nothing is written to the streams."""
     put_fake("org/big", 1 << 20)
     hub.faults.add(Drip(4 << 20), path="^/cdn/")
     with caplog.at_level(logging.INFO, "yaie_async"):
@@ -99,7 +99,7 @@ def test_without_a_terminal_a_load_is_logged(
 def test_without_a_stream_for_errors(
     stream: str | None, hub: HubServer, put_fake: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A daemon that has closed its streams, or has none, loads all the same."""
+    """A daemon with closed or missing streams can load."""
     put_fake("org/big", 1000)
     closed = io.StringIO()
     closed.close()
@@ -108,7 +108,7 @@ def test_without_a_stream_for_errors(
 
 
 def test_the_hub_s_own_callback(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Hub.prefetch tells its `on_progress` of each model, first and last event included."""
+    """Hub.prefetch calls `on_progress` for each model, with its first and its last event."""
     put_fake("org/big", 1000)
     put_fake("org/two", 1000)
     events: list[Progress] = []
@@ -137,7 +137,7 @@ def render(rows: dict[object, Progress], *, height: int = 24, ended: Mapping[obj
 
 
 def test_the_table_has_a_row_a_model_and_a_total() -> None:
-    """Stage, bytes, rate and time left of each, as its events tell them, and their sum."""
+    """Each row has stage, bytes, rate and time left of its model's events, and the last row has the totals."""
     rows: dict[object, Progress] = {
         1: Progress("org/a", "downloading", 500_000, 2_000_000, 300_000.0, 5.0),
         2: Progress("org/b", "downloading", 0, 4_000_000, 200_000.0, 20.0),
@@ -157,7 +157,7 @@ def test_the_table_has_a_row_a_model_and_a_total() -> None:
 
 @pytest.mark.parametrize(("error", "word"), [(OSError, "failed"), (KeyboardInterrupt, "stopped")])
 def test_a_row_that_ends_early(error: type[BaseException], word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What failed and what was stopped stays in the table, each by its name, until the last one has left."""
+    """Failed and stopped models stay in the table until the last load has ended."""
     table = display._Table()
     with table.row("other"):
         with pytest.raises(error), table.row("org/a"):
@@ -168,7 +168,7 @@ def test_a_row_that_ends_early(error: type[BaseException], word: str, capsys: py
 
 
 def test_a_table_that_is_higher_than_the_terminal() -> None:
-    """The models that are ready give way, and the total stays."""
+    """In a table higher than the terminal, rows of ready models are dropped and the total stays."""
     rows: dict[object, Progress] = {
         number: Progress(f"m{number}", "ready" if number < 30 else "downloading", 1, 1) for number in range(40)
     }

@@ -1,4 +1,4 @@
-"""Each environment variable means what it means to the official client."""
+"""Tests that each environment variable has the meaning it has for the official client."""
 
 import json
 import os
@@ -52,14 +52,14 @@ def cache(tmp_path: Path, put_fake: Put) -> Path:
 
 
 def test_endpoint_and_cache(hub: HubServer, cache: Path) -> None:
-    """HF_ENDPOINT and HF_HUB_CACHE say where from and where to; HF_HOME where the cache is by default."""
+    """HF_ENDPOINT sets the Hub, HF_HUB_CACHE the cache, and HF_HOME the folder of the default cache."""
     assert run(hub, cache)["path"].startswith(str(cache))
     home = cache.parent / "hf"
     assert run(hub, None, HF_HOME=str(home))["path"].startswith(str(home / "hub"))
 
 
 def test_tokens(hub: HubServer, cache: Path) -> None:
-    """HF_TOKEN, or the file that HF_TOKEN_PATH names, is sent; unless implicit tokens are off."""
+    """The token of HF_TOKEN, or of the file HF_TOKEN_PATH, is sent unless implicit tokens are disabled."""
 
     def sent(**environment: str) -> set[str | None]:
         hub.clear()
@@ -74,7 +74,7 @@ def test_tokens(hub: HubServer, cache: Path) -> None:
 
 
 def test_offline(hub: HubServer, cache: Path) -> None:
-    """HF_HUB_OFFLINE makes no request, and loads what is cached."""
+    """With HF_HUB_OFFLINE no request is sent and cached models load."""
     assert run(hub, cache, HF_HUB_OFFLINE="1")["error"] == "OfflineError"
     assert not hub.requests
     path = run(hub, cache)["path"]
@@ -84,7 +84,7 @@ def test_offline(hub: HubServer, cache: Path) -> None:
 
 
 def test_etag_timeout(hub: HubServer, cache: Path) -> None:
-    """HF_HUB_ETAG_TIMEOUT bounds a request for metadata: a silent Hub is asked again, and a cache is used."""
+    """HF_HUB_ETAG_TIMEOUT limits a metadata request: a silent Hub is retried, then the cache is used."""
     path = run(hub, cache)["path"]
     hub.clear()
     hub.faults.add(Stall(-1), path="^/api/", times=None)
@@ -93,7 +93,7 @@ def test_etag_timeout(hub: HubServer, cache: Path) -> None:
 
 
 def test_download_timeout(hub: HubServer, cache: Path) -> None:
-    """HF_HUB_DOWNLOAD_TIMEOUT seconds without a byte, and the rest of the body is asked for again."""
+    """After HF_HUB_DOWNLOAD_TIMEOUT seconds without a byte, the rest of the body is requested again."""
     hub.faults.add(Stall(1000), path="^/cdn/")
     run(hub, cache, HF_HUB_DOWNLOAD_TIMEOUT="1")
     bodies = [request for request in hub.requests if request.path.startswith("/cdn/")]
@@ -101,13 +101,13 @@ def test_download_timeout(hub: HubServer, cache: Path) -> None:
 
 
 def test_no_symlinks(hub: HubServer, cache: Path) -> None:
-    """HF_HUB_DISABLE_SYMLINKS puts files where links would be."""
+    """With HF_HUB_DISABLE_SYMLINKS the snapshot has files instead of links."""
     path = Path(run(hub, cache, HF_HUB_DISABLE_SYMLINKS="1")["path"])
     assert not [file for file in path.iterdir() if file.is_symlink()]
 
 
 def test_the_user_agent(hub: HubServer, cache: Path) -> None:
-    """It names this package, the origin that the variable gives, and torch only where telemetry is on."""
+    """The user agent has this package, the origin of the variable, and torch only if telemetry is on."""
     run(hub, cache, HF_HUB_USER_AGENT_ORIGIN="my-app")
     agents = {request.headers["user-agent"] for request in hub.requests}
     assert len(agents) == 1
@@ -123,7 +123,7 @@ def test_the_user_agent(hub: HubServer, cache: Path) -> None:
 
 
 class _Forward(socketserver.StreamRequestHandler):
-    """A forward proxy for plain HTTP: one request a connection, its answer passed on until it ends."""
+    """A forward proxy for plain HTTP, with one request per connection."""
 
     def handle(self) -> None:
         method, target, _ = self.rfile.readline().decode().split()
@@ -143,7 +143,7 @@ class _Forward(socketserver.StreamRequestHandler):
 
 
 def test_an_http_proxy(hub: HubServer, cache: Path) -> None:
-    """Metadata and bodies go through HTTP_PROXY; what NO_PROXY names does not."""
+    """Metadata and bodies go through HTTP_PROXY, except for hosts in NO_PROXY."""
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Forward) as proxy:
         proxy.daemon_threads = True
         proxy.seen = []  # type: ignore[attr-defined]
@@ -159,7 +159,7 @@ def test_an_http_proxy(hub: HubServer, cache: Path) -> None:
 
 
 def test_a_socks_proxy_without_its_package(hub: HubServer, cache: Path) -> None:
-    """The error says what to install."""
+    """A SOCKS proxy without socksio is an error that says what to install."""
     code = _CHILD.replace("import anyio", "import sys; sys.modules['socksio'] = None\nimport anyio", 1)
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -175,7 +175,7 @@ def test_a_socks_proxy_without_its_package(hub: HubServer, cache: Path) -> None:
 
 
 def test_a_missing_certificate_file(hub: HubServer, cache: Path) -> None:
-    """SSL_CERT_FILE that is not there is an error of ours that names the variable."""
+    """A missing SSL_CERT_FILE is a LoaderError that names the variable."""
     told = run(hub, cache, SSL_CERT_FILE="/no/such/file.pem")
     assert told["error"] == "HubUnavailableError"
     assert "SSL_CERT_FILE" in told["text"]
@@ -183,7 +183,7 @@ def test_a_missing_certificate_file(hub: HubServer, cache: Path) -> None:
 
 @pytest.mark.parametrize("variable", ["ALL_PROXY", "SSL_CERT_FILE"])
 def test_without_a_request_no_client_is_made(variable: str, hub: HubServer, cache: Path) -> None:
-    """A directory, and what is cached offline, load although proxy or certificates are set up wrongly."""
+    """A directory, and a cached model offline, load despite a wrong proxy or certificate setting."""
     run(hub, cache)
     code = (
         "import sys, anyio; sys.modules['socksio'] = None\n"
@@ -203,11 +203,11 @@ def test_without_a_request_no_client_is_made(variable: str, hub: HubServer, cach
 
 
 def test_no_bar_where_bars_are_off(hub: HubServer, cache: Path) -> None:
-    """On a terminal there is a bar, unless HF_HUB_DISABLE_PROGRESS_BARS is set."""
+    """A terminal shows a bar unless HF_HUB_DISABLE_PROGRESS_BARS is set."""
     import pty
 
     def screen(**environment: str) -> bytes:
-        # Not pty.fork: this process has threads, and the child could hang before its exec.
+        # Not pty.fork: this process has threads, so the child could hang before exec.
         terminal, inside = pty.openpty()
         cache_dir = cache.parent / os.urandom(4).hex()
         child = subprocess.Popen(
@@ -230,7 +230,7 @@ def test_no_bar_where_bars_are_off(hub: HubServer, cache: Path) -> None:
             while part := os.read(terminal, 65536):
                 shown += part
         except OSError:
-            pass  # the child has closed its side
+            pass  # the child has closed its end
         child.wait(60)
         os.close(terminal)
         return shown

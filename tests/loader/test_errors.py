@@ -1,4 +1,4 @@
-"""Every bad input gets a clear error of ours, and loses nothing that was there."""
+"""Tests of bad input: a clear LoaderError, and nothing in the cache is lost."""
 
 import fcntl
 import json
@@ -51,7 +51,7 @@ def anyio_backend() -> str:
 
 
 def check_cache(cache: Path) -> None:
-    """No lock is held, nothing dangles, and no snapshot without its weights has a config.json."""
+    """Check that no lock is held, no link dangles, and no snapshot without weights has a config.json."""
     for lock in cache.glob(".locks/*/*.lock"):
         with lock.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,7 +64,7 @@ def check_cache(cache: Path) -> None:
 
 @contextmanager
 def failing(kind: type[LoaderError], cache: Path, says: str) -> Iterator[list[Any]]:
-    """The block raises that error, which pickles, has a text, and leaves the cache whole."""
+    """Check that the block raises `kind`, that the error pickles and has a message, and that the cache is valid."""
     errors: list[Any] = []
     with pytest.raises(kind, match=says) as caught:
         yield errors
@@ -75,7 +75,7 @@ def failing(kind: type[LoaderError], cache: Path, says: str) -> Iterator[list[An
 
 
 async def test_a_wrong_digest_once_and_always(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """One corrupt byte is fetched again; a second time it is an IntegrityError with both digests."""
+    """A corrupt file is fetched again; if it is corrupt again, IntegrityError has both digests."""
     directory = put_fake("org/big")
     hub.faults.add(Corrupt(100), path="^/cdn/")
     found = await prefetch(hub, tmp_path / "once")
@@ -92,7 +92,7 @@ async def test_a_wrong_digest_once_and_always(hub: HubServer, put_fake: Put, tmp
 
 
 async def test_a_lying_length(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """A small file of another length than the listing says is an IntegrityError."""
+    """A small file whose length differs from the listing is an IntegrityError."""
     put_fake("org/big")
     hub.faults.add(LyingLength(5), path="/tokenizer.json$", times=None)
     with failing(LoaderError, tmp_path, r"tokenizer\.json"):
@@ -103,7 +103,7 @@ async def test_a_lying_length(hub: HubServer, put_fake: Put, tmp_path: Path) -> 
 async def test_a_body_that_is_cut_or_too_long_is_put_right(
     fault: Any, hub: HubServer, put_fake: Put, tmp_path: Path
 ) -> None:
-    """What is cut is continued by a range; what comes beyond the end is not written."""
+    """A truncated body is continued with a range request; bytes beyond the end are not written."""
     directory = put_fake("org/big")
     hub.faults.add(fault, path="^/cdn/", times=2)
     found = await prefetch(hub, tmp_path)
@@ -125,7 +125,7 @@ async def test_a_body_that_is_cut_or_too_long_is_put_right(
 async def test_what_is_no_hub_is_told_so(
     fault: Any, where: str, says: str, hub: HubServer, put_fake: Put, tmp_path: Path
 ) -> None:
-    """A captive portal, a redirect loop, a foreign scheme: an error that names what came and where to look."""
+    """A captive portal, a redirect loop or a foreign scheme is an error with the response and what to check."""
     put_fake("org/big")
     hub.faults.add(fault, path=where, times=None)
     with failing(LoaderError, tmp_path, says) as errors:
@@ -135,7 +135,7 @@ async def test_what_is_no_hub_is_told_so(
 
 
 async def test_a_file_name_that_leaves_the_folder(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """`../` in the listing is refused before anything is written."""
+    """A path with `../` in the listing is refused before anything is written."""
     put_fake("org/big")
     hub.faults.add(rename_file("tokenizer.json", "../../evil.json"), path="^/api/", times=None)
     with failing(UnsafeFileError, tmp_path, "evil"):
@@ -144,7 +144,7 @@ async def test_a_file_name_that_leaves_the_folder(hub: HubServer, put_fake: Put,
 
 
 async def test_a_weight_map_that_leaves_the_folder(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """`../` in the shard index is refused, and no shard is linked."""
+    """A path with `../` in the shard index is refused, and no shard is linked."""
     directory = put_fake("org/big")
     (directory / "model.safetensors").rename(directory / "model-00001-of-00001.safetensors")
     index = {"metadata": {}, "weight_map": {"a": "../../../evil.safetensors"}}
@@ -154,7 +154,7 @@ async def test_a_weight_map_that_leaves_the_folder(hub: HubServer, put_fake: Put
 
 
 async def test_an_index_with_a_shard_that_is_not_there(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """A listed shard that the repository lacks is named."""
+    """A shard of the index that the repository lacks is named in the error."""
     directory = put_fake("org/big")
     (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
     index = {
@@ -168,7 +168,7 @@ async def test_an_index_with_a_shard_that_is_not_there(hub: HubServer, put_fake:
 
 @pytest.mark.parametrize("etag", ["a/b", "..", "../../x"])
 async def test_an_etag_that_is_no_name(etag: str, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """A blob is named by its etag: one with a slash is refused, from the listing and from a HEAD."""
+    """An etag with a slash can't name a blob: it is refused from the listing and from HEAD."""
     put_fake("org/big")
     hub.faults.add(set_etag("tokenizer.json", etag), path="^/api/")
     with failing(UnsafeFileError, tmp_path, "etag"):
@@ -181,13 +181,13 @@ async def test_an_etag_that_is_no_name(etag: str, hub: HubServer, put_fake: Put,
 
 
 async def test_no_token_where_one_is_asked_for(hub: HubServer, tmp_path: Path) -> None:
-    """token=True without a stored token says how to get one."""
+    """token=True without a stored token is an error that says how to log in."""
     with failing(TokenMissingError, tmp_path, "hf auth login"):
         await prefetch(hub, tmp_path, token=True)
 
 
 async def test_what_is_no_model(hub: HubServer, hub_root: Path, tmp_path: Path) -> None:
-    """An adapter, a GGUF file, a folder without weights: each is called what it is."""
+    """The error for an adapter, a GGUF file or a folder without weights says which of them it is."""
     for name, files, says in (
         ("org/adapter", ("adapter_config.json",), "adapter"),
         ("org/gguf", ("model.gguf",), "GGUF"),
@@ -212,7 +212,7 @@ def _garbage(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [_truncated, _garbage])
 async def test_damaged_weights(damage: Callable[[Path], None], hub: HubServer, put: Put, tmp_path: Path) -> None:
-    """Weights that are broken on the Hub itself are told by file, and what was cached before still loads."""
+    """The error for weights that are broken on the Hub names the file; what was cached before still loads."""
     put("org/good")
     damage(put("org/bad") / "model.safetensors")
     options: dict[str, Any] = {"endpoint": hub.url, "cache_dir": tmp_path}
@@ -229,7 +229,7 @@ class _Evil:
 
 
 async def test_a_pickle_with_code_in_it(hub: HubServer, put: Put, tmp_path: Path) -> None:
-    """A pytorch_model.bin that would run something is refused, and nothing ran."""
+    """A pytorch_model.bin with code is refused, and the code does not run."""
     import torch
 
     directory = put("org/bin", "dialogpt")
@@ -238,7 +238,7 @@ async def test_a_pickle_with_code_in_it(hub: HubServer, put: Put, tmp_path: Path
         try:
             await ModelLoader("org/bin", endpoint=hub.url, cache_dir=tmp_path).load_model()
         finally:
-            # It has a snapshot with its weights, which are a pickle: what check_cache looks for elsewhere.
+            # Not check_cache, which expects safetensors: the weights of this snapshot are a pickle.
             next(tmp_path.glob("models--*/snapshots/*/config.json")).unlink()
     assert not Path("/tmp/yaie-async-was-here").exists()
 
@@ -258,7 +258,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 
 
 async def test_a_disk_that_is_too_small(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """It is refused before the first body; the error tells the bytes, and other models still fit."""
+    """A model that does not fit on the disk is refused before the first body; smaller models still fit."""
     put_fake("org/big", 9 << 20)
     put_fake("org/little", 1 << 20)
     cache = tmp_path / "disk"
@@ -274,7 +274,7 @@ async def test_a_disk_that_is_too_small(hub: HubServer, put_fake: Put, tmp_path:
 
 
 async def test_a_disk_that_fills_up_meanwhile(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """ENOSPC in mid-body is a DiskFullError; what has arrived is kept, and used once there is room."""
+    """ENOSPC during a body is a DiskFullError; the written bytes are kept and used once there is room."""
     directory = put_fake("org/big", 24 << 20)
     cache = tmp_path / "disk"
     with small_disk(cache, "40m"):

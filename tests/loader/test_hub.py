@@ -1,4 +1,4 @@
-"""A Hub: many models at once, who may use it, and that nothing stays open behind the last user."""
+"""Tests of Hub: several models, its users, and the release of its connections."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ ours = pytest.mark.anyio
 
 
 def sockets() -> int:
-    """Sockets of this process, the hub's ends of connections among them."""
+    """Return the sockets of this process, including those of the test's hub."""
     count = 0
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the descriptor of the listing itself
@@ -42,7 +42,7 @@ def sockets() -> int:
 
 @ours
 async def test_several_models_at_once(anyio_backend: Any, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Each model named gets its snapshot, in the order of the names; one named twice is fetched once."""
+    """Snapshots are returned in the order of the names, and a repeated name is fetched once."""
     for name in ("org/a", "org/b"):
         put_fake(name, 100_000)
     async with Hub(endpoint=hub.url, cache_dir=tmp_path) as one:
@@ -58,7 +58,7 @@ async def test_several_models_at_once(anyio_backend: Any, hub: HubServer, put_fa
 async def test_one_that_fails_does_not_stop_the_others(
     anyio_backend: Any, hub: HubServer, put_fake: Put, tmp_path: Path
 ) -> None:
-    """PrefetchError has what failed and what succeeded, by name; it pickles; `except*` sorts it."""
+    """PrefetchError has failures and snapshots by name, pickles, and works with `except*`."""
     put_fake("org/good", 100_000)
     put_fake("org/bad", 100_000)
     hub.faults.add(Corrupt(5), path="^/cdn/org/bad", times=None)
@@ -84,13 +84,13 @@ async def test_one_that_fails_does_not_stop_the_others(
 
 @ours
 async def test_a_single_model_that_fails_is_its_own_error(anyio_backend: Any, hub: HubServer, tmp_path: Path) -> None:
-    """Of one model there is no group, also if it is named twice."""
+    """The failure of a single model is raised itself, not in a group, also if the model is named twice."""
     async with Hub(endpoint=hub.url, cache_dir=tmp_path) as one:
         with pytest.raises(ModelNotFoundError):
             await one.prefetch("org/none", "org/none")
 
 
-# -- who may use it, and when -------------------------------------------------------------------------------
+# -- users and lifetime ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -102,14 +102,14 @@ async def test_a_single_model_that_fails_is_its_own_error(anyio_backend: Any, hu
     ],
 )
 def test_arguments_that_allow_nothing(options: dict[str, Any], says: str) -> None:
-    """A Hub without connections, or without bytes, is refused where it is made."""
+    """Zero connections or bytes per second are refused in the constructor."""
     with pytest.raises(InvalidArgumentError, match=says):
         Hub(**options)
 
 
 @ours
 async def test_a_hub_outside_its_block(anyio_backend: Any, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Its session is only there while it is open; a loader opens it for itself, and it can be opened again."""
+    """A Hub has a session only while it is open; loaders open it themselves, and it can be reopened."""
     put_fake("org/big", 1000)
     one = Hub(endpoint=hub.url, cache_dir=tmp_path)
     with pytest.raises(ClosedHubError, match="async with"):
@@ -130,7 +130,7 @@ async def test_a_hub_outside_its_block(anyio_backend: Any, hub: HubServer, put_f
 
 @ours
 async def test_a_hub_that_can_t_be_opened(anyio_backend: Any, hub: HubServer, tmp_path: Path) -> None:
-    """It raises each time it is entered, counts no user, and opens once what was wrong is put right."""
+    """A Hub that can't be opened raises each time, counts no user, and opens once the cause is fixed."""
     one = Hub(endpoint="nonsense", cache_dir=tmp_path)
     for _ in range(2):
         with pytest.raises(InvalidArgumentError, match="'nonsense'"):
@@ -141,11 +141,11 @@ async def test_a_hub_that_can_t_be_opened(anyio_backend: Any, hub: HubServer, tm
         assert one.session
 
 
-# -- nothing stays open -------------------------------------------------------------------------------------
+# -- connections --------------------------------------------------------------------------------------------
 
 
 async def in_use(hub: HubServer, cache: Path) -> Hub:
-    """An open Hub with idle connections to the hub and to its CDN."""
+    """An open Hub with idle connections to the test's hub and to its CDN."""
     one = Hub(endpoint=hub.url, cache_dir=cache)
     await one.__aenter__()
     await one.prefetch("org/big")
@@ -154,7 +154,7 @@ async def in_use(hub: HubServer, cache: Path) -> Hub:
 
 @ours
 async def test_connections_are_closed(anyio_backend: Any, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """After the last user has left, cancelled meanwhile or not, no connection is open."""
+    """No connection is open after the last user has left, cancelled or not."""
     put_fake("org/big", 1000)
     before = sockets()
     for cancelled in (False, True):
@@ -181,7 +181,7 @@ def _twice(task: asyncio.Task[None]) -> None:
 def test_a_native_cancel_leaves_no_connection_open(
     cancel: Callable[[asyncio.Task[None]], None], uvloop: bool, hub: HubServer, put_fake: Put, tmp_path: Path
 ) -> None:
-    """`asyncio.timeout` and Ctrl-C go through anyio's shield: the clients are closed all the same."""
+    """Native cancellation, which passes anyio's shield, closes the clients as well."""
     put_fake("org/big", 1000)
 
     async def main() -> None:

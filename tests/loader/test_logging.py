@@ -1,4 +1,4 @@
-"""What the log tells, for programs: each record carries model and stage, and file, bytes, seconds and retries."""
+"""Tests of the attributes of log records: model, stage, file, bytes, seconds and retries."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,7 @@ from yaie_async import Hub, ModelLoader
 def test_records_of_a_load_with_failures(
     hub: HubServer, put: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A listing that failed once, weights that broke off twice: each retry and each file is told, with its facts."""
+    """Each retry and each file has a record: a listing that fails once, weights that break off twice."""
     directory = put("org/name")
     hub.faults.add(Status(503), path="^/api/")
     hub.faults.add(Cut(100), path="^/cdn/.*safetensors")
@@ -44,7 +44,7 @@ def test_records_of_a_load_with_failures(
 def test_records_of_a_prefetch_and_of_a_hub_that_is_down(
     hub: HubServer, put_fake: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The sum before the first body; and the fall back to the cache names its model."""
+    """A prefetch logs its totals before the first body, and a fallback to the cache logs its model."""
     for name in ("org/a", "org/b"):
         put_fake(name, 1000)
 
@@ -69,11 +69,12 @@ def test_records_of_a_prefetch_and_of_a_hub_that_is_down(
 def test_no_record_has_the_signature_of_a_url(
     hub: HubServer, put: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It opens a file of a private model for whoever reads the log: httpx's own records have it, at INFO."""
+    """No record has the signature of a URL, which gives access to private files; httpx's own records do, at INFO."""
     put("org/name")
     with caplog.at_level(logging.INFO):
         anyio.run(ModelLoader("org/name", endpoint=hub.url, cache_dir=tmp_path).prefetch)
     assert any("Signature" in request.query for request in hub.requests)
-    told = [record.getMessage() for record in caplog.records if not record.name.startswith("uvicorn")]  # the hub's own
+    # uvicorn's records are those of the test's hub.
+    told = [record.getMessage() for record in caplog.records if not record.name.startswith("uvicorn")]
     assert any("org/name" in text for text in told)
     assert not any("Signature" in text for text in told)

@@ -1,4 +1,4 @@
-"""What ModelLoader promises: one load for all, from one commit, nothing before the first await."""
+"""Tests of ModelLoader: one shared load from one commit, and no work before the first await."""
 
 import asyncio
 import inspect
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 
 
 def test_the_signature_is_the_documented_one() -> None:
-    """Arguments, their order and their defaults are part of the promise."""
+    """The arguments, their order and their defaults are part of the public interface."""
     parameters = inspect.signature(ModelLoader).parameters
     assert {name: one.default for name, one in parameters.items() if one.default is not one.empty} == {
         "revision": None,
@@ -62,7 +62,7 @@ def test_the_signature_is_the_documented_one() -> None:
 
 
 def test_nothing_happens_before_the_first_await(hub: HubServer, tmp_path: Path) -> None:
-    """Making a loader reads, imports and sends nothing, whatever it is made for."""
+    """The constructor reads, imports and sends nothing, whatever its arguments."""
     code = (
         "import sys; from yaie_async import ModelLoader, Hub\n"
         "ModelLoader('/no/such/directory'); ModelLoader('not a valid id !', hub=Hub())\n"
@@ -79,7 +79,7 @@ def test_nothing_happens_before_the_first_await(hub: HubServer, tmp_path: Path) 
     "options", [{"cache_dir": "x"}, {"token": "x"}, {"endpoint": "http://x"}, {"local_files_only": True}]
 )
 def test_what_belongs_to_the_hub_is_not_taken_beside_one(options: dict[str, Any]) -> None:
-    """`hub=` beside one of its own arguments is an error that names the argument."""
+    """`hub=` together with an argument of Hub is an error that names the argument."""
     with pytest.raises(InvalidArgumentError, match=next(iter(options))):
         ModelLoader("org/tiny", hub=Hub(), **options)
 
@@ -95,13 +95,13 @@ def test_what_belongs_to_the_hub_is_not_taken_beside_one(options: dict[str, Any]
     ],
 )
 def test_arguments_that_can_t_be_meant_are_refused_at_once(make: Any, says: str) -> None:
-    """A contradiction or a keyword that this package owns is a clear error where it is written."""
+    """Contradictory arguments and reserved keywords raise in the constructor."""
     with pytest.raises(InvalidArgumentError, match=says):
         make()
 
 
 async def test_model_and_tokenizer_come_from_one_commit(hub: HubServer, put: Put, tmp_path: Path) -> None:
-    """`load` gives both, of the default dtype and with a pad token, by one metadata request."""
+    """`load` returns both, in the default dtype and with a pad token, after one metadata request."""
     put("org/tiny")
     loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
     model, tokenizer = await loader.load()
@@ -114,7 +114,7 @@ async def test_model_and_tokenizer_come_from_one_commit(hub: HubServer, put: Put
 
 
 async def test_a_branch_that_moves_does_not_split_model_and_tokenizer(hub: HubServer, put: Put, tmp_path: Path) -> None:
-    """Once resolved, a loader stays with its commit; a new loader sees the new one."""
+    """A loader keeps its commit once resolved; a new loader gets the new commit."""
     directory = put("org/tiny")
     loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
     await loader.load_tokenizer()
@@ -129,7 +129,7 @@ async def test_a_branch_that_moves_does_not_split_model_and_tokenizer(hub: HubSe
 
 
 async def test_concurrent_awaits_share_one_load(hub: HubServer, put: Put, tmp_path: Path) -> None:
-    """Ten tasks that want one model get the same object, and its bytes cross the network once."""
+    """Ten tasks that await one loader get the same object, and its bytes are sent once."""
     put("org/tiny")
     loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
     got: list[Any] = []
@@ -146,7 +146,7 @@ async def test_concurrent_awaits_share_one_load(hub: HubServer, put: Put, tmp_pa
 
 
 async def test_ten_loaders_fetch_one_model_once(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Different loaders of one loop share the implicit Hub, and with it each blob's one fetch."""
+    """Ten loaders on one event loop share the implicit Hub, so each blob is fetched once."""
     directory = put_fake("org/big")
 
     async def one() -> None:
@@ -160,7 +160,7 @@ async def test_ten_loaders_fetch_one_model_once(hub: HubServer, put_fake: Put, t
 
 
 async def test_the_next_waiter_takes_over_from_a_cancelled_one(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """If the task that does the work is cancelled, the next goes on with what is on disk."""
+    """If the loading task is cancelled, the next waiter continues from the bytes on disk."""
     directory = put_fake("org/big", 12 << 20)
     stall = Stall(100)
     hub.faults.add(stall, path="^/cdn/", when=lambda request: request.range is not None, times=1)
@@ -187,7 +187,7 @@ async def test_the_next_waiter_takes_over_from_a_cancelled_one(hub: HubServer, p
 
 @pytest.mark.usefixtures("quick_retries")
 async def test_a_failure_is_not_remembered(hub: HubServer, put: Put, tmp_path: Path) -> None:
-    """Everyone who waits gets an error of their own; the next await tries again, and succeeds."""
+    """Each waiter gets its own copy of the error; the next await tries again and succeeds."""
     put("org/tiny")
     hub.faults.add(Status(500), path="/api/", times=3)
     loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
@@ -208,7 +208,7 @@ async def test_a_failure_is_not_remembered(hub: HubServer, put: Put, tmp_path: P
 
 
 async def test_a_directory_never_touches_the_network(put: Put, hub: HubServer, made: Any, tmp_path: Path) -> None:
-    """A path is a model without a commit; all of it works with no Hub at all."""
+    """A directory has no commit, and every method works without a Hub."""
     loader = ModelLoader(made("llama"), endpoint=hub.url)
     model, tokenizer = await loader.load()
     assert loader.commit is None
@@ -223,7 +223,7 @@ async def test_a_directory_never_touches_the_network(put: Put, hub: HubServer, m
 async def test_a_path_is_never_asked_of_the_hub(
     name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What looks like a path and is none is an error that says so, without a request."""
+    """A missing path is an error that says so, without a request."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFoundError, match="no directory") as caught:
         await ModelLoader(name, endpoint=hub.url, cache_dir=tmp_path).prefetch()
@@ -234,7 +234,7 @@ async def test_a_path_is_never_asked_of_the_hub(
 async def test_a_bare_name_is_a_directory_if_one_is_there(
     hub: HubServer, put: Put, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`tiny` is ./tiny where that exists, else a Hub id; a path object is always a directory."""
+    """`tiny` is ./tiny if that exists, else a Hub id; a path object is always a directory."""
     put("tiny")
     monkeypatch.chdir(tmp_path)
     assert "models--tiny" in str(await ModelLoader("tiny", endpoint=hub.url, cache_dir=tmp_path / "c").prefetch())
@@ -248,7 +248,7 @@ async def test_a_bare_name_is_a_directory_if_one_is_there(
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "a b", "https://huggingface.co/gpt2", "x" * 200, "a--b", "\0"])
 async def test_a_bad_repo_id_is_refused_without_a_request(name: str, hub: HubServer, tmp_path: Path) -> None:
-    """What can be no repo id is an InvalidArgumentError, which is also the official HFValidationError."""
+    """An invalid repo id is an InvalidArgumentError, which is also the official HFValidationError."""
     with pytest.raises(InvalidArgumentError):
         await ModelLoader(name, endpoint=hub.url, cache_dir=tmp_path).prefetch()
     assert not hub.requests
@@ -256,14 +256,14 @@ async def test_a_bad_repo_id_is_refused_without_a_request(name: str, hub: HubSer
 
 @pytest.mark.parametrize("revision", ["../../x", "/etc", "", "a//b"])
 async def test_a_bad_revision_is_refused_without_a_request(revision: str, hub: HubServer, tmp_path: Path) -> None:
-    """A revision is part of a path in the cache: one that leaves it is refused."""
+    """A revision is part of a path in the cache, so one that leaves the cache is refused."""
     with pytest.raises(InvalidArgumentError):
         await ModelLoader("org/tiny", revision=revision, endpoint=hub.url, cache_dir=tmp_path).prefetch()
     assert not hub.requests
 
 
 async def test_prefetch_never_imports_torch(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """A script that only prefetches starts without torch and transformers."""
+    """A script that only prefetches imports neither torch nor transformers."""
     put_fake("org/big")
     code = (
         "import anyio, sys; from yaie_async import ModelLoader\n"
@@ -275,7 +275,7 @@ async def test_prefetch_never_imports_torch(hub: HubServer, put_fake: Put, tmp_p
 
 
 async def test_a_plan_tells_what_a_load_then_fetches(hub: HubServer, put: Put, tmp_path: Path) -> None:
-    """Bytes and files of a plan are those that are fetched; afterwards it calls them cached."""
+    """The files and bytes of a plan are those that a load fetches; a later plan lists them as cached."""
     put("org/tiny", "gpt2_like_repo")
     loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
     plan = await loader.plan()
@@ -291,7 +291,7 @@ async def test_a_plan_tells_what_a_load_then_fetches(hub: HubServer, put: Put, t
 
 
 async def test_one_weight_set_of_a_repository_that_has_five(hub: HubServer, put: Put, tmp_path: Path) -> None:
-    """Of a repository laid out like gpt2's only the safetensors, the config and the tokenizer are fetched."""
+    """From a repository in the layout of gpt2 only the safetensors, config and tokenizer files are fetched."""
     put("gpt2", "gpt2_like_repo")
     snapshot = await ModelLoader("gpt2", endpoint=hub.url, cache_dir=tmp_path).prefetch()
     names = {path.name for path in snapshot.rglob("*") if path.is_file()}
@@ -300,7 +300,7 @@ async def test_one_weight_set_of_a_repository_that_has_five(hub: HubServer, put:
 
 
 async def test_code_is_fetched_with_consent_only(hub: HubServer, put: Put, tmp_path: Path) -> None:
-    """Without trust_remote_code no .py file is fetched, and the load says what to pass."""
+    """Without trust_remote_code no .py file is fetched, and the error names the argument."""
     put("org/code", "remote_code")
     with pytest.raises(UnsafeFileError, match="trust_remote_code"):
         await ModelLoader("org/code", endpoint=hub.url, cache_dir=tmp_path).load_model()
@@ -311,7 +311,7 @@ async def test_code_is_fetched_with_consent_only(hub: HubServer, put: Put, tmp_p
 
 
 async def test_pickles_can_be_refused(hub: HubServer, put: Put, tmp_path: Path) -> None:
-    """allow_pickle=False refuses a repository that has nothing else, before any weights."""
+    """allow_pickle=False refuses a repository with pickles only, before fetching weights."""
     put("org/bin", "dialogpt")
     with pytest.raises(UnsafeFileError, match=r"pytorch_model\.bin"):
         await ModelLoader("org/bin", endpoint=hub.url, cache_dir=tmp_path, allow_pickle=False).load_model()
@@ -324,7 +324,7 @@ async def test_pickles_can_be_refused(hub: HubServer, put: Put, tmp_path: Path) 
 async def test_a_wrong_architecture_is_refused_before_its_weights_arrive(
     kind: str, hub: HubServer, put: Put, tmp_path: Path
 ) -> None:
-    """The error comes while the server still holds the weights back."""
+    """A wrong architecture is refused while the server still withholds the weights."""
     put("org/wrong", kind)
     hub.faults.add(Stall(10), path="^/cdn/.*safetensors", times=None)
     with anyio.fail_after(60), pytest.raises(IncompatibleModelError) as caught:
@@ -334,7 +334,7 @@ async def test_a_wrong_architecture_is_refused_before_its_weights_arrive(
 
 
 async def test_a_bad_dtype_is_refused(hub: HubServer, put: Put, tmp_path: Path) -> None:
-    """A dtype that is none is an InvalidArgumentError."""
+    """An unknown dtype is an InvalidArgumentError."""
     put("org/tiny")
     with pytest.raises(InvalidArgumentError, match="float17"):
         await ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path, dtype="float17").load_model()
@@ -348,13 +348,13 @@ async def test_an_unknown_keyword_is_named(hub: HubServer, put: Put, tmp_path: P
 
 
 async def test_torch_dtype_is_dtype(made: Any) -> None:
-    """The ecosystem's old name works."""
+    """`torch_dtype`, transformers' old name, is accepted for `dtype`."""
     model = await ModelLoader(made("llama"), torch_dtype="float32").load_model()
     assert str(model.dtype) == "torch.float32"
 
 
 async def test_a_tokenizer_without_pad_and_eos_is_an_error(made: Any, tmp_path: Path) -> None:
-    """What can't be padded is said, with what to do."""
+    """A tokenizer without pad and eos tokens is an error that says what to do."""
     import shutil
 
     from tests.support import models
@@ -366,7 +366,7 @@ async def test_a_tokenizer_without_pad_and_eos_is_an_error(made: Any, tmp_path: 
 
 
 async def test_unload_drops_the_model(made: Any) -> None:
-    """After unload nothing of ours keeps the model alive, and the next await loads anew."""
+    """After unload the package holds no reference to the model, and the next await loads again."""
     import weakref
 
     loader = ModelLoader(made("llama"))
@@ -379,7 +379,7 @@ async def test_unload_drops_the_model(made: Any) -> None:
 
 
 async def test_loaders_share_a_hub_that_closes_with_the_last(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """The implicit Hub is one per cache, endpoint and token, open and known only while it is used."""
+    """There is one implicit Hub per cache, endpoint and token, which exists only while it is used."""
     from yaie_async.loader import model_loader
 
     put_fake("org/big")
@@ -455,7 +455,7 @@ def test_forks(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
 
 
 async def test_no_exception_group_escapes(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """However many ranges and files fail at once, one LoaderError comes out."""
+    """If many ranges and files fail at once, one LoaderError is raised."""
     put_fake("org/big", 20 << 20)
     hub.faults.add(Status(404), path="^/cdn/", times=None)
     hub.faults.add(Cut(10), path="tokenizer", times=None)

@@ -1,4 +1,4 @@
-"""The cache is shared with the official client, in both directions, with and without symlinks."""
+"""Tests of the cache shared with the official client, in both directions, with and without symlinks."""
 
 import errno
 import json
@@ -57,7 +57,7 @@ def ours(hub: HubServer, cache: Path, **environment: str) -> None:
 
 
 def layout(cache: Path) -> dict[str, tuple[str, str]]:
-    """Every file and folder with its mode, and what it is: a link's target, or nothing."""
+    """Return every file and folder with its mode and, for a link, its target."""
     found = {}
     for folder, folders, files in os.walk(cache):
         for name in folders + files:
@@ -72,7 +72,7 @@ def layout(cache: Path) -> dict[str, tuple[str, str]]:
 def test_we_write_what_the_official_client_writes(
     umask: str, symlinks: str, hub: HubServer, put_fake: Put, tmp_path: Path
 ) -> None:
-    """Names, links, modes and bytes are the same, but for the official client's own listing."""
+    """Names, links, modes and bytes equal the official client's, except for its listing."""
     put_fake("org/big", 5 << 20)
     before = os.umask(int(umask, 8))
     try:
@@ -91,7 +91,7 @@ def test_we_write_what_the_official_client_writes(
 
 @pytest.mark.parametrize("symlinks", ["0", "1"])
 def test_the_official_client_takes_what_we_wrote(symlinks: str, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Online it asks for the commit and the listing and fetches nothing; offline it finds the whole snapshot."""
+    """The official client finds our snapshot complete, online (without a download) and offline."""
     put_fake("org/big")
     ours(hub, tmp_path, HF_HUB_DISABLE_SYMLINKS=symlinks)
     hub.clear()
@@ -107,7 +107,7 @@ def test_the_official_client_takes_what_we_wrote(symlinks: str, hub: HubServer, 
 
 @pytest.mark.parametrize("symlinks", ["0", "1"])
 def test_we_take_what_the_official_client_wrote(symlinks: str, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """By branch one small request, by commit and offline none."""
+    """We load the official client's snapshot with one small request by branch, and none by commit or offline."""
     put_fake("org/big")
     official(hub, tmp_path, HF_HUB_DISABLE_SYMLINKS=symlinks)
     hub.clear()
@@ -124,7 +124,7 @@ def test_we_take_what_the_official_client_wrote(symlinks: str, hub: HubServer, p
 def test_a_cache_that_the_official_client_half_filled_is_completed(
     hub: HubServer, put_fake: Put, tmp_path: Path
 ) -> None:
-    """Files that it fetched one by one are kept, the rest is fetched; offline, what is missing is said."""
+    """Its single files are kept and the rest is fetched; offline the error names the missing files."""
     put_fake("org/big")
     hf_hub_download("org/big", "config.json", endpoint=hub.url, cache_dir=tmp_path)
     with pytest.raises(OfflineError, match="yaie-async prefetch org/big"):
@@ -136,7 +136,7 @@ def test_a_cache_that_the_official_client_half_filled_is_completed(
 
 
 def test_the_cache_tools_find_nothing_wrong(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """scan, `hf cache verify`, `hf cache ls` and `hf cache prune` take our cache for their own."""
+    """The scan, `hf cache verify`, `hf cache ls` and `hf cache prune` accept our cache."""
     put_fake("org/big")
     cache = tmp_path / "cache"
     found = fetch(hub.url, cache)
@@ -163,7 +163,7 @@ def test_the_cache_tools_find_nothing_wrong(hub: HubServer, put_fake: Put, tmp_p
 
 
 def test_a_ref_is_forty_hex_digits_and_a_commit_gets_none(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """refs/main has no newline, and a download by commit writes no ref."""
+    """refs/main has 40 hex digits without a newline, and a load by commit writes no ref."""
     put_fake("org/big")
     found = fetch(hub.url, tmp_path / "one")
     assert (tmp_path / "one/models--org--big/refs/main").read_bytes() == found.name.encode()
@@ -172,7 +172,7 @@ def test_a_ref_is_forty_hex_digits_and_a_commit_gets_none(hub: HubServer, put_fa
 
 
 def test_revisions_with_slashes(put_fake: Put, hub: HubServer, tmp_path: Path) -> None:
-    """refs/pr/1 is asked for as one segment and remembered as nested folders."""
+    """refs/pr/1 is one segment in the URL, and nested folders in the cache."""
     put_fake("org/big")
     first = fetch(hub.url, tmp_path / "cache")
     (tmp_path / "cache/models--org--big/refs/refs/pr").mkdir(parents=True)
@@ -184,7 +184,7 @@ def test_revisions_with_slashes(put_fake: Put, hub: HubServer, tmp_path: Path) -
 
 
 def test_a_corrupt_blob_is_never_linked(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """A blob that lies there with a wrong byte is fetched anew, into another inode."""
+    """An existing blob with a wrong byte is fetched again into another inode."""
     directory = put_fake("org/big")
     snapshot = fetch(hub.url, tmp_path)
     blob = (snapshot / "model.safetensors").resolve()
@@ -199,7 +199,7 @@ def test_a_corrupt_blob_is_never_linked(hub: HubServer, put_fake: Put, tmp_path:
 
 
 def test_a_blob_in_the_shared_store_is_used_and_never_written(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """A blob that links into the official shared store is taken; a damaged one is replaced by a private copy."""
+    """A blob that links into the official shared store is used; a damaged one is replaced by a private copy."""
     directory = put_fake("org/big", 1 << 20)
     cache = tmp_path / "cache"
     snapshot = fetch(hub.url, cache)
@@ -227,7 +227,7 @@ def test_a_blob_in_the_shared_store_is_used_and_never_written(hub: HubServer, pu
 
 @pytest.mark.parametrize("symlinks", ["0", "1"])
 def test_files_of_equal_content_and_empty_ones(symlinks: str, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """One blob serves two names; an empty file needs no request."""
+    """Files of equal content share one blob, and an empty file needs no request."""
     directory = put_fake("org/big")
     (directory / "vocab.json").write_text("same")
     (directory / "vocab.txt").write_text("same")
@@ -241,7 +241,7 @@ def test_files_of_equal_content_and_empty_ones(symlinks: str, hub: HubServer, pu
 
 
 def test_a_renamed_model_is_cached_under_the_name_asked_for(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """307 from the old name to the new one is followed, for metadata and files; the folder is the old name's."""
+    """A 307 to the new name is followed for metadata and files; the cache folder has the requested name."""
     put_fake("org/new")
     commit = fetch(hub.url, tmp_path / "new", "org/new").name
     hub.faults.add(Redirect("/api/models/org/new/revision/main?blobs=true", status=307), path="^/api/models/org/old")
@@ -254,7 +254,7 @@ def test_a_renamed_model_is_cached_under_the_name_asked_for(hub: HubServer, put_
 
 
 def test_a_read_only_cache_still_loads_what_it_has(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Nothing is written where the snapshot is whole; where something is missing the error names the place."""
+    """A complete snapshot in a read-only cache loads; for an incomplete one the error names the folder."""
     put_fake("org/big")
     put_fake("org/other")
     cache = tmp_path / "cache"
@@ -270,7 +270,7 @@ def test_a_read_only_cache_still_loads_what_it_has(hub: HubServer, put_fake: Put
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Root is not stopped by modes: mount the folder over itself, read-only."""
+    """Mount a folder over itself read-only, since modes do not stop root."""
     mount = require_program("mount", "mount")
     if os.geteuid() != 0:
         pytest.skip("only root can mount")
@@ -289,7 +289,7 @@ def read_only(folder: Path) -> Iterator[None]:
 def test_a_kill_between_any_two_links_leaves_nothing_that_looks_whole(
     symlinks: str, hub: HubServer, put_fake: Put, tmp_path: Path
 ) -> None:
-    """Killed right before its nth link or move, a snapshot is refused offline until the last one is there."""
+    """After a kill right before the nth link or move, the snapshot is refused offline, except after the last."""
     directory = put_fake("org/big", 1 << 20)
     (directory / "special_tokens_map.json").write_text("{ }")
     code = (
@@ -326,7 +326,7 @@ def test_a_kill_between_any_two_links_leaves_nothing_that_looks_whole(
 
 
 def test_config_json_is_the_last_link(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Small files come first, tokenizer_config.json after the others, then the weights, then config.json."""
+    """Links are made in order: small files, tokenizer_config.json, weights, config.json."""
     directory = put_fake("org/big", 1 << 20)
     (directory / "vocab.json").write_text("{ }")
     code = (
@@ -337,14 +337,14 @@ def test_config_json_is_the_last_link(hub: HubServer, put_fake: Put, tmp_path: P
         "sys.addaudithook(hook)\n"
         f"anyio.run(ModelLoader('org/big', endpoint={hub.url!r}, cache_dir={str(tmp_path / 'cache')!r}).prefetch)\n"
     )
-    # Twice the official client tries whether symlinks work here.
+    # The official client tests twice whether symlinks work.
     linked = [name for name in child(code).split() if not name.startswith("dummy")]
     assert sorted(linked[:2]) == ["tokenizer.json", "vocab.json"]
     assert linked[2:] == ["tokenizer_config.json", "model.safetensors", "config.json"]
 
 
 def test_no_foreign_names(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Even in mid-download the cache has no name that a scan of the official client warns of."""
+    """Even during a download the official client's scan reports no warnings."""
     put_fake("org/big")
     cache = tmp_path / "cache"
     stall = Stall(1000)
@@ -362,7 +362,7 @@ def test_no_foreign_names(hub: HubServer, put_fake: Put, tmp_path: Path) -> None
 
 
 def test_the_official_listing_decides_offline(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """With the official client's listing a missing tokenizer file is known to be missing."""
+    """By the official client's listing a missing tokenizer file is detected offline."""
     put_fake("org/big")
     official(hub, tmp_path)
     (trees,) = (tmp_path / "models--org--big/trees").iterdir()
@@ -373,7 +373,7 @@ def test_the_official_listing_decides_offline(hub: HubServer, put_fake: Put, tmp
 
 
 def test_a_cache_that_can_t_be_made_is_an_error_of_ours(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """A file where the cache should be is named."""
+    """A file in place of the cache folder is a LoaderError that names it."""
     put_fake("org/big")
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheAccessError, match="file"):

@@ -1,4 +1,4 @@
-"""Many models in one call: one plan before the first body, names with revisions, files chosen by patterns."""
+"""Tests of Hub.prefetch: one plan for all models, names with revisions, and files chosen by patterns."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def _on_each_loop(anyio_backend: Any) -> None:
-    """All tests here run on asyncio, uvloop and trio."""
+    """Runs all tests of this module on asyncio, uvloop and trio."""
 
 
 def bodies(hub: HubServer) -> list[str]:
@@ -38,7 +38,7 @@ def names(snapshot: Path) -> set[str]:
 
 
 async def test_the_disk_is_checked_for_all_together(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Two models of which each alone would fit: both are refused with the sum, and no body is asked for."""
+    """Two models that only fit alone are refused with their sum, before any body is requested."""
     share = int(shutil.disk_usage(tmp_path).free * 0.6)
 
     def grow(info: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ async def test_the_disk_is_checked_for_all_together(hub: HubServer, put_fake: Pu
 
 
 async def test_no_body_before_all_are_planned(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """While one model's listing keeps failing, nothing of the others is asked for; then all come."""
+    """While the listing of one model fails, no bodies are requested; then all models are fetched."""
     for name in ("org/a", "org/b"):
         put_fake(name, 1000)
     hub.faults.add(Status(503, {"Retry-After": "0.2"}), path="^/api/models/org/b", times=2)
@@ -75,8 +75,8 @@ async def test_no_body_before_all_are_planned(hub: HubServer, put_fake: Put, tmp
     assert not [line for line in lines[:last_listing] if "/cdn/" in line or "/resolve/" in line]
 
 
-async def test_both_nameswith_revisions(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """`org/a`, `org/a@main` and revision="main" are one model, fetched and reported once; a commit is another name."""
+async def test_both_names_with_revisions(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """`org/a`, `org/a@main` and revision="main" are one model, fetched and reported once; a commit is another."""
     put_fake("org/a", 1000)
     events: list[Progress] = []
     async with Hub(endpoint=hub.url, cache_dir=tmp_path, on_progress=events.append) as one:
@@ -99,10 +99,10 @@ async def test_both_nameswith_revisions(hub: HubServer, put_fake: Put, tmp_path:
 
 
 async def test_revisions_that_share_a_file(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Its bytes cross the network once, and each revision has its link."""
+    """A file that two revisions share is sent once and linked in both snapshots."""
     directory = put_fake("org/a", 5 << 20)
     commits = []
-    for text in ("{}", "{ }"):  # of two commits the cache has both, which a folder never has
+    for text in ("{}", "{ }"):  # the cache holds both commits
         (directory / "generation_config.json").write_text(text)
         async with Hub(endpoint=hub.url, cache_dir=tmp_path / "served") as one:
             commits.append((await one.prefetch("org/a"))["org/a"].name)
@@ -120,7 +120,7 @@ async def test_revisions_that_share_a_file(hub: HubServer, put_fake: Put, tmp_pa
 
 
 async def test_patterns_choose_as_the_official_client_does(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Of all files of the repository, not only of what a load needs, and exactly those."""
+    """Patterns choose among all files of the repository, exactly as the official client."""
     from huggingface_hub import snapshot_download
 
     directory = put_fake("org/a", 1000)
@@ -155,8 +155,10 @@ async def test_patterns_choose_as_the_official_client_does(hub: HubServer, put_f
 async def test_a_choice_does_not_look_whole(
     symlinks: bool, hub: HubServer, put_fake: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where only tokenizer.json was left out, the next load fetches it; offline and by pattern what is there is
-    found without a request."""
+    """A snapshot chosen by patterns is not complete: a later load fetches missing files, such as tokenizer.json.
+
+    Offline, the same patterns find their files without a request.
+    """
     if not symlinks:
         monkeypatch.setattr("yaie_async.store.cache.are_symlinks_supported", lambda *_: False)
     directory = put_fake("org/a", 1000)
@@ -177,7 +179,7 @@ async def test_a_choice_does_not_look_whole(
 
 
 async def test_a_choice_leaves_a_whole_snapshot_whole(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Fetching more files by patterns after a load costs the later loads no listing."""
+    """Fetching more files by patterns after a load does not make later loads request the listing."""
     directory = put_fake("org/a", 1000)
     (directory / "README.md").write_text("read me")
     async with Hub(endpoint=hub.url, cache_dir=tmp_path) as one:
@@ -190,7 +192,7 @@ async def test_a_choice_leaves_a_whole_snapshot_whole(hub: HubServer, put_fake: 
 
 
 async def test_patterns_that_match_nothing(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """A typing error is told with what is there, before anything is fetched."""
+    """Patterns that match nothing are an error that lists the files, before any download."""
     put_fake("org/a", 1000)
     async with Hub(endpoint=hub.url, cache_dir=tmp_path) as one:
         with pytest.raises(InvalidArgumentError, match=r"No file of org/a matches \(include \*\.safetensor; .* It has"):

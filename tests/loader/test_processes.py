@@ -1,4 +1,4 @@
-"""Many worker processes on one empty cache: each byte comes once, who waits is idle and says so, and a death is no stop."""
+"""Tests of many worker processes with one empty cache, some of which are killed."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from tests.support.costs import cpu_seconds, sent_by_file, sizes
 from tests.support.faults import Stall
 from tests.support.hub import HubServer
 
-# One worker a role, forked as gunicorn forks with --preload, since most of a process is its imports. Each writes what
-# happens into a file of its own.
+# One worker per role, forked as gunicorn does with --preload, since imports dominate the cost of a process. Each writes
+# its events to a file of its own.
 _WORKERS = """
 import json, os, sys, time
 import anyio
@@ -72,14 +72,14 @@ sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 
 @dataclass
 class Workers:
-    """Workers that run, and what they have written so far."""
+    """Running workers, with the events that they have written so far."""
 
     parent: "subprocess.Popen[str]"
     out: Path
 
     @property
     def told(self) -> dict[int, dict[str, Any]]:
-        """By pid, what each has told; the stage is the last."""
+        """The events of each worker by pid; the last has the current stage."""
         found = {}
         for path in self.out.glob("*.log"):
             lines = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -98,7 +98,7 @@ class Workers:
             time.sleep(0.01)
 
     def finish(self) -> int:
-        """Wait for them; return how many failed."""
+        """Wait until all workers have ended, and return the number that failed."""
         _, err = self.parent.communicate(timeout=60)
         assert "Traceback" not in err, err
         return self.parent.returncode
@@ -106,14 +106,14 @@ class Workers:
 
 @pytest.fixture
 def start(hub: HubServer, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Starts workers on one cache; none outlives the test."""
+    """Starts workers on one cache, and kills them at the end of the test."""
 
     @contextmanager
     def started(*roles: str) -> Iterator[Workers]:
         out = tmp_path / "out"
         out.mkdir()
         arguments = [sys.executable, "-c", _WORKERS, hub.url, str(tmp_path / "cache"), str(out), *roles]
-        patient = {**os.environ, "HF_HUB_DOWNLOAD_TIMEOUT": "60"}  # eight on a busy machine may take their time
+        patient = {**os.environ, "HF_HUB_DOWNLOAD_TIMEOUT": "60"}  # eight workers may take long on a busy machine
         pipe = subprocess.PIPE
         with subprocess.Popen(arguments, stdout=pipe, stderr=pipe, text=True, env=patient) as parent:
             family = psutil.Process(parent.pid)
@@ -129,7 +129,7 @@ def start(hub: HubServer, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 
 def test_eight_workers_on_an_empty_cache(hub: HubServer, put: Put, start: Callable[..., Any], tmp_path: Path) -> None:
-    """One fetches, seven say that they wait and are idle; those that load build from the same pages."""
+    """One worker fetches, seven wait idle and report it; loading workers share the pages of the weights."""
     directory = put("org/big")
     stall = Stall(100)
     hub.faults.add(stall, path="^/cdn/.*safetensors")
@@ -156,7 +156,7 @@ def test_eight_workers_on_an_empty_cache(hub: HubServer, put: Put, start: Callab
 def test_the_one_that_fetches_is_killed(
     hub: HubServer, put_fake: Put, start: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Another one goes on within two seconds, where the dead one stood."""
+    """When the fetching worker is killed, another continues its download within two seconds."""
     directory = put_fake("org/big", 1 << 20)
     stall = Stall(100_000)
     hub.faults.add(stall, path="^/cdn/")
@@ -178,12 +178,12 @@ def test_the_one_that_fetches_is_killed(
 
 
 def test_among_official_clients(hub: HubServer, put_fake: Put, start: Callable[..., Any], tmp_path: Path) -> None:
-    """They hold the same locks: whoever comes first, each byte crosses the network once, and all have one snapshot."""
+    """Our workers and official clients use the same locks: each byte is sent once, and all have one snapshot."""
     directory = put_fake("org/big", 6 << 20)
     stall = Stall(100)
     hub.faults.add(stall, path="^/cdn/")
     with start(*["prefetch", "official"] * 4) as workers:
-        # The official ones say nothing while they wait: all but who holds the weights have asked for the listing.
+        # Official clients do not report that they wait, so count the listings that were requested.
         workers.until(lambda: len([one for one in hub.requests if "/api/" in one.path]) >= 8 and stalled(hub))
         stall.gate.open()
         assert workers.finish() == 0

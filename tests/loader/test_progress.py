@@ -1,4 +1,4 @@
-"""What a watcher sees of a load that does not go smoothly."""
+"""Tests of the progress events of loads with retries, failures and bad callbacks."""
 
 import threading
 from pathlib import Path
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_retries")]
     "fault", [Cut(1 << 20), Corrupt(5), IgnoreRange(), Status(503)], ids=lambda f: type(f).__name__
 )
 async def test_totals_stand_and_bytes_count_once(fault: object, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Whatever is fetched twice, the total never changes, done never exceeds it, and the last event is whole."""
+    """Retries never change the total, done bytes never exceed it, and the last event is complete."""
     put_fake("org/big", 20 << 20)
     hub.faults.add(fault, path="^/cdn/", times=2)  # type: ignore[arg-type]
     events: list[tuple[float, int, Progress]] = []
@@ -39,12 +39,12 @@ async def test_totals_stand_and_bytes_count_once(fault: object, hub: HubServer, 
     assert last.files_done == last.files_total == 4
     assert {ident for _, ident, _ in events} == {threading.get_ident()}
     times = [when for when, _, _ in events]
-    # The first and the last come when they come; those between keep their distance.
+    # Only the first and the last event may follow another at once.
     assert all(later - earlier > INTERVAL * 0.9 for earlier, later in zip(times[1:-2], times[2:-1], strict=True))
 
 
 async def test_a_cached_load_tells_first_and_last(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Even a load of no time at all has both events."""
+    """A load from the cache has a first and a last event."""
     put_fake("org/big")
     await ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path).prefetch()
     events: list[Progress] = []
@@ -53,7 +53,7 @@ async def test_a_cached_load_tells_first_and_last(hub: HubServer, put_fake: Put,
 
 
 async def test_a_failed_load_tells_where_it_ended(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """The last event of a load that fails is the stage it failed in."""
+    """The last event of a failed load has the stage in which it failed."""
     put_fake("org/big")
     hub.faults.add(Status(500), path="^/cdn/", times=None)
     events: list[Progress] = []
@@ -65,7 +65,7 @@ async def test_a_failed_load_tells_where_it_ended(hub: HubServer, put_fake: Put,
 async def test_a_callback_that_fails_does_not_stop_the_load(
     hub: HubServer, put_fake: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its exception is logged, once, and the load goes on."""
+    """The exception of a callback is logged once, and the load continues."""
     put_fake("org/big")
 
     def fail(_event: Progress) -> None:
@@ -77,7 +77,7 @@ async def test_a_callback_that_fails_does_not_stop_the_load(
 
 
 async def test_progress_can_be_looked_at(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Without a callback: nothing before the first load, then the state of the moment, which is that of the events."""
+    """`progress` is None before the first load, then has the current state, as the events do."""
     put_fake("org/big")
     stall = Stall(1 << 20)
     hub.faults.add(stall, path="^/cdn/")

@@ -1,4 +1,4 @@
-"""A real model, cold and streamed."""
+"""A test with a real model, loaded cold and streamed."""
 
 import importlib.util
 from collections.abc import Awaitable, Callable
@@ -28,7 +28,7 @@ async def test_smollm2_knows_the_capital_of_france(
     load_held: Callable[..., Awaitable[Any]],
     why_stock: Callable[[], list[str]],
 ) -> None:
-    """SmolLM2 over the network into an empty cache, built while it lands, answers, and is stock's bit for bit."""
+    """SmolLM2, built during its download into an empty cache, answers, and equals transformers' model bit for bit."""
     found = await anyio.to_thread.run_sync(find_checkpoint, tmp_path, print)
     assert not found.random
     with HubServer(found.root) as hub:

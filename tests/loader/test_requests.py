@@ -1,4 +1,4 @@
-"""How little is asked of the Hub, what happens when it does not answer, and where the token goes."""
+"""Tests of the requests to the Hub: their number, outages, and the token."""
 
 import logging
 from pathlib import Path
@@ -23,26 +23,26 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_retries")]
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Requests are the same on every loop, which other tests show."""
+    """Runs these tests on asyncio only: the requests do not depend on the event loop."""
     return "asyncio"
 
 
 async def test_a_cold_model_costs_one_request_and_its_bodies(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """One metadata request, one for each small file, a redirect for the LFS file, and its ranges."""
+    """A cold load sends one metadata request, one per small file, and a redirect and ranges for the LFS file."""
     put_fake("org/big")
     await prefetch(hub, tmp_path)
     kinds = [line.rsplit("/", 1)[0].split("/resolve/")[0] for line in hub.lines]
     assert kinds.count("GET /api/models/org/big/revision") == 1
-    assert kinds.count("GET /org/big") == 4  # three small files, and the redirect of the large one
+    assert kinds.count("GET /org/big") == 4  # three small files, and the redirect of the LFS file
     assert not [line for line in hub.lines if line.startswith("HEAD")]
     bodies = [request for request in hub.requests if request.path.startswith("/cdn/")]
-    assert len(bodies) <= 3  # of 9 MiB: the header, and what two connections share
+    assert len(bodies) <= 3  # of 9 MiB: the header, and ranges on two connections
 
 
 async def test_a_mirror_without_sizes_is_asked_by_head_for_what_is_wanted(
     hub: HubServer, put: Put, tmp_path: Path
 ) -> None:
-    """A HEAD for each file that is fetched and for no other, and the digests are verified all the same."""
+    """Without sizes in the listing there is a HEAD for each file that is fetched, and digests are verified."""
     put("gpt2", "gpt2_like_repo")
     hub.faults.add(without_blobs(), path="^/api/", times=None)
     snapshot = await prefetch(hub, tmp_path, "gpt2")
@@ -51,7 +51,7 @@ async def test_a_mirror_without_sizes_is_asked_by_head_for_what_is_wanted(
 
 
 async def test_a_mirror_that_does_not_know_expand(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """By a cached branch one HEAD of config.json tells the commit where the small request is refused."""
+    """Where `?expand=sha` is refused, a HEAD of config.json has the commit of a cached branch."""
     put_fake("org/big")
     found = await prefetch(hub, tmp_path)
     hub.clear()
@@ -74,7 +74,7 @@ async def test_a_mirror_that_does_not_know_expand(hub: HubServer, put_fake: Put,
 async def test_a_whole_snapshot_outlives_the_hub(
     fault: Status, hub: HubServer, put_fake: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the Hub is down or no longer lets us in, the cached snapshot is used, and the log says so."""
+    """If the Hub is down or denies access, a complete snapshot is used, and that is logged."""
     put_fake("org/big")
     found = await prefetch(hub, tmp_path)
     hub.faults.add(fault, times=None)
@@ -86,7 +86,7 @@ async def test_a_whole_snapshot_outlives_the_hub(
 async def test_a_hub_that_is_gone_is_the_same_as_one_that_is_down(
     hub: HubServer, put_fake: Put, tmp_path: Path
 ) -> None:
-    """A refused connection falls back to the cache; without one the error tells the attempts."""
+    """After a refused connection the cache is used; without a cache the error has the number of attempts."""
     put_fake("org/big")
     found = await prefetch(hub, tmp_path)
     gone = {"endpoint": "http://127.0.0.1:9"}
@@ -98,7 +98,7 @@ async def test_a_hub_that_is_gone_is_the_same_as_one_that_is_down(
 
 
 async def test_a_partial_snapshot_does_not_outlive_the_hub(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """What is not whole is not used instead: the Hub's own failure comes out, and the next await asks again."""
+    """An incomplete snapshot is not used during an outage: the Hub's failure is raised, and the next await retries."""
     put_fake("org/big")
     loader = ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path)
     (await prefetch(hub, tmp_path) / "model.safetensors").unlink()
@@ -110,7 +110,7 @@ async def test_a_partial_snapshot_does_not_outlive_the_hub(hub: HubServer, put_f
 
 
 async def test_a_revision_that_is_gone_is_said(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """RevisionNotFound is an answer, not an outage: it is raised though a snapshot is cached."""
+    """RevisionNotFound is not an outage: it is raised even if a snapshot is cached."""
     put_fake("org/big")
     await prefetch(hub, tmp_path)
     fault = Status(404, {"X-Error-Code": "RevisionNotFound"})
@@ -121,7 +121,7 @@ async def test_a_revision_that_is_gone_is_said(hub: HubServer, put_fake: Put, tm
 
 
 async def test_unknown_model_and_revision(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Both are told apart, name what was asked for, and are the official classes too."""
+    """An unknown model and an unknown revision have different errors, which are also the official classes."""
     from huggingface_hub import errors as official
 
     put_fake("org/big")
@@ -139,7 +139,7 @@ async def test_unknown_model_and_revision(hub: HubServer, put_fake: Put, tmp_pat
 
 
 async def test_gated_with_and_without_a_token(hub_root: Path, put_fake: Put, tmp_path: Path) -> None:
-    """Without a token the error says to log in, with one that has no access to ask for it."""
+    """For a gated model the error says to log in or, with a token without access, to request access."""
     from huggingface_hub import errors as official
 
     put_fake("org/big")
@@ -154,7 +154,7 @@ async def test_gated_with_and_without_a_token(hub_root: Path, put_fake: Put, tmp
 
 
 async def test_the_token_goes_to_the_hub_only(hub_root: Path, put_fake: Put, tmp_path: Path) -> None:
-    """No redirect carries it to the CDN, nor to a host that a metadata request is sent to."""
+    """The token is not sent after a redirect to the CDN or to another metadata host."""
     put_fake("org/big")
     with HubServer(hub_root, tokens=("secret",)) as hub, HubServer(hub_root) as elsewhere:
         await prefetch(hub, tmp_path / "one", token="secret")
@@ -168,7 +168,7 @@ async def test_the_token_goes_to_the_hub_only(hub_root: Path, put_fake: Put, tmp
 
 
 async def test_offline_asks_nothing(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Offline what is cached loads, and what is not says how to get it."""
+    """Offline a cached model loads, and the error for another says how to download it."""
     put_fake("org/big")
     with pytest.raises(OfflineError, match="prefetch org/big"):
         await prefetch(hub, tmp_path, local_files_only=True)
@@ -176,7 +176,7 @@ async def test_offline_asks_nothing(hub: HubServer, put_fake: Put, tmp_path: Pat
 
 
 async def test_a_silent_hub_is_cancelled_at_once(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
-    """Cancelling while the Hub says nothing gives control back, and leaves no lock and no thread."""
+    """A cancel while the Hub is silent returns at once, and leaves no lock and no thread."""
     put_fake("org/big")
     hub.faults.add(Stall(-1), path="^/api/", times=None)
     before = anyio.current_time()

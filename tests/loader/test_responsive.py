@@ -1,4 +1,4 @@
-"""What a load changes process-wide: restored however it ends, and nothing at all with responsive=False."""
+"""Tests of the process-wide settings that a load changes and restores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BACKENDS = {"asyncio": ("asyncio", {}), "uvloop": ("asyncio", {"use_uvloop": Tr
 
 @pytest.mark.parametrize("backend", _BACKENDS)
 def test_loads_that_succeed_fail_and_are_cancelled_at_once(made: Callable[[str], Path], backend: str) -> None:
-    """While one of them runs the settings are held; after the last they are as before."""
+    """The settings are changed while any load runs, and restored after the last, however the loads end."""
     code = """
 import os
 from importlib.machinery import ExtensionFileLoader
@@ -59,7 +59,7 @@ anyio.run(main, backend=name, backend_options=options)
 
 
 def test_without_responsive_nothing_is_touched(made: Callable[[str], Path]) -> None:
-    """Neither the switch interval nor garbage collection nor a thread's cores, at no moment; nothing is frozen."""
+    """With responsive=False a load never changes the switch interval, garbage collection or CPU affinity."""
     code = """
 import os
 from yaie_async import ModelLoader

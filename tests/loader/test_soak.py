@@ -1,4 +1,4 @@
-"""A process that loads and cancels all day: threads, descriptors, locks and memory are at the end what they were."""
+"""A test for leaks of threads, descriptors, locks and memory in a process that loads and cancels often."""
 
 import json
 import os
@@ -63,12 +63,12 @@ anyio.run(main)
 
 @pytest.mark.timeout(240)
 def test_two_hundred_loads_and_cancels(hub_root: Path, tmp_path: Path) -> None:
-    """Cold, warm and cancelled in turn, after a warm-up: nothing is left of any of them."""
+    """After a warm-up, 200 cold, warm and cancelled loads leave nothing behind."""
     directory = hub_root / "org/name"
     directory.mkdir(parents=True)
     models.llama(directory, hidden=128)
     assert (directory / "model.safetensors").stat().st_size > 500_000
-    # One arena: with several, which of them a short thread gets decides how much of its memory is given back.
+    # One arena: with several, the amount of released memory depends on the arena that a short thread gets.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
     with HubServer(hub_root) as hub:
         done = subprocess.run(
@@ -81,9 +81,9 @@ def test_two_hundred_loads_and_cancels(hub_root: Path, tmp_path: Path) -> None:
         )
     assert done.returncode == 0, done.stderr
     before, after = json.loads(done.stdout)
-    # Ours have ended by then (the child waits for that); torch's OpenMP keeps a few of its own, now more, now fewer.
-    assert after["threads"] < before["threads"] + 20  # less than one in ten loads
+    # Our threads have ended, since the child waits for them; torch's OpenMP keeps a varying number of its own.
+    assert after["threads"] < before["threads"] + 20  # less than one per ten loads
     assert after["descriptors"] <= before["descriptors"]
-    assert after["objects"] < before["objects"] + 200  # less than one a load
-    # transformers itself keeps 1.5 kB a load; one model is 500 kB and more.
+    assert after["objects"] < before["objects"] + 200  # less than one per load
+    # transformers itself leaks 1.5 kB per load; a leaked model would be 500 kB or more.
     assert after["kilobytes"] < before["kilobytes"] + 200 * 20

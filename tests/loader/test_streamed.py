@@ -1,4 +1,4 @@
-"""A model is built while its weights land, is stock's bit for bit, and nothing is lost where that can't be."""
+"""Tests of streamed builds: bit-identical to transformers, with a fallback to a build from the snapshot."""
 
 import os
 import threading
@@ -40,7 +40,7 @@ def turn_is_given_back() -> Iterator[None]:
 
 
 class Builds:
-    """How many builds are inside of `from_pretrained`, and how many were at most."""
+    """The current and the maximum number of builds in `from_pretrained`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = self.most = 0
@@ -63,7 +63,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
 
 
 def hold(hub: HubServer, directory: Path, also: Fault | None = None) -> Gate:
-    """Hold the last bytes of the last weight file back: whatever is built meanwhile waits for them."""
+    """Withhold the last bytes of the last weight file, so that a streamed build waits for them."""
     last = max(directory.glob("*.safetensors"))
     stall = StallAt(last.stat().st_size - 100)
     fault, times = (Both(stall, also), 1) if also else (stall, None)
@@ -93,7 +93,7 @@ async def test_streamed_is_stock(
     why_stock: Callable[[], list[str]],
     load_held: Callable[..., Awaitable[Any]],
 ) -> None:
-    """A cold load is built while its bytes land; the model is stock's, and every file is verified and linked."""
+    """A cold load builds during the download; the model equals transformers', and every file is verified and linked."""
     directory = models.FACTORIES[kind](hub_root / models.unique_repo_id(kind))
     name = str(directory.relative_to(hub_root))
     loader = ModelLoader(name, endpoint=hub.url, cache_dir=tmp_path, dtype=dtype, trust_remote_code=True)
@@ -121,7 +121,7 @@ async def test_streamed_is_stock(
 async def test_a_core_is_left_to_the_loop(
     dtype: str, options: dict[str, Any], left: int, hub: HubServer, put: Put, tmp_path: Path
 ) -> None:
-    """By the threads that read bodies and by the build, unless it casts; nothing is left of that afterwards."""
+    """Reader threads, and a build that does not cast, leave one core to the event loop; the affinity is restored."""
     gate = hold(hub, put("org/tiny"))
     all_cores = os.sched_getaffinity(0)
 
@@ -148,7 +148,7 @@ async def test_a_wrong_byte_is_never_in_the_model(
     why_stock: Callable[[], list[str]],
     load_held: Callable[..., Awaitable[Any]],
 ) -> None:
-    """The model that was built of it is dropped, the file is fetched into another one, and stock builds of that."""
+    """After a wrong byte the streamed model is dropped, the file is fetched again, and the snapshot is built."""
     directory = put("org/tiny")
     size = (directory / "model.safetensors").stat().st_size
     gate = hold(hub, directory, Corrupt(size - 5000))
@@ -162,7 +162,7 @@ async def test_a_wrong_byte_is_never_in_the_model(
 async def test_a_model_of_bytes_that_came_again(
     made: Callable[[str], Path], tmp_path: Path, why_stock: Callable[[], list[str]]
 ) -> None:
-    """A model that was finished before its bytes turned out to be wrong is not handed out."""
+    """A model that was finished before its file failed verification is not returned."""
     for again in (False, True):
         arrival = await anyio.to_thread.run_sync(Arrival, made("llama"), tmp_path / str(again), "org/tiny")
         meter = Meter("org/tiny")
@@ -186,7 +186,7 @@ async def test_a_model_of_bytes_that_came_again(
 async def test_tensors_are_read_before_their_file_is_whole(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Block by block: while the last one is held back, all that lies in the others is read."""
+    """While the last block of a file is withheld, the tensors in the other blocks are read."""
     directory = models.llama(hub.root / "org" / "big", hidden=1024)
     gate = hold(hub, directory)
     read: list[int] = []
@@ -213,7 +213,7 @@ async def test_a_server_that_forgets_ranges(
     load_held: Callable[..., Awaitable[Any]],
     why_stock: Callable[[], list[str]],
 ) -> None:
-    """Bytes that are written a second time are not those that a build has read."""
+    """If a server ignores ranges, bytes that a build has read are not written again."""
     directory = put("org/tiny")
     gate = hold(hub, directory, Cut((directory / "model.safetensors").stat().st_size - 50))
     hub.faults.add(IgnoreRange(), path="^/cdn/", times=None)
@@ -227,7 +227,7 @@ async def test_a_server_that_forgets_ranges(
 async def test_cancelling(
     hub: HubServer, put: Put, tmp_path: Path, why_stock: Callable[[], list[str]], readers: Callable[..., int]
 ) -> None:
-    """Control returns within a tenth of a second, the threads end by themselves, and the next load goes on."""
+    """A cancelled load returns within 0.1 s, its threads end, and the next load continues the download."""
     gate = hold(hub, put("org/tiny"))
     loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
     async with anyio.create_task_group() as group:
@@ -244,7 +244,7 @@ async def test_cancelling(
 
 @pytest.mark.usefixtures("turn_is_given_back", "quick_retries")
 async def test_a_download_that_fails(hub: HubServer, put: Put, tmp_path: Path, readers: Callable[..., int]) -> None:
-    """Its error is the load's, and comes at once: the build that waits for its bytes ends with it."""
+    """The error of a download ends the load at once, and with it the build that waits for its bytes."""
     directory = put("org/tiny")
     size = (directory / "model.safetensors").stat().st_size
     gate = hold(hub, directory, Cut(size - 50))
@@ -270,7 +270,7 @@ async def test_a_download_that_fails(hub: HubServer, put: Put, tmp_path: Path, r
 async def test_the_log_says_why_it_was_stock(
     hub: HubServer, put: Put, tmp_path: Path, why_stock: Callable[[], list[str]]
 ) -> None:
-    """Where a model can't be streamed the log says so; of a cached one there is nothing to be said."""
+    """The log has the reason why a model was not streamed, except for a cached model."""
     put("org/bin", "dialogpt")
     gate = Gate()
     hub.faults.add(Stall(1000, gate), path="^/cdn/")
@@ -292,9 +292,9 @@ async def test_many_at_once(
     readers: Callable[..., int],
     builds: Builds,
 ) -> None:
-    """Ten tasks load five models, one over a slow link: each is right, one is built at a time, none waits for it.
+    """Ten tasks load five models, one over a slow link: all are right, and builds run one at a time.
 
-    What the slow one costs the others is how long its build takes to give way: less than a second.
+    The slow model delays the others by less than a second, the time in which its build yields.
     """
     kinds = {"org/slow": "llama", "org/a": "qwen2", "org/b": "mixtral", "org/c": "gpt2", "org/d": "remote_code"}
     directories = [put(name, kind) for name, kind in kinds.items()]
@@ -336,10 +336,10 @@ async def test_many_at_once(
         ({"stage": "downloading", "seconds_left": 3.1}, False),
         ({"stage": "downloading", "seconds_left": 3.0}, True),
         ({"stage": "verifying", "bytes_done": 9, "bytes_total": 9}, True),
-        ({"stage": "verifying", "bytes_done": 8, "bytes_total": 9}, False),  # one file, which was there
+        ({"stage": "verifying", "bytes_done": 8, "bytes_total": 9}, False),  # one file, which is cached
         ({"stage": "resolving", "seconds_left": None}, False),
     ],
 )
 def test_when_it_is_time(progress: dict[str, Any], expected: bool) -> None:
-    """A build of two seconds begins when three are left of the download, and when all bytes are there."""
+    """A build of two seconds starts three seconds before the end of the download, or when all bytes are on disk."""
     assert is_due(Progress("org/tiny", **progress), 2.0) is expected

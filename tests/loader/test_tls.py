@@ -1,4 +1,4 @@
-"""TLS as httpx would do it, for metadata and bodies alike: SSL_CERT_FILE, SSL_CERT_DIR, and nobody else's word."""
+"""Tests of TLS for metadata and bodies: SSL_CERT_FILE, SSL_CERT_DIR and wrong certificates."""
 
 import os
 import socket
@@ -42,7 +42,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @contextmanager
 def tls_in_front(port: int, context: ssl.SSLContext) -> Iterator[str]:
-    """A TLS server that passes what it decrypts on to a port of this machine."""
+    """A TLS server that forwards the decrypted bytes to a local port."""
 
     class Pass(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -70,7 +70,7 @@ def tls_in_front(port: int, context: ssl.SSLContext) -> Iterator[str]:
 
 
 def test_whom_to_trust(authority: Authority, hub_root: Path, put_fake: Put, tmp_path: Path) -> None:
-    """An authority of one's own is trusted by either variable; without them, or for another name, nothing is fetched."""
+    """Either variable adds a trusted authority; without one, or for another host name, nothing is fetched."""
     put_fake("org/big")
     (tmp_path / "folder").mkdir()
     certificate = authority.directory / "ca.pem"

@@ -1,4 +1,4 @@
-"""warm_imports leaves no import to the loads that come after it, and the process as it was."""
+"""Tests of warm_imports: later loads import nothing heavy, and process-wide settings are restored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BACKENDS = {
 def test_a_load_after_it_imports_nothing_heavy(
     hub: HubServer, put: Callable[..., Path], tmp_path: Path, backend: str
 ) -> None:
-    """All that a cold load from the Hub still imports is the module of its model; two who warm up at once share it."""
+    """A cold load after it imports only the module of its model; two concurrent calls share the imports."""
     put("org/name", "llama")
     code = """
 from yaie_async import ModelLoader, warm_imports
@@ -47,7 +47,7 @@ anyio.run(main, backend=name, backend_options=options)
 
 @pytest.mark.parametrize("backend", _BACKENDS)
 def test_a_cancel_gives_control_back_and_leaves_the_imports_to_a_thread(backend: str) -> None:
-    """What was begun goes on in its thread; the settings of the process are back when that has ended."""
+    """After a cancel the imports continue in their thread, and the settings are restored when they end."""
     code = """
 from yaie_async import warm_imports
 async def main():
@@ -71,7 +71,7 @@ anyio.run(main, backend=name, backend_options=options)
 
 
 def test_what_is_missing_is_an_error_of_ours(tmp_path: Path) -> None:
-    """A broken library is a LoaderError that says how to repair it, and the settings are restored."""
+    """A broken library is a LoaderError that says how to repair it; the settings are restored."""
     (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so is damaged')")
     code = """
 sys.path.insert(0, sys.argv[1])

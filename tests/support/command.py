@@ -1,4 +1,4 @@
-"""The command line as a user has it: a process of its own, with an environment and a cache of its own."""
+"""Runs the command line as a user does: in its own process, with its own environment and cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SOURCE = Path(yaie_async.__file__).parents[1]
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left: its exit code and its output."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -29,7 +29,7 @@ class Done:
 
     @property
     def json(self) -> dict[str, Any]:
-        """Stdout, which is one JSON object and nothing else."""
+        """The JSON object on stdout; anything else on stdout fails."""
         document = json.loads(self.out)
         assert isinstance(document, dict)
         return document
@@ -37,12 +37,12 @@ class Done:
 
 @dataclass
 class Command:
-    """Runs `yaie-async` in `home`, with its HF cache there.
+    """Runs `yaie-async` in `home`, which also holds its HF cache.
 
     Attributes:
-        endpoint: the hub that it finds in HF_ENDPOINT.
-        env: more of its environment.
-        shadowed: a folder of modules that are found before all others.
+        endpoint: the value of HF_ENDPOINT.
+        env: further environment variables.
+        shadowed: a folder of modules that take precedence over all others.
     """
 
     home: Path
@@ -69,14 +69,14 @@ class Command:
         }
 
     def run(self, *arguments: str) -> Done:
-        """Run it to its end."""
+        """Run a command to its end."""
         with self.started(*arguments) as process:
             out, err = process.communicate(timeout=90)
             return Done(process.returncode, out, err)
 
     @contextlib.contextmanager
     def started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-        """Start it; whatever is left of it at the end is killed."""
+        """Start a command, and kill it at the end of the block if it still runs."""
         with subprocess.Popen(
             [sys.executable, "-m", "yaie_async", *arguments],
             cwd=self.home,
@@ -92,7 +92,7 @@ class Command:
                 process.kill()
 
     def interrupted(self, *arguments: str, when: Callable[[subprocess.Popen[str]], object]) -> tuple[Done, float]:
-        """Start it, send it SIGINT when `when` returns something true, and tell how many seconds it took to end."""
+        """Start a command, send SIGINT once `when` returns true, and return the result and the seconds until exit."""
         with self.started(*arguments) as process:
             while not when(process):
                 assert process.poll() is None, process.communicate()

@@ -1,4 +1,4 @@
-"""What processes that fetch one model cost: bytes of the hub, and CPU time."""
+"""The costs of processes that fetch a model: bytes from the hub, and CPU time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.hub import HubServer
 
 
 def sent_by_file(hub: HubServer) -> Counter[str]:
-    """Bytes of body that the hub has sent, by the file's name."""
+    """Return the bytes of bodies that the hub has sent, by file name."""
     sent: Counter[str] = Counter()
     for request in hub.requests:
         if request.method == "GET" and ("/cdn/" in request.path or "/resolve/" in request.path):

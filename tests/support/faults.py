@@ -1,8 +1,8 @@
-"""What can go wrong between a hub and its clients: each fault is one small edit of a request or of its answer.
+"""Faults between a hub and its clients. Each fault is one small edit of a request or of its answer.
 
     hub.faults.add(Cut(after=1000), path=r"^/cdn/", times=2)
 
-The first rule that matches a request and is not used up applies to it.
+The first rule that matches a request and is not used up applies.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 
 @dataclass(slots=True)
 class Request:
-    """One request as the hub saw it, and what it got.
+    """A request to the hub, with its answer.
 
     Attributes:
-        path: decoded.
+        path: the decoded path.
         headers: names in lower case.
-        host: the `Host` header, which tells the hub (127.0.0.1) from the CDN (127.0.0.2).
-        status: of the answer; None before it, and for a connection that was dropped instead.
-        sent: bytes of body that were handed to the connection.
-        fault: what was done to it.
+        host: the `Host` header: 127.0.0.1 is the hub, 127.0.0.2 the CDN.
+        status: the status of the answer; None before it, and if the connection was dropped instead.
+        sent: bytes of the body that were passed to the connection.
+        fault: the fault that was applied.
     """
 
     method: str
@@ -64,15 +64,15 @@ class Gate:
 
 @dataclass(slots=True)
 class Answer:
-    """An answer of the hub, to be edited by a fault, and how to deliver it.
+    """An answer of the hub, which a fault may edit, and how it is delivered.
 
     Attributes:
-        url: of the request.
-        raw: written as it stands and closed after, since no HTTP library would frame it so.
-        close_after: bytes of body after which the connection is closed.
-        reset: closed by RST, where the bytes that are under way may be lost; without `close_after`, before the head.
-        stall_after: bytes of body after which nothing comes until the gate opens; -1 is before the head.
-        rate: bytes a second.
+        url: the URL of the request.
+        raw: whether head and body are written unchanged and the connection is closed, for invalid framing.
+        close_after: bytes of the body after which the connection is closed.
+        reset: whether it is closed with RST, which may lose sent bytes; without `close_after`, before the head.
+        stall_after: bytes of the body after which nothing is sent until the gate opens; -1 is before the head.
+        rate: bytes per second.
     """
 
     url: str
@@ -88,7 +88,7 @@ class Answer:
 
     @property
     def start(self) -> int:
-        """Where in the file the body starts."""
+        """The offset in the file at which the body starts."""
         match = re.match(r"bytes (\d+)-", self.headers.get("content-range", ""))
         return int(match[1]) if match else 0
 
@@ -102,15 +102,15 @@ class Fault:
     """An edit of a request's headers, of the answer, or of both."""
 
     def ask(self, headers: dict[str, str]) -> None:
-        """Edit what the hub is asked, headers in lower case."""
+        """Edit the headers of the request; names are in lower case."""
 
     def tell(self, answer: Answer) -> None:
-        """Edit what the client is told."""
+        """Edit the answer."""
 
 
 @dataclass(frozen=True)
 class Cut(Fault):
-    """Close the connection after some bytes of a body whose length promised more."""
+    """Close the connection after some bytes of a longer body."""
 
     after: int
 
@@ -131,7 +131,7 @@ class Reset(Fault):
 
 @dataclass(frozen=True)
 class Stall(Fault):
-    """Send some bytes of the body and then nothing until `gate.open()`; -1 sends no head either."""
+    """Send some bytes of the body, then nothing until `gate.open()`; -1 withholds the head too."""
 
     after: int = 0
     gate: Gate = field(default_factory=Gate)
@@ -142,7 +142,7 @@ class Stall(Fault):
 
 @dataclass(frozen=True)
 class StallAt(Fault):
-    """Send nothing from an offset in the file on until `gate.open()`, in the answer that holds it."""
+    """Send nothing from an offset in the file on, until `gate.open()`."""
 
     offset: int
     gate: Gate = field(default_factory=Gate)
@@ -153,7 +153,7 @@ class StallAt(Fault):
 
 
 class Both(Fault):
-    """Two faults in one answer, such as a wrong byte in a body that stalls."""
+    """Apply two faults to one answer, such as a wrong byte in a body that stalls."""
 
     def __init__(self, first: Fault, second: Fault) -> None:
         self._both = first, second
@@ -165,7 +165,7 @@ class Both(Fault):
 
 @dataclass(frozen=True)
 class Drip(Fault):
-    """Send the body at so many bytes a second."""
+    """Send the body at a rate in bytes per second."""
 
     rate: float
 
@@ -175,7 +175,7 @@ class Drip(Fault):
 
 @dataclass(frozen=True)
 class Corrupt(Fault):
-    """Invert some bytes at an offset in the file, where the answer holds them."""
+    """Invert some bytes at an offset in the file, if the answer contains them."""
 
     offset: int
     count: int = 1
@@ -190,7 +190,7 @@ class Corrupt(Fault):
 
 @dataclass(frozen=True)
 class Status(Fault):
-    """Answer with a status, with headers such as `Retry-After`."""
+    """Answer with a status and with headers such as `Retry-After`."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -204,7 +204,7 @@ class Status(Fault):
 
 @dataclass(frozen=True)
 class Html(Fault):
-    """Answer 200 with a page of HTML, as a captive portal does."""
+    """Answer 200 with an HTML page, as a captive portal does."""
 
     def tell(self, answer: Answer) -> None:
         answer.status = 200
@@ -214,7 +214,7 @@ class Html(Fault):
 
 @dataclass(frozen=True)
 class Redirect(Fault):
-    """Redirect to a URL; without one, to the same for ever. The other headers stay as they are."""
+    """Redirect to a URL, or without one to the same URL in a loop. The other headers are kept."""
 
     to: str | None = None
     status: int = 302
@@ -226,7 +226,7 @@ class Redirect(Fault):
 
 @dataclass(frozen=True)
 class IgnoreRange(Fault):
-    """Answer 200 with the whole body, whatever range was asked for."""
+    """Answer 200 with the whole body, whatever the requested range."""
 
     def ask(self, headers: dict[str, str]) -> None:
         headers.pop("range", None)
@@ -234,7 +234,7 @@ class IgnoreRange(Fault):
 
 @dataclass(frozen=True)
 class WrongRange(Fault):
-    """Serve another range than the one asked for, moved by some bytes, and say so in `Content-Range`."""
+    """Serve a range that is shifted by some bytes, with its true `Content-Range`."""
 
     by: int
 
@@ -246,7 +246,7 @@ class WrongRange(Fault):
 
 @dataclass(frozen=True)
 class LyingRange(Fault):
-    """Serve the bytes asked for under a `Content-Range` that is moved by some bytes."""
+    """Serve the requested bytes with a `Content-Range` that is shifted by some bytes."""
 
     by: int
 
@@ -258,7 +258,7 @@ class LyingRange(Fault):
 
 @dataclass(frozen=True)
 class LyingLength(Fault):
-    """Promise some bytes more than are sent, or fewer, in `Content-Length`; for a HEAD, lie about the size."""
+    """Add some bytes to `Content-Length`, or subtract them; also for HEAD."""
 
     by: int
 
@@ -271,7 +271,7 @@ class LyingLength(Fault):
 
 @dataclass(frozen=True)
 class Extra(Fault):
-    """Send some bytes more than were asked for, in a well-framed answer."""
+    """Send some bytes more than requested, with valid framing."""
 
     count: int
 
@@ -289,14 +289,14 @@ class Chunked(Fault):
 
 @dataclass(frozen=True)
 class Gzip(Fault):
-    """Send the body compressed, asked or not."""
+    """Send the body compressed, requested or not."""
 
     def tell(self, answer: Answer) -> None:
         answer.replace_body(gzip.compress(answer.body), content_encoding="gzip")
 
 
 class Strip(Fault):
-    """Leave headers out, such as `ETag` and `X-Repo-Commit`."""
+    """Remove headers, such as `ETag` and `X-Repo-Commit`."""
 
     def __init__(self, *names: str) -> None:
         self.names = [name.lower() for name in names]
@@ -323,7 +323,7 @@ class EditJson(Fault):
     edit: Callable[[Any], None]
 
     def tell(self, answer: Answer) -> None:
-        if not answer.body:  # of a HEAD
+        if not answer.body:  # of HEAD
             return
         document = json.loads(answer.body)
         self.edit(document)
@@ -331,7 +331,7 @@ class EditJson(Fault):
 
 
 def without_blobs() -> EditJson:
-    """Leave sizes and digests out of a model's info, as some mirrors do."""
+    """Remove sizes and digests from a model's info; some mirrors lack them."""
 
     def edit(info: Any) -> None:
         info["siblings"] = [{"rfilename": sibling["rfilename"]} for sibling in info["siblings"]]
@@ -353,7 +353,7 @@ def rename_file(old: str, new: str) -> EditJson:
 
 
 def set_etag(file: str, etag: str) -> EditJson:
-    """Give a file another digest in a model's info, one with a slash for example."""
+    """Replace the digest of a file in a model's info, for example by one with a slash."""
 
     def edit(info: Any) -> None:
         for sibling in info["siblings"]:
@@ -371,8 +371,8 @@ class Rule:
     """A fault and the requests that it applies to.
 
     Attributes:
-        left: how often it will still apply; None is always.
-        hits: how often it did.
+        left: how often it will still apply; None for always.
+        hits: how often it has applied.
     """
 
     fault: Fault
@@ -392,7 +392,7 @@ class Rule:
 
 
 class Faults:
-    """The rules of a server, in order; safe to change while it answers."""
+    """The rules of a server, in order. They may change while the server answers."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -407,7 +407,7 @@ class Faults:
         when: Callable[[Request], bool] = lambda _: True,
         times: int | None = 1,
     ) -> Rule:
-        """Apply a fault to the next `times` requests of a method whose decoded path the regex `path` finds."""
+        """Apply a fault to the next `times` requests with `method` whose decoded path matches the regex `path`."""
         rule = Rule(fault, method, re.compile(path), when, times)
         with self._lock:
             self._rules.append(rule)

@@ -1,4 +1,4 @@
-"""A local hub for tests: a server that records what it is asked and goes wrong when told to."""
+"""A local hub for tests, which records its requests and applies faults."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from yaie_async.localhub import LocalHub, running
 
 
 class HubServer:
-    """A `LocalHub` at `url` that redirects to itself at `cdn_url`, another origin, in this process.
+    """A `LocalHub` in this process, which is also its own CDN at `cdn_url`, another origin.
 
         with HubServer(root, tokens=("good",)) as hub: ...
 
     Attributes:
-        requests: all requests so far, in the order of their arrival, those to the CDN among them.
-        faults: what goes wrong; see tests/support/faults.py.
+        requests: all requests so far, in the order of arrival, including those to the CDN.
+        faults: the faults; see tests/support/faults.py.
     """
 
     url: str
     cdn_url: str
 
     def __init__(self, root: Path, *, cdn: bool = True, **options: Any) -> None:
-        """Serve `root`; `options` are those of `LocalHub`, and `cdn=False` serves LFS files in place."""
+        """Serve `root`. `options` are those of `LocalHub`; `cdn=False` serves LFS files in place."""
         self.root = root
         self.faults = Faults()
         self.app = LocalHub(root, **options)
@@ -64,7 +64,7 @@ class HubServer:
 
     @property
     def lines(self) -> list[str]:
-        """The requests as `GET /path`, for comparing."""
+        """The requests as lines `GET /path`."""
         return [f"{request.method} {request.path}" for request in self.requests]
 
     def clear(self) -> None:
@@ -74,7 +74,7 @@ class HubServer:
             self._requests.clear()
 
     def raw_get(self, target: bytes) -> int:
-        """Ask for a target that a client's URL library would change, such as `/a/../b`; return the status."""
+        """Request a target that a client's URL library would change, such as `/a/../b`; return the status."""
         address = urlsplit(self.url)
         with socket.create_connection((address.hostname, address.port)) as connection:
             connection.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n")
@@ -82,7 +82,7 @@ class HubServer:
                 return int(answer.readline().split()[1])
 
     async def until(self, condition: Callable[[], object], *, seconds: float = 10) -> None:
-        """Wait until something that the server's threads bring about is true: `lambda: hub.requests`.
+        """Wait until a condition on the server's state is true, such as `lambda: hub.requests`.
 
         Raises:
             TimeoutError: it did not become true.
@@ -108,7 +108,7 @@ def _counting(request: Request, send: Send) -> Send:
     async def counted(message: Message) -> None:
         if message["type"] == "http.response.start":
             request.status = message["status"]
-        # Counted first: whoever has read the bytes may look at the count before this task runs again.
+        # Counted first: a client that has read the bytes may check the count before this task runs again.
         request.sent += len(message.get("body", b""))
         await send(message)
 
@@ -125,16 +125,16 @@ async def _serve_faulty(
     fault.tell(answer)
     if request.method == "HEAD":
         answer.body = b""
-    # uvicorn's own object for this request: no ASGI message can break a connection.
+    # uvicorn's own object for this request, since no ASGI message breaks a connection.
     connection = send.__self__  # type: ignore[attr-defined]
     delivery = _Delivery(request, answer, connection, _counting(request, send))
     if await _first_of(delivery.run(), _gone(receive)) == 0 and delivery.breaks:
-        # uvicorn reports a request without an answer as an error, unless the client has left first.
+        # uvicorn logs a request without an answer as an error, unless the client has disconnected before.
         await _gone(receive)
 
 
 async def _answer_of(app: ASGIApp, scope: Scope, receive: Receive) -> Answer:
-    """Let the hub answer into memory."""
+    """Call the hub and return its answer from memory."""
     messages: list[Message] = []
     finished = asyncio.Event()
 
@@ -146,7 +146,7 @@ async def _answer_of(app: ASGIApp, scope: Scope, receive: Receive) -> Answer:
     body_read = False
 
     async def receive_body() -> Message:
-        # The real one is kept for telling when the client leaves: a body is read through it only once.
+        # The real `receive` is kept to detect a disconnect: a body can be read through it only once.
         nonlocal body_read
         if not body_read:
             message = await receive()
@@ -167,7 +167,7 @@ async def _answer_of(app: ASGIApp, scope: Scope, receive: Receive) -> Answer:
 
 
 class _Delivery:
-    """Sends an edited answer, by ASGI if it is well-formed and else by hand."""
+    """Sends an edited answer, by ASGI if its framing is valid and else as raw bytes."""
 
     def __init__(self, request: Request, answer: Answer, connection: Any, send: Send) -> None:
         self._request = request
@@ -216,7 +216,7 @@ class _Delivery:
     def _pieces(self) -> Iterator[bytes]:
         answer = self._answer
         end = len(answer.body) if answer.close_after is None else min(answer.close_after, len(answer.body))
-        # Twenty pieces a second at most, so that a slow body comes evenly and no sleep is long.
+        # Each piece takes 1/20 s, so that a slow body arrives evenly and no sleep is long.
         size = 64 * 1024 if answer.rate is None else max(1, int(answer.rate / 20))
         at = 0
         while at < end:
@@ -236,7 +236,7 @@ class _Delivery:
 
     async def _wait(self) -> None:
         assert self._answer.gate is not None
-        # Shielded, since a cancelled wait would cancel the gate for everyone.
+        # Shielded, since a cancelled wait would cancel the gate for all answers.
         await asyncio.shield(asyncio.wrap_future(self._answer.gate.future))
 
     async def _flushed(self) -> None:
@@ -255,7 +255,7 @@ async def _gone(receive: Receive) -> None:
 
 
 async def _first_of(*calls: Any) -> int:
-    """Run coroutines until one of them ends; return which."""
+    """Run coroutines until one of them ends, and return its index."""
     ended: list[int] = []
 
     async with anyio.create_task_group() as tasks:

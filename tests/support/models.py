@@ -1,7 +1,7 @@
-"""Tiny random checkpoints, written as the real ones are laid out; each takes a fraction of a second.
+"""Tiny random checkpoints in the layouts of real ones; each takes a fraction of a second to write.
 
-Every factory fills the directory it is given and returns it. Weights are drawn from a fixed seed, so two
-runs write the same bytes.
+Every factory fills the given directory and returns it. Weights come from a fixed seed, so two runs write the same
+bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SIZES = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1}
 
 
 def bpe_tokenizer(directory: Path, *, eos: bool = True, pad: bool = False) -> Path:
-    """Write a byte-level BPE tokenizer.json; without `eos` and `pad` it has neither."""
+    """Write a byte-level BPE tokenizer.json, with an eos and a pad token only if `eos` and `pad` are given."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def bpe_tokenizer(directory: Path, *, eos: bool = True, pad: bool = False) -> Pa
 
 
 def gpt2_tokenizer(directory: Path) -> Path:
-    """Write a GPT-2 tokenizer as the oldest repos have it: vocab.json and merges.txt, no tokenizer.json."""
+    """Write a GPT-2 tokenizer in the format of the oldest repositories: vocab.json and merges.txt."""
     directory.mkdir(parents=True, exist_ok=True)
     vocab = _byte_vocab() | {"<|endoftext|>": VOCAB - 1}
     _write_json(directory / "vocab.json", vocab)
@@ -63,7 +63,7 @@ def _byte_vocab() -> dict[str, int]:
 def llama(
     directory: Path, *, dtype: str = "float16", tied: bool = False, sharded: bool = False, hidden: int = 16
 ) -> Path:
-    """A Llama in safetensors: one file, or one shard per few tensors."""
+    """A Llama in safetensors, in one file or in shards of a few tensors."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(**_decoder_sizes(hidden), tie_word_embeddings=tied)
@@ -72,7 +72,7 @@ def llama(
 
 
 def qwen2(directory: Path) -> Path:
-    """A Qwen2: biases on q, k, v and tied embeddings."""
+    """A Qwen2, with biases on q, k, v and tied embeddings."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     bpe_tokenizer(directory, pad=True)
@@ -81,7 +81,7 @@ def qwen2(directory: Path) -> Path:
 
 
 def mixtral(directory: Path) -> Path:
-    """A mixture of experts, stored one tensor per expert as on the Hub."""
+    """A mixture of experts, with one stored tensor per expert as on the Hub."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     bpe_tokenizer(directory)
@@ -90,7 +90,7 @@ def mixtral(directory: Path) -> Path:
 
 
 def codegen(directory: Path) -> Path:
-    """A CodeGen: `pytorch_model.bin` only, as Salesforce/codegen-350M-mono has it."""
+    """A CodeGen with `pytorch_model.bin` only, like Salesforce/codegen-350M-mono."""
     from transformers import CodeGenConfig, CodeGenForCausalLM
 
     gpt2_tokenizer(directory)
@@ -109,7 +109,7 @@ def codegen(directory: Path) -> Path:
 
 
 def gpt2(directory: Path, *, hub_keys: bool = False, dtype: str = "float32") -> Path:
-    """A GPT-2; `hub_keys` drops the `transformer.` prefix and keeps the causal masks, as the Hub's gpt2 does."""
+    """A GPT-2; with `hub_keys` without the prefix `transformer.` and with causal masks, like the Hub's gpt2."""
     from safetensors.torch import save_file
 
     model = _gpt2_model(dtype)
@@ -123,7 +123,7 @@ def gpt2(directory: Path, *, hub_keys: bool = False, dtype: str = "float32") -> 
 
 
 def dialogpt(directory: Path, *, dtype: str = "float32") -> Path:
-    """A GPT-2 with `pytorch_model.bin` only, its tied head stored again, as microsoft/DialoGPT-* has it."""
+    """A GPT-2 with `pytorch_model.bin` only and a second copy of its tied head, like microsoft/DialoGPT-*."""
     gpt2_tokenizer(directory)
     return _save_pickled(type(_gpt2_model(dtype)), _gpt2_config(), directory, dtype)
 
@@ -137,7 +137,7 @@ def sharded_bin(directory: Path) -> Path:
 
 
 def gpt2_like_repo(directory: Path) -> Path:
-    """A repo laid out like the Hub's gpt2: one model in seven formats. Only one weight set is ever needed."""
+    """A repository in the layout of the Hub's gpt2: one model in seven formats, of which a load needs one."""
     import torch
 
     gpt2(directory, hub_keys=True)
@@ -158,7 +158,7 @@ def gpt2_like_repo(directory: Path) -> Path:
 
 
 def remote_code(directory: Path) -> Path:
-    """A model whose classes are in the repo (`auto_map`); importing them leaves a file `executed` in `$TINY_MARK`."""
+    """A model whose classes are in the repository (`auto_map`); their import writes a file `executed` to `$TINY_MARK`."""
     import torch
     from safetensors.torch import save_file
 
@@ -189,7 +189,7 @@ def remote_code(directory: Path) -> Path:
 
 
 def t5(directory: Path) -> Path:
-    """An encoder-decoder, which is no causal language model."""
+    """An encoder-decoder, which is not a causal language model."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     bpe_tokenizer(directory)
@@ -198,7 +198,7 @@ def t5(directory: Path) -> Path:
 
 
 def gpt2_classifier(directory: Path) -> Path:
-    """A sequence classification checkpoint: stock loads it with a random head and only warns."""
+    """A sequence classification checkpoint, which transformers loads with a random head and a warning."""
     from transformers import GPT2ForSequenceClassification
 
     gpt2_tokenizer(directory)
@@ -230,7 +230,7 @@ FACTORIES: dict[str, Callable[[Path], Path]] = {
 def add_to_cache(
     directory: Path, cache_dir: Path, repo_id: str, *, commit: str = COMMIT, ref: str | None = None
 ) -> Path:
-    """Lay `directory` out as a snapshot in an HF cache and return the snapshot; no ref is written unless named."""
+    """Copy `directory` into an HF cache as a snapshot and return the snapshot. A ref is written only if named."""
     repo = cache_dir / f"models--{repo_id.replace('/', '--')}"
     snapshot = repo / "snapshots" / commit
     (repo / "blobs").mkdir(parents=True, exist_ok=True)
@@ -248,11 +248,11 @@ def add_to_cache(
 
 
 def unique_repo_id(name: str) -> str:
-    """An id that no other test uses: transformers caches remote code in this process by repo id."""
+    """Return an unused repo id: transformers caches remote code in this process by repo id."""
     return f"tests/{name}-{uuid.uuid4().hex[:8]}"
 
 
-# -- how they are written -----------------------------------------------------------------------------------
+# -- writing checkpoints ------------------------------------------------------------------------------------
 
 
 def _decoder_sizes(hidden: int = 16) -> dict[str, Any]:
@@ -292,7 +292,7 @@ def _gpt2_hub_state(model: Any) -> dict[str, Any]:
 def _random(model_class: Any, config: Any, dtype: str) -> Any:
     import torch
 
-    # The global generator stays as it was: other tests may draw from it.
+    # The global generator keeps its state, which other tests may use.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         return model_class(config).to(getattr(torch, dtype))

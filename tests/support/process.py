@@ -1,4 +1,4 @@
-"""Code in a process that has imported nothing."""
+"""Runs code in a new process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 def in_a_new_process(code: str, *arguments: str) -> Any:
-    """What `code` prints as JSON; `sys.argv[1:]` are the arguments, warnings are errors."""
+    """Run `code` and return the JSON that it prints. `sys.argv[1:]` are the arguments; warnings are errors."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", "import json, sys, threading, gc, anyio\n" + code, *arguments],
         env=os.environ | {"PYTHONPATH": str(_ROOT)},

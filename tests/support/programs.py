@@ -1,4 +1,4 @@
-"""Tests that need something of the system: they skip with the name of its package, or fail where it must be there."""
+"""Requirements on the system: tests skip with the name of the missing package, or fail in CI."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 
 def skip_without(what: str, package: str) -> NoReturn:
-    """Skip a test that lacks something of the system; fail it under YAIE_ASYNC_NO_SKIPS=1."""
+    """Skip a test for a missing requirement; fail it under YAIE_ASYNC_NO_SKIPS=1."""
     reason = f"needs {what} (Debian package {package})"
     if os.environ.get("YAIE_ASYNC_NO_SKIPS") == "1":
         pytest.fail(reason)
@@ -18,5 +18,5 @@ def skip_without(what: str, package: str) -> NoReturn:
 
 
 def require_program(name: str, package: str) -> str:
-    """Return the path of a program, or skip the test with the name of the Debian package that has it."""
+    """Return the path of a program, or skip the test with the name of its Debian package."""
     return shutil.which(name) or skip_without(name, package)

@@ -1,4 +1,4 @@
-"""Servers of raw bytes, in threads: what a peer does is a function on its socket."""
+"""Servers of raw bytes in threads: a script is a function of the connection."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Script = Callable[["Peer"], None]
 
 
 class Peer:
-    """The server's end of one connection."""
+    """The server side of one connection."""
 
     def __init__(self, server: RawServer, sock: socket.socket) -> None:
         self.server = server
         self.socket = sock
-        self._early = b""  # what came behind a head
+        self._early = b""  # bytes received after a head
 
     def secure(self) -> None:
-        """Shake hands, if the server has a certificate."""
+        """Do the TLS handshake, if the server has a certificate."""
         if self.server.tls is not None:
             self.socket = self.server.tls.wrap_socket(self.socket, server_side=True)
 
     def request(self) -> bytes:
-        """Read one request's head; b"" if the client hung up."""
+        """Read the head of one request; b"" if the client has closed the connection."""
         head = b""
         while b"\r\n\r\n" not in head:
             part = self._early or self.socket.recv(65536)
@@ -42,7 +42,7 @@ class Peer:
         return head
 
     def read(self, count: int) -> bytes:
-        """Read as much of a request's body."""
+        """Read that many bytes of a request's body."""
         while len(self._early) < count:
             self._early += self.socket.recv(65536)
         body, self._early = self._early[:count], self._early[count:]
@@ -52,7 +52,7 @@ class Peer:
         self.socket.sendall(data)
 
     def hang(self) -> None:
-        """Say nothing until the client hangs up."""
+        """Send nothing until the client closes the connection."""
         while self.socket.recv(65536):
             pass
 
@@ -62,12 +62,12 @@ class Peer:
 
 
 class RawServer:
-    """Runs `script` for each connection in a thread, and closes the connection after it.
+    """Runs `script` in a thread for each connection, then closes the connection.
 
     Attributes:
-        accepted: how many connections there were.
-        requests: every request head that `Peer.request` read.
-        ended: how many scripts have ended.
+        accepted: the number of accepted connections.
+        requests: the request heads that `Peer.request` has read.
+        ended: the number of scripts that have ended.
     """
 
     def __init__(self, script: Script, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
@@ -107,7 +107,7 @@ class RawServer:
 
 
 class FullServer:
-    """A listening socket whose backlog is full, so that one more connection is never answered."""
+    """A listening socket with a full backlog, so that a further connection is never answered."""
 
     def __init__(self) -> None:
         self._socket = socket.socket()
@@ -129,7 +129,7 @@ class FullServer:
 
 
 def answering(*answers: bytes) -> Script:
-    """A server that gives these answers on each connection, one a request, and then closes it."""
+    """A server that sends these answers on each connection, one per request, then closes it."""
 
     def script(peer: Peer) -> None:
         peer.secure()
@@ -142,7 +142,7 @@ def answering(*answers: bytes) -> Script:
 
 
 def repeating(answer: bytes) -> Script:
-    """A server that gives this answer to every request, on a connection that it keeps."""
+    """A server that sends this answer to every request, and keeps the connection open."""
 
     def script(peer: Peer) -> None:
         peer.secure()
@@ -154,7 +154,7 @@ def repeating(answer: bytes) -> Script:
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority of our own, made by the `openssl` command, in `directory`."""
+    """A certificate authority for tests, created by the `openssl` command in `directory`."""
 
     directory: Path
 
@@ -166,7 +166,7 @@ class Authority:
         )
 
     def server(self, *names: str, days: int = 1) -> ssl.SSLContext:
-        """A context for a server with these names, like "DNS:localhost"; negative `days`: it has expired."""
+        """Return a server context with these names, such as "DNS:localhost"; with negative `days` it has expired."""
         self._openssl(
             "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout s.key -out s.csr -subj /CN=server"
         )
@@ -181,7 +181,7 @@ class Authority:
         return context
 
     def client(self) -> ssl.SSLContext:
-        """A context that trusts this authority and nobody else."""
+        """Return a client context that trusts only this authority."""
         return ssl.create_default_context(cafile=str(self.directory / "ca.pem"))
 
     def _openssl(self, command: str, *more: str) -> None:

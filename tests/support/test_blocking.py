@@ -1,4 +1,4 @@
-"""Tests of the watch for blocking calls."""
+"""Tests of the check for blocking calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yaie_async.localhub import LocalHub
 
 @pytest.mark.anyio
 async def test_a_blocking_call_of_the_package_fails_a_test(tmp_path: Path, anyio_backend: Any) -> None:
-    """Code of the package that reads the disk on an asyncio loop raises, and a test's own code does not."""
+    """A disk read on an asyncio loop raises in code of the package, and not in a test's own code."""
     (tmp_path / "file").write_text("a test may write")
     if anyio_backend[0] == "trio":
         LocalHub(tmp_path)

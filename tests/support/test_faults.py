@@ -1,4 +1,4 @@
-"""Tests of the harness itself, with a client that hides nothing."""
+"""Tests of the faults themselves, with a client that does not hide them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def hub_root(hub_root: Path) -> Path:
 
 
 def test_requests_are_recorded_with_what_they_got(hub: HubServer) -> None:
-    """Each request is recorded with its method, path, query, range, host, status and the bytes it got."""
+    """Each request is recorded with its method, path, query, range, host, status and sent bytes."""
     httpx.get(hub.url + URL + "?a=b", headers={"Range": "bytes=10-19"})
     (seen,) = hub.requests
     assert (seen.method, seen.path, seen.query, seen.range) == ("GET", URL, {"a": "b"}, "bytes=10-19")
@@ -33,7 +33,7 @@ def test_requests_are_recorded_with_what_they_got(hub: HubServer) -> None:
 
 
 def test_a_rule_applies_as_often_as_it_says(hub: HubServer) -> None:
-    """A rule with `times` applies so often, and then requests are answered as ever."""
+    """A rule applies `times` times; further requests are answered without the fault."""
     rule = hub.faults.add(faults.Status(503, {"Retry-After": "1"}), path="config", method="GET", times=2)
     with httpx.Client(base_url=hub.url) as client:
         answers = [client.get(URL) for _ in range(3)]
@@ -44,7 +44,7 @@ def test_a_rule_applies_as_often_as_it_says(hub: HubServer) -> None:
 
 
 def test_a_cut_body_is_shorter_than_promised(hub: HubServer) -> None:
-    """A cut body ends after exactly the bytes asked for, with a connection that is closed."""
+    """A cut body ends after exactly the given bytes, and the connection is closed."""
     hub.faults.add(faults.Cut(after=1000))
     received = bytearray()
     with httpx.stream("GET", hub.url + URL) as answer:
@@ -58,7 +58,7 @@ def test_a_cut_body_is_shorter_than_promised(hub: HubServer) -> None:
 
 @pytest.mark.parametrize("after", [None, 1000])
 def test_a_reset_connection_is_a_read_error(hub: HubServer, after: int | None) -> None:
-    """A reset reaches the client as ECONNRESET, before the head or in the body."""
+    """The client sees a reset as ECONNRESET, before the head or in the body."""
     hub.faults.add(faults.Reset(after))
     with pytest.raises(httpx.ReadError):
         httpx.get(hub.url + URL)
@@ -67,7 +67,7 @@ def test_a_reset_connection_is_a_read_error(hub: HubServer, after: int | None) -
 @pytest.mark.anyio
 @pytest.mark.parametrize("after", [-1, 0, 100_000])
 async def test_a_stalled_answer_goes_on_when_its_gate_opens(hub: HubServer, after: int) -> None:
-    """A stall holds the answer where it says until its gate is opened."""
+    """A stall withholds the rest of the answer until its gate is opened."""
     stall = faults.Stall(after)
     hub.faults.add(stall)
     answers: list[httpx.Response] = []
@@ -86,7 +86,7 @@ async def test_a_stalled_answer_goes_on_when_its_gate_opens(hub: HubServer, afte
 
 @pytest.mark.anyio
 async def test_a_hub_stops_while_an_answer_is_stalled(hub_root: Path) -> None:
-    """A hub stops although answers are stalled and connections are open."""
+    """A hub stops despite stalled answers and open connections."""
     with HubServer(hub_root) as hub:
         hub.faults.add(faults.Stall(-1))
         async with anyio.create_task_group() as tasks, httpx.AsyncClient() as client:
@@ -102,7 +102,7 @@ async def test_a_hub_stops_while_an_answer_is_stalled(hub_root: Path) -> None:
 
 
 def test_a_dripped_body_takes_its_time(hub: HubServer) -> None:
-    """A dripped body comes at its rate, and whole."""
+    """A dripped body arrives completely, at its rate."""
     hub.faults.add(faults.Drip(rate=2_560_000))
     answer = httpx.get(hub.url + URL)
     assert answer.content == DATA
@@ -110,7 +110,7 @@ def test_a_dripped_body_takes_its_time(hub: HubServer) -> None:
 
 
 def test_corrupt_bytes_are_at_their_offset_in_the_file(hub: HubServer) -> None:
-    """Wrong bytes stand at an offset of the file, whichever range is asked for."""
+    """Wrong bytes are at an offset of the file, whatever the requested range."""
     hub.faults.add(faults.Corrupt(15), times=None)
     for header, at in (("bytes=10-19", 5), ("bytes=0-99", 15)):
         body = httpx.get(hub.url + URL, headers={"Range": header}).content
@@ -132,7 +132,7 @@ def test_corrupt_bytes_are_at_their_offset_in_the_file(hub: HubServer) -> None:
 def test_ranges_go_wrong_as_told(
     hub: HubServer, fault: faults.Fault, status: int, content_range: str | None, body: bytes
 ) -> None:
-    """Each fault of a range answers with the status, range and body that it names."""
+    """Each range fault answers with its status, range and body."""
     hub.faults.add(fault)
     answer = httpx.get(hub.url + URL, headers={"Range": "bytes=10-19"})
     assert (answer.status_code, answer.headers.get("content-range")) == (status, content_range)
@@ -141,7 +141,7 @@ def test_ranges_go_wrong_as_told(
 
 @pytest.mark.parametrize("by", [-5, 5])
 def test_a_length_can_lie(hub: HubServer, by: int) -> None:
-    """A lying length promises more or less than is sent, for a HEAD too."""
+    """A lying length is larger or smaller than the body, also for HEAD."""
     hub.faults.add(faults.LyingLength(by), times=2)
     assert int(httpx.head(hub.url + URL).headers["content-length"]) == len(DATA) + by
     if by > 0:
@@ -152,7 +152,7 @@ def test_a_length_can_lie(hub: HubServer, by: int) -> None:
 
 
 def test_redirects_pages_and_headers_are_replaced(hub: HubServer) -> None:
-    """A redirect for ever, a page of HTML and missing or hostile headers reach the client as told."""
+    """A redirect loop, an HTML page, and missing or hostile headers reach the client."""
     redirect = hub.faults.add(faults.Redirect(), times=None)
     with pytest.raises(httpx.TooManyRedirects):
         httpx.get(hub.url + URL, follow_redirects=True)
@@ -169,7 +169,7 @@ def test_redirects_pages_and_headers_are_replaced(hub: HubServer) -> None:
 
 
 def test_a_models_info_can_be_rewritten(hub: HubServer) -> None:
-    """A model's info can lack sizes, name a hostile path, and hold a hostile digest."""
+    """A model's info can lack sizes, and contain a hostile path or digest."""
     hub.faults.add(faults.without_blobs())
     hub.faults.add(faults.rename_file("config.json", "../x"))
     hub.faults.add(faults.set_etag("config.json", "a/b"))

@@ -1,4 +1,4 @@
-"""Waiting for what another thread or task brings about."""
+"""Waits for a condition that another thread or task makes true."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import anyio
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 10) -> None:
-    """Wait until something is true.
+    """Wait until a condition is true.
 
     Raises:
         TimeoutError: it did not become true.

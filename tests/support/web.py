@@ -1,4 +1,4 @@
-"""Web servers as they run in production: processes of uvicorn and gunicorn, stopped by signals."""
+"""Web servers as in production: processes of uvicorn and gunicorn, stopped by signals."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class WebServer:
     """A process that serves `app` of app.py in its folder.
 
     Attributes:
-        process: its own process, or the one that supervises its workers.
-        url: where it listens.
-        client: a client of it.
-        lines: what it has written so far.
+        process: the process of the server, or the one that supervises its workers.
+        url: its address.
+        client: an HTTP client for it.
+        lines: its output so far.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -40,7 +40,7 @@ class WebServer:
         self._reader.start()
         found = self.until(lambda: re.search(r"http://127\.0\.0\.1:\d+", self.text))
         self.url = found[0]
-        # Those that have workers say it before one of them listens.
+        # Servers with workers log this before a worker listens.
         self.until(self._accepts)
         self.client = httpx.Client(base_url=self.url, timeout=60)
 
@@ -54,7 +54,7 @@ class WebServer:
             self.lines.append(line)
 
     def ready(self) -> bool:
-        """Whether its warm-up says so."""
+        """Return whether its warm-up is ready."""
         return self.client.get("/warmup/readyz").status_code == 200
 
     @property
@@ -62,10 +62,10 @@ class WebServer:
         return "".join(self.lines)
 
     def until(self, condition: Callable[[], T | None], *, seconds: float = 60) -> T:
-        """Wait until something is true, and return it.
+        """Wait until a condition is true, and return its value.
 
         Raises:
-            AssertionError: it did not become true, or the process ended first; with what it wrote.
+            AssertionError: it did not become true, or the process ended first; the message has its output.
         """
         deadline = time.monotonic() + seconds
         while not (found := condition()):
@@ -75,7 +75,7 @@ class WebServer:
         return found
 
     def stop(self, number: int = signal.SIGTERM) -> float:
-        """Send it a signal and wait for its end; return the seconds that took."""
+        """Send a signal and wait for the end of the process; return the seconds it took."""
         start = time.perf_counter()
         self.process.send_signal(number)
         self.process.wait(30)
@@ -86,7 +86,7 @@ class WebServer:
 
 @contextlib.contextmanager
 def web_server(folder: Path, environment: Mapping[str, str], *command: str) -> Iterator[WebServer]:
-    """Run a server in `folder`; whatever is left of it and its workers at the end is killed."""
+    """Run a server in `folder`, and kill it and its workers at the end of the block."""
     with subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=folder,
