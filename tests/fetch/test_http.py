@@ -146,7 +146,7 @@ async def test_other_framings_are_understood(fault: Fault, anyio_backend: Any, h
 class Endless(Fault):
     """A refusal whose page takes ten seconds to send."""
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.status = 403
         answer.headers = {}
         answer.replace_body(b"x" * (20 << 20))

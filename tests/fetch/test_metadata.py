@@ -133,7 +133,7 @@ async def test_an_answer_that_is_no_hub_s(body: bytes, anyio_backend: Any, hub: 
 class Endless(Fault):
     """Brackets and blanks for ten seconds."""
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.replace_body(b"[" + b" " * (20 << 20))
         answer.rate = 2 << 20
 

@@ -101,10 +101,10 @@ class Answer:
 class Fault:
     """An edit of a request's headers, of the answer, or of both."""
 
-    def ask(self, headers: dict[str, str]) -> None:
+    def edit_request(self, headers: dict[str, str]) -> None:
         """Edit the headers of the request; names are in lower case."""
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         """Edit the answer."""
 
 
@@ -114,7 +114,7 @@ class Cut(Fault):
 
     after: int
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.close_after = self.after
 
 
@@ -124,7 +124,7 @@ class Reset(Fault):
 
     after: int | None = None
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.reset = True
         answer.close_after = self.after
 
@@ -136,7 +136,7 @@ class Stall(Fault):
     after: int = 0
     gate: Gate = field(default_factory=Gate)
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.stall_after, answer.gate = self.after, self.gate
 
 
@@ -147,7 +147,7 @@ class StallAt(Fault):
     offset: int
     gate: Gate = field(default_factory=Gate)
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         if answer.start <= self.offset < answer.start + len(answer.body):
             answer.stall_after, answer.gate = self.offset - answer.start, self.gate
 
@@ -158,9 +158,9 @@ class Both(Fault):
     def __init__(self, first: Fault, second: Fault) -> None:
         self._both = first, second
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         for fault in self._both:
-            fault.tell(answer)
+            fault.edit_answer(answer)
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Drip(Fault):
 
     rate: float
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.rate = self.rate
 
 
@@ -180,7 +180,7 @@ class Corrupt(Fault):
     offset: int
     count: int = 1
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         body = bytearray(answer.body)
         for at in range(self.offset - answer.start, self.offset - answer.start + self.count):
             if 0 <= at < len(body):
@@ -196,7 +196,7 @@ class Status(Fault):
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b"fault"
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.status = self.status
         answer.headers = {}
         answer.replace_body(self.body, **self.headers)
@@ -206,7 +206,7 @@ class Status(Fault):
 class Html(Fault):
     """Answer 200 with an HTML page, as a captive portal does."""
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.status = 200
         answer.headers = {}
         answer.replace_body(b"<!DOCTYPE html><title>Log in</title>", content_type="text/html")
@@ -219,7 +219,7 @@ class Redirect(Fault):
     to: str | None = None
     status: int = 302
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.status = self.status
         answer.replace_body(b"", location=self.to or answer.url)
 
@@ -228,7 +228,7 @@ class Redirect(Fault):
 class IgnoreRange(Fault):
     """Answer 200 with the whole body, whatever the requested range."""
 
-    def ask(self, headers: dict[str, str]) -> None:
+    def edit_request(self, headers: dict[str, str]) -> None:
         headers.pop("range", None)
 
 
@@ -238,7 +238,7 @@ class WrongRange(Fault):
 
     by: int
 
-    def ask(self, headers: dict[str, str]) -> None:
+    def edit_request(self, headers: dict[str, str]) -> None:
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", "")):
             last = str(int(match[2]) + self.by) if match[2] else ""
             headers["range"] = f"bytes={int(match[1]) + self.by}-{last}"
@@ -250,7 +250,7 @@ class LyingRange(Fault):
 
     by: int
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         if match := re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("content-range", "")):
             first, last, total = map(int, match.groups())
             answer.headers["content-range"] = f"bytes {first + self.by}-{last + self.by}/{total}"
@@ -262,7 +262,7 @@ class LyingLength(Fault):
 
     by: int
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.raw = True
         for name in ("content-length", "x-linked-size"):
             if name in answer.headers:
@@ -275,7 +275,7 @@ class Extra(Fault):
 
     count: int
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.replace_body(answer.body + b"\0" * self.count)
 
 
@@ -283,7 +283,7 @@ class Extra(Fault):
 class Chunked(Fault):
     """Send the body chunked, without a `Content-Length`."""
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.headers.pop("content-length", None)
 
 
@@ -291,7 +291,7 @@ class Chunked(Fault):
 class Gzip(Fault):
     """Send the body compressed, requested or not."""
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.replace_body(gzip.compress(answer.body), content_encoding="gzip")
 
 
@@ -301,7 +301,7 @@ class Strip(Fault):
     def __init__(self, *names: str) -> None:
         self.names = [name.lower() for name in names]
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         for name in self.names:
             answer.headers.pop(name, None)
 
@@ -312,7 +312,7 @@ class Headers(Fault):
 
     headers: Mapping[str, str]
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         answer.headers |= {name.lower(): value for name, value in self.headers.items()}
 
 
@@ -322,7 +322,7 @@ class EditJson(Fault):
 
     edit: Callable[[Any], None]
 
-    def tell(self, answer: Answer) -> None:
+    def edit_answer(self, answer: Answer) -> None:
         if not answer.body:  # of HEAD
             return
         document = json.loads(answer.body)

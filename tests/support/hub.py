@@ -119,10 +119,10 @@ async def _serve_faulty(
     app: ASGIApp, request: Request, fault: Fault, scope: Scope, receive: Receive, send: Send
 ) -> None:
     asked = dict(request.headers)
-    fault.ask(asked)
+    fault.edit_request(asked)
     raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in asked.items()]
     answer = await _answer_of(app, {**scope, "headers": raw_headers}, receive)
-    fault.tell(answer)
+    fault.edit_answer(answer)
     if request.method == "HEAD":
         answer.body = b""
     # uvicorn's own object for this request, since no ASGI message breaks a connection.
