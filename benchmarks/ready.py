@@ -79,7 +79,7 @@ def _bounds(results: dict[str, Rounds]) -> None:
 
 
 def _plot(arguments: argparse.Namespace, what: str, results: dict[str, Rounds], timeline: Any) -> None:
-    """The times as bars, and what overlapped in a load of ours."""
+    """Draw the times as bars, and the timeline of the threads in one load of ours."""
     plt = pyplot()
     if plt is None:
         return

@@ -49,7 +49,8 @@ def serve(root: Path | None, *, host: str, port: int, token: str | None, as_json
                 exit_process(INTERRUPTED)  # open responses are dropped; nothing is ever written
     except OSError as error:
         raise LoaderError(
-            f"{error.strerror or error}. Choose another --host or --port; port 0 chooses a free one."
+            f"The server could not start: {error.strerror or error}. "
+            "Choose another --host or --port; port 0 chooses a free one."
         ) from error
     raise AssertionError
 
