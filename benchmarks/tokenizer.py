@@ -63,11 +63,11 @@ def _prepared(case: str, directory: Path) -> Callable[[], object]:
     from transformers import AutoTokenizer
 
     if case == _US:
-        from yaie_async.core.manifest import Need
+        from yaie_async.core.manifest import Listing, Manifest, Need
         from yaie_async.model.request import BuildRequest
-        from yaie_async.store.directory import directory_manifest
 
-        request = BuildRequest(directory_manifest(directory, Need(weights=False)))
+        # Not `directory_manifest`: a folder with a tokenizer alone has no config.json.
+        request = BuildRequest(Manifest(str(directory), directory, Listing(None, {}), Need(weights=False), sharp=True))
         return lambda: build_tokenizer(request)
     if case == _STOCK:
         return lambda: AutoTokenizer.from_pretrained(str(directory))
