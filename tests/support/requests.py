@@ -1,4 +1,4 @@
-"""What a build is given, for the files of a directory or of a cached snapshot."""
+"""Build requests for the files of a directory or of a cached snapshot."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def request_of(
     allow_pickle: bool = True,
     **options: Any,
 ) -> BuildRequest:
-    """The request for a directory, or for a snapshot of `cache_dir`.
+    """Return the request for a directory, or for a snapshot of `cache_dir`.
 
     Raises:
-        LoaderError: as a loader that is given the same.
+        LoaderError: as a loader with the same arguments.
     """
     rules = WeightRules(variant=options.get("model_kwargs", {}).get("variant"), pickle=allow_pickle)
     need = Need(weights, bool(options.get("trust_remote_code")), rules)
@@ -40,5 +40,5 @@ def request_of(
 
 
 def tokenizer_request_of(directory: Path) -> BuildRequest:
-    """The request for the tokenizer files of a directory that is no model."""
+    """Return the request for the tokenizer files of a directory without config.json."""
     return BuildRequest(Manifest(str(directory), directory, Listing(None, {}), Need(weights=False), sharp=True))
