@@ -1,4 +1,4 @@
-"""The same files have the same outcome, stock's, from the Hub (cold, warm, offline) and from a directory."""
+"""Tests that the same files have transformers' outcome from the Hub (cold, warm, offline) and from a directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CASES += [(name, "trio") for name in ("llama", "explicit-index", "index-without-
 
 @pytest.fixture(autouse=True)
 def _no_authorities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here uses TLS, and reading the certificates for each Hub takes longer than loading a tiny model."""
+    """Skips reading certificates for each Hub, which takes longer than loading a tiny model. No test here uses TLS."""
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
 
@@ -41,7 +41,7 @@ def layout(request: pytest.FixtureRequest) -> Layout:
 
 @pytest.fixture
 def directory(layout: Layout, hub_root: Path) -> Path:
-    """The layout's files, which the hub serves."""
+    """The directory with the layout's files, which the hub serves."""
     directory = hub_root / models.unique_repo_id("layout")
     directory.parent.mkdir()
     layout.write(directory)
@@ -57,9 +57,9 @@ async def test_the_outcome_is_the_same_everywhere(
     readers: Callable[..., int],
     why_stock: Callable[[], list[str]],
 ) -> None:
-    """From the Hub and from a directory, in each way, the model is stock's bit for bit or the error is of one class.
+    """Every way of loading returns transformers' model bit for bit, or raises an error of the same class.
 
-    Only where a load was refused before its snapshot was whole, a load offline from that cache is an OfflineError.
+    The exception: offline, after a load that was refused before its snapshot was complete, it is an OfflineError.
     """
     judge = Judge(directory, layout)
     name = f"{directory.parent.name}/{directory.name}"
@@ -96,7 +96,7 @@ async def test_the_outcome_is_the_same_everywhere(
 async def test_the_files_are_the_same_everywhere(
     layout: Layout, directory: Path, hub: HubServer, tmp_path: Path
 ) -> None:
-    """A prefetch of either refuses the same layouts; of the others it fetches just the files that each plan lists."""
+    """A prefetch from the Hub or a directory refuses the same layouts, and else has exactly the files of the plan."""
     name = f"{directory.parent.name}/{directory.name}"
     ours: dict[str, Any] = {"trust_remote_code": True, **layout.options}
     cache, official = tmp_path / "cache", tmp_path / "official"
@@ -129,7 +129,7 @@ async def test_the_files_are_the_same_everywhere(
 
 
 class Judge:
-    """Builds a layout with stock transformers and compares other loads with that."""
+    """Builds a layout with transformers alone, and compares other loads with the result."""
 
     def __init__(self, directory: Path, layout: Layout) -> None:
         self._directory = directory
@@ -143,19 +143,19 @@ class Judge:
             )
             self._model, info = loaded
             found = "random" if info["missing_keys"] else "model"
-        except Exception:  # of many classes, for which this package has its own
+        except Exception:  # of many classes, where this package has its own
             assert layout.error is not None
         assert found == layout.stock
 
     async def outcome(self, load: Awaitable[PreTrainedModel]) -> str:
-        """SAME, the class of our error, or what is different from stock's model."""
+        """Return SAME, the class of our error, or the difference from transformers' model."""
         try:
             model = await load
         except LoaderError as error:
             return type(error).__name__
         if self._model is None:
             return f"a {type(model).__name__} where stock refuses"
-        # A model from the Hub has its repo id for a name. All else is as from the directory.
+        # The name of a model from the Hub is its repo id. Everything else equals a load from the directory.
         model.name_or_path = model.config.name_or_path = str(self._directory)
         try:
             assert_same_parts(model, self._model)
@@ -171,7 +171,7 @@ async def held(
     readers: Callable[..., int],
     why_stock: Callable[[], list[str]],
 ) -> PreTrainedModel:
-    """Load a model, and hold back the last byte of each weight file until a build waits for one or is given up."""
+    """Load a model, and withhold the last byte of each weight file until a build waits for it or has ended."""
     stalls = [(path, StallAt(path.stat().st_size - 1)) for path in directory.rglob("*.safetensors")]
     for path, stall in stalls:
         hub.faults.add(stall, method="GET", path=f"/{re.escape(path.name)}$", times=None)

@@ -1,4 +1,4 @@
-"""Model folders in every arrangement of files, with what stock transformers makes of each and what this package does."""
+"""Layouts of model folders, each with the outcome in transformers and in this package."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Layout:
     """One arrangement of a model's files.
 
     Attributes:
-        write: makes the directory and its files.
-        stock: what `from_pretrained` returns: a model, a model of which a part is random, or an error.
-        error: the class that this package raises; None where its model has to be stock's.
-        options: of the load, for stock and for this package, but for `allow_pickle`, which is ours alone.
-        usual: the weights have the usual names, so that a plan knows them before any file is fetched.
-        streams: config.json can be read, so that a build may begin while the weights arrive.
+        write: writes the directory and its files.
+        stock: the outcome of `from_pretrained`: a model, a partly random model, or an error.
+        error: the class of error that this package raises; None if its model must equal transformers'.
+        options: arguments of the load, in both; `allow_pickle` is only passed to this package.
+        usual: whether the weights have their usual names, so that a plan lists them before any file is fetched.
+        streams: whether config.json is valid, so that a build may start during the download.
     """
 
     write: Callable[[Path], object]
@@ -82,7 +82,7 @@ def save(path: Path, state: State, metadata: Mapping[str, str] | None = None) ->
 
 
 def others(state: State) -> State:
-    """The same tensors with other values."""
+    """Return the tensors with other values."""
     return {name: -tensor for name, tensor in state.items()}
 
 
@@ -202,7 +202,7 @@ def variant(infix: str, *names: str) -> Callable[[Path], object]:
 
 
 def headless(directory: Path) -> None:
-    """Tied weights as the Hub has them: one tensor for the embeddings and the head."""
+    """Tied weights as on the Hub: one tensor for the embeddings and the head."""
     models.llama(directory, tied=True)
     assert "lm_head.weight" not in load_file(directory / SINGLE)
 
@@ -221,7 +221,7 @@ def without_safetensors(name: str) -> Callable[[Path], object]:
 
 
 def truncated(name: str, write: Callable[[Path], object], keep: int) -> Callable[[Path], object]:
-    """A model of which a file has lost its end."""
+    """A model with a truncated file."""
 
     def cut(directory: Path) -> None:
         write(directory)
@@ -236,7 +236,7 @@ def bin_index(*shards: str) -> Callable[[Path], object]:
 
 
 def twice(first: int) -> Callable[[Path], object]:
-    """Two shards that both have a tensor, with different values; the index names one of them for it."""
+    """Two shards that both have a tensor, with different values; the index names one of the shards."""
 
     def write(directory: Path, state: State) -> None:
         name = "model.norm.weight"
@@ -248,7 +248,7 @@ def twice(first: int) -> Callable[[Path], object]:
 
 
 def alike(directory: Path, state: State) -> None:
-    """Two shards of the same bytes."""
+    """Two shards with the same bytes."""
     for shard in HALVES:
         save(directory / shard, state)
 
@@ -263,7 +263,7 @@ def with_extra(directory: Path, state: State) -> None:
 
 
 def nested(directory: Path, state: State) -> None:
-    """What else repositories hold in folders, each of which looks like a model's file."""
+    """Files in subfolders that look like files of the model, as in real repositories."""
     for folder in ("original", "text_encoder", "config.json.d"):
         write_json(directory / folder / "config.json", {"model_type": "gpt2"})
         save(directory / folder / SINGLE, others(state))
@@ -292,11 +292,11 @@ def adapter(directory: Path, state: State) -> None:
 
 
 def damaged(error: type[LoaderError], write: Callable[[Path], object], **options: Any) -> Layout:
-    """What stock refuses too."""
+    """Layouts that transformers refuses too."""
     return Layout(write, "error", error, **options)
 
 
-# Those of the factories that differ in their files, and not in their weights alone.
+# The factories whose layouts differ in their files, not only in their weights.
 _KINDS = ("llama", "llama-sharded", "gpt2-like-repo", "dialogpt", "sharded-bin", "codegen", "mixtral", "remote-code")
 _FP16 = {"variant": "fp16"}
 _NO_PICKLE = {"allow_pickle": False}
