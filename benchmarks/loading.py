@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.heartbeat import Beats, heartbeat
 from yaie_async import ModelLoader, Progress
+from yaie_async.core.threads import run_detached
 from yaie_async.loader import model_loader, streamed
 
 Loading = Callable[[Beats | None], Awaitable[object]]
@@ -109,7 +110,6 @@ def build_stock(folder: str) -> object:
 
 def _note_threads(seen: Beats) -> None:
     """Record when the loader's threads import and build. Its phases overlap, so its stages don't separate them."""
-    run_detached = model_loader.run_detached
 
     async def recorded(fn: Callable[[], Any], *, name: str) -> Any:
         with seen.span("imports" if name == "imports" else "build"):
@@ -156,7 +156,6 @@ async def _timeline(endpoint: str, model: str, cache: Path) -> dict[str, Any]:
     start = time.perf_counter()
     spans: list[tuple[str, float, float]] = []
     arrived: list[tuple[float, float]] = []
-    run_detached = model_loader.run_detached
 
     async def recorded(fn: Callable[[], Any], *, name: str) -> Any:
         begun = time.perf_counter() - start

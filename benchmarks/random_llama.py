@@ -104,4 +104,5 @@ def _main(directory: Path, megabytes: int, shards: int, tokens: int, dtype: str)
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5])
+    megabytes, shards, tokens = map(int, sys.argv[2:5])
+    _main(Path(sys.argv[1]), megabytes, shards, tokens, sys.argv[5])

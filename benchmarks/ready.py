@@ -97,9 +97,9 @@ def _plot(arguments: argparse.Namespace, what: str, results: dict[str, Rounds], 
         lanes = list(dict.fromkeys(name for name, _, _ in timeline["spans"]))[::-1]
         for name, start, stop in timeline["spans"]:
             below.barh(name, stop - start, left=start, color=f"C{lanes.index(name)}")
-        times, done = zip(*timeline["bytes"], strict=True)
+        seconds, done = zip(*timeline["bytes"], strict=True)
         percent = below.twinx()
-        percent.plot(times, [100 * one for one in done], color="black", linewidth=1)
+        percent.plot(seconds, [100 * one for one in done], color="black", linewidth=1)
         percent.set(ylabel="% on disk", ylim=(0, 105))
         below.set(xlabel="seconds of one load of ours, and what overlapped", xlim=0)
         figure.savefig(arguments.plot)

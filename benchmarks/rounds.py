@@ -100,7 +100,7 @@ def draw(path: Path | None, title: str, unit: str, values: Mapping[str, Sequence
     if plt is None:
         return
     figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.4 * len(values)), layout="constrained")
-    for name, found in reversed(values.items()):
+    for name, found in reversed([*values.items()]):
         middle = statistics.median(found)
         axes.barh(name, middle, color="C0" if name.startswith("us") else "C7")
         axes.plot([min(found), max(found)], [name, name], color="black", marker="|")

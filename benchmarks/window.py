@@ -66,8 +66,9 @@ def _main(mode: str, endpoint: str, model: str, cache: str, directory: str) -> N
 
 def _watch(windows: list[float]) -> None:
     """Record each change, by replacing `set_default_dtype` after the import: polling would miss short changes."""
-    while not hasattr(torch := sys.modules.get("torch"), "set_default_dtype"):
+    while not hasattr(sys.modules.get("torch"), "set_default_dtype"):
         time.sleep(_INTERVAL)
+    torch: Any = sys.modules["torch"]
     original = torch.set_default_dtype
     since: float | None = None
 

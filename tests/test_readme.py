@@ -95,12 +95,13 @@ def test_an_app_warms_up_as_it_stands(snippet: str, root: Path, tmp_path: Path) 
     """Served by uvicorn it is not ready at first, then its probe says that it is, and it uses its model."""
     (tmp_path / "app.py").write_text(snippet)
     with HubServer(root) as hub:
-        stall = hub.faults.add(Stall(0), path="^/cdn/")
+        fault = Stall(0)
+        stall = hub.faults.add(fault, path="^/cdn/")
         with web_server(tmp_path, Command(tmp_path, hub.url).environment, *UVICORN) as server:
             server.until(lambda: stall.hits)
             assert server.client.get("/warmup/readyz").status_code == 503
             assert server.client.get("/warmup/").headers["content-type"].startswith("text/html")
-            stall.fault.gate.open()
+            fault.gate.open()
             server.until(server.ready)
             if "/chat" in snippet:
                 assert "hi" in server.client.get("/chat?text=hi").json()

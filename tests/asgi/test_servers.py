@@ -190,7 +190,7 @@ def test_a_probe_every_10_ms_and_500_readers(hub: HubServer, command: Command) -
     with web_server(command.home, command.environment, *UVICORN) as server:
         client = server.client
         readers = [Reader(server.url) for _ in range(500)]
-        answers = []
+        answers: list[httpx.Response] = []
         while not answers or answers[-1].status_code != 200:
             answers.append(client.get("/warmup/readyz"))
             assert answers[-1].status_code in (200, 503), answers[-1].text

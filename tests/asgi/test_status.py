@@ -1,12 +1,14 @@
 """Tests of the status that probes and the page receive."""
 
+from typing import Any
+
 import pytest
 
 from yaie_async.asgi.status import ModelStatus, Status
 
 
-def model(name: str = "chat", **values: object) -> ModelStatus:
-    return ModelStatus(**({"name": name, "model": "org/name", "state": "loading", "stage": "downloading"} | values))  # type: ignore[arg-type]
+def model(name: str = "chat", **values: Any) -> ModelStatus:
+    return ModelStatus(**({"name": name, "model": "org/name", "state": "loading", "stage": "downloading"} | values))
 
 
 READY = model("ready", state="ready", stage="ready", bytes_fraction=1.0)
@@ -45,7 +47,7 @@ def test_all_models_together(models: list[ModelStatus], state: str, stage: str, 
         ({"state": "failed", "stage": "failed"}, 60),
     ],
 )
-def test_when_it_is_worth_asking_again(values: dict[str, object], seconds: int) -> None:
+def test_when_it_is_worth_asking_again(values: dict[str, Any], seconds: int) -> None:
     """`Retry-After` is a whole number of seconds, 1 to 60."""
     assert model(**values).retry_after == seconds
     assert Status((READY, model(**values))).retry_after == seconds

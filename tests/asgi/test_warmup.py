@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -290,7 +290,12 @@ async def test_what_is_wrong_with_a_warmup(loader: MakeLoader) -> None:
             Warmup(chat=one, deadline=deadline)
     with pytest.raises(InvalidArgumentError, match="on_failure"):
         Warmup(chat=one, on_failure="panic")  # type: ignore[arg-type]
-    for ask in (lambda w: w["caht"], lambda w: w.loader("caht"), lambda w: w.dependency("caht")):
+    asks: list[Callable[[Warmup], object]] = [
+        lambda w: w["caht"],
+        lambda w: w.loader("caht"),
+        lambda w: w.dependency("caht"),
+    ]
+    for ask in asks:
         with pytest.raises(KeyError, match="there are: chat"):
             ask(Warmup(chat=one))
 

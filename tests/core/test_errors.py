@@ -161,7 +161,7 @@ def test_a_prefetch_error_is_a_group_of_its_failures() -> None:
     assert isinstance(rest, errors.PrefetchError)
     assert (list(offline.failures), list(rest.failures)) == (["a"], ["b"])
     assert offline.snapshots == group.snapshots
-    caught = []
+    caught: list[Exception] = []
     try:
         raise group
     except* errors.IntegrityError as part:

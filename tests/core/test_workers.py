@@ -7,6 +7,7 @@ import queue
 import sys
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import anyio
@@ -41,6 +42,10 @@ class Log:
         return self.wait()
 
 
+def _has_ended(thread: threading.Thread) -> bool:
+    return not thread.is_alive()
+
+
 def test_all_work_runs_at_once() -> None:
     """However much is submitted together, each piece has a thread: none waits for another to end."""
     pool, together, met = Workers(), threading.Barrier(30), threading.Semaphore(0)
@@ -72,7 +77,7 @@ async def test_a_last_piece_of_work_ends_its_thread(anyio_backend: object) -> No
     for _ in range(5):
         last = log.run(last=True)
         assert log.run() is not last
-        await until(lambda last=last: not last.is_alive())
+        await until(partial(_has_ended, last))
 
 
 def test_work_that_comes_as_its_thread_gives_up_waiting_is_done() -> None:

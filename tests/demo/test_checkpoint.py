@@ -36,7 +36,7 @@ def test_a_conversion_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Mo
     """The error carries the last line of the process that failed, and nothing half-made is kept."""
     from yaie_async.core.errors import LoaderError
 
-    monkeypatch.setattr(checkpoint.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(LoaderError, match="could not be made: exit status 1"):
         checkpoint._make(["random"], tmp_path / "models" / "made", tmp_path)
     assert list((tmp_path / "models").iterdir()) == []

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from yaie_async.store.blockmap import BLOCK
 # Seconds. What is promised is a tenth of that, and printed is what it was; other work may hold this machine up.
 AT_ONCE = 1.0
 
-Fetch = Callable[[], Awaitable[object]]
+Fetch = Callable[[], Coroutine[Any, Any, object]]
 Ready = Callable[[], Awaitable[None]]
 
 

@@ -188,8 +188,13 @@ class Machine(RuleBasedStateMachine):
 def test_whatever_happens(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Faults, cancels, prunes, new versions and two clients at once, in any order."""
     with HubServer(tmp_path_factory.mktemp("models")) as hub:
+
+        class HubMachine(Machine):
+            def __init__(self) -> None:
+                super().__init__(hub, tmp_path_factory.mktemp("cache"))
+
         run_state_machine_as_test(
-            lambda: Machine(hub, tmp_path_factory.mktemp("cache")),
+            HubMachine,
             settings=settings(
                 max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
             ),

@@ -1,5 +1,6 @@
 """When a failed request is tried again: decisions on data, and a clock that is written down instead of waited for."""
 
+import random
 import time
 from email.utils import formatdate
 from typing import Any
@@ -9,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yaie_async.fetch import retry
 from yaie_async.fetch.retry import GaveUpError, RetryPolicy, TransientError, asked_wait, with_retries
 
 POLICY = RetryPolicy(attempts=4, first_wait=1.0, longest_wait=3.0, budget=100.0)
@@ -28,8 +28,8 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         waits.append(seconds)
         await anyio.lowlevel.checkpoint()
 
-    monkeypatch.setattr(retry.anyio, "sleep", sleep)
-    monkeypatch.setattr(retry.random, "random", lambda: 1.0)
+    monkeypatch.setattr(anyio, "sleep", sleep)
+    monkeypatch.setattr(random, "random", lambda: 1.0)
     return waits
 
 

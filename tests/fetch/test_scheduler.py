@@ -65,7 +65,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.files)
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.files)))
+        key = data.draw(st.sampled_from(list(self.files)))
         interrupted = self.scheduler.remove(key)
         assert set(interrupted) == {one for one in self.running if one.file.key == key}
         self.running = [one for one in self.running if one not in interrupted]
@@ -150,7 +150,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.files)
     @rule(data=st.data())
     def hash_up_to_the_front(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.files)))
+        key = data.draw(st.sampled_from(list(self.files)))
         self.verified[key] = self.scheduler.front(key)
         self.scheduler.verified(key, self.verified[key])
 
@@ -251,7 +251,8 @@ def test_equal_models_never_differ_by_more_than_two_ranges(
         connections=connections,
     )
     # Each model's ranges end in the order they began, so that neither is ever held up by a stuck one of its own.
-    rng, running, handed = random.Random(seed), [], dict.fromkeys(range(models), 0)
+    rng, running = random.Random(seed), []
+    handed: dict[Hashable, int] = dict.fromkeys(range(models), 0)
     while True:
         while (one := scheduler.next(0.0)) is not None:
             running.append(one)

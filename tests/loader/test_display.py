@@ -4,6 +4,7 @@ test_environment.py."""
 import io
 import logging
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_a_line_a_stage_and_one_every_few_seconds(
 ) -> None:
     """Each stage is logged at once, and a long one again every five seconds."""
     now = 100.0
-    monkeypatch.setattr(display.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     lines = LogLines()
     with caplog.at_level(logging.INFO, "yaie_async"):
         lines(Progress("m", "resolving"))

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -89,7 +90,7 @@ async def test_a_hub_that_is_gone_is_the_same_as_one_that_is_down(
     """After a refused connection the cache is used; without a cache the error has the number of attempts."""
     put_fake("org/big")
     found = await prefetch(hub, tmp_path)
-    gone = {"endpoint": "http://127.0.0.1:9"}
+    gone: dict[str, Any] = {"endpoint": "http://127.0.0.1:9"}
     assert await ModelLoader("org/big", cache_dir=tmp_path, **gone).prefetch() == found
     with pytest.raises(HubUnavailableError, match="can't connect") as caught:
         await ModelLoader("org/other", cache_dir=tmp_path, **gone).prefetch()

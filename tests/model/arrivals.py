@@ -58,7 +58,7 @@ class Arrival:
 
     def land(self, name: str, block: int) -> None:
         """Write one block, then tell it."""
-        size = arriving_file_module.BLOCK
+        size = block_size()
         with self._partial(name).open("r+b") as file:
             file.seek(block * size)
             file.write(self.whole[name][block * size : (block + 1) * size])
@@ -105,5 +105,10 @@ class Arrival:
         return build_model(self.request)
 
 
+def block_size() -> int:
+    """Bytes of a block; smaller where the fixture `small_blocks` is in use."""
+    return int(vars(arriving_file_module)["BLOCK"])
+
+
 def blocks_of(size: int) -> int:
-    return -(-size // arriving_file_module.BLOCK)
+    return -(-size // block_size())

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, core_model_loading
-from transformers.generation import GenerationMixin
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, core_model_loading
 
 from tests.support import models
 from tests.support.requests import request_of

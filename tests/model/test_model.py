@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tests.support import models
 from tests.support.requests import request_of
 from yaie_async.core import errors
-from yaie_async.model.model import BuildCancelled, build_model
+from yaie_async.model.lock import BuildCancelled
+from yaie_async.model.model import build_model
 
 KINDS = [
     *((name, "float16") for name in models.FACTORIES),

@@ -35,6 +35,8 @@ class Recorder(ThreadingHTTPServer):
 
 
 class Answer(BaseHTTPRequestHandler):
+    server: Recorder
+
     def do_GET(self) -> None:
         self.server.seen.append(f"{self.command} {self.path}")
         self.send_error(404)

@@ -17,11 +17,10 @@ from safetensors.torch import load, load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
 from tests.model.architectures import ARCHITECTURES
-from tests.model.arrivals import Arrival
+from tests.model.arrivals import Arrival, block_size
 from tests.model.test_model import assert_same_model
 from tests.support import models
 from yaie_async.model.tensors import ArrivingFiles
-from yaie_async.store import arriving_file as arriving_file_module
 
 Make = Callable[..., Arrival]
 
@@ -219,7 +218,7 @@ def test_writes_before_the_neighbours_land(arrival: Make) -> None:
     found = files.tensors()
     first = min(found, key=lambda name: found[name]._stored.start)
     for name, block in list(arriving.missing):
-        if block * arriving_file_module.BLOCK < found[first]._stored.stop:
+        if block * block_size() < found[first]._stored.stop:
             arriving.land(name, block)
     assert arriving.missing
     written = found[first].to(device="cpu", dtype=torch.float16).add_(1)

@@ -27,7 +27,9 @@ def test_same_as_stock(checkpoint: Callable[[str], Path], tmp_path: Path, kind: 
     (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
     (directory / "additional_chat_templates").mkdir()
     (directory / "additional_chat_templates" / "tools.jinja").write_text("tools")
-    source, mine, theirs = str(directory), {}, {}
+    source = str(directory)
+    mine: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
     if place == "snapshot":
         source = models.unique_repo_id(kind)
         models.add_to_cache(directory, tmp_path, source)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,14 +26,14 @@ def never() -> bool:
     return False
 
 
-Waiting = Callable[[ArrivingFile, Future[object]], None]
+Waiting = Callable[[ArrivingFile, Future[Any]], None]
 
 
 @pytest.fixture
 def waiting(readers: Callable[..., int]) -> Waiting:
     """Wait until a job waits for bytes of a landing."""
 
-    def wait(arriving: ArrivingFile, job: Future[object]) -> None:
+    def wait(arriving: ArrivingFile, job: Future[Any]) -> None:
         while not readers(arriving):
             assert not job.done()
             time.sleep(0.001)

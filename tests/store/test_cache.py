@@ -206,10 +206,13 @@ def test_the_official_listing_is_read(cache: RepoCache) -> None:
     assert cache.tree(OTHER) is None
 
 
+_DAMAGED_LISTINGS: list[object] = [[], {"a": None}, {"a": {}}, {"a": {"size": 1}}]
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", "3", {"files": {}}, {"format_version": 2, "files": {}}, {"format_version": 1}]
-    + [{"format_version": 1, "files": files} for files in ([], {"a": None}, {"a": {}}, {"a": {"size": 1}})],
+    + [{"format_version": 1, "files": files} for files in _DAMAGED_LISTINGS],
 )
 def test_a_listing_of_another_format_is_not_used(content: object, cache: RepoCache) -> None:
     """What is damaged or of a later format is as good as no listing."""

@@ -461,7 +461,8 @@ class TestClaims:
     @pytest.mark.parametrize("field", ["host", "boot", "pid_namespace"])
     def test_elsewhere_only_silence_is_proof(self, blobs: Path, field: str) -> None:
         _left_behind(blobs, 0, 1, sync=True)
-        _forge(_map(blobs), owner=replace(owners.this_process(), pid=2**22 + 1, **{field: "other"}))
+        changed: dict[str, Any] = {"pid": 2**22 + 1, field: "other"}
+        _forge(_map(blobs), owner=replace(owners.this_process(), **changed))
         first = _map(blobs)
         _age(first, 58)
         other = _claim(blobs)

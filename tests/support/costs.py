@@ -26,4 +26,4 @@ def sizes(directory: Path) -> dict[str, int]:
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     times = [psutil.Process(pid).cpu_times() for pid in pids]
-    return sum(one.user + one.system for one in times)
+    return float(sum(one.user + one.system for one in times))

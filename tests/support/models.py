@@ -16,7 +16,7 @@ from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 VOCAB = 300
-_SIZES = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1}
+_SIZES: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1}
 
 
 # -- tokenizers ---------------------------------------------------------------------------------------------
@@ -94,15 +94,15 @@ def codegen(directory: Path) -> Path:
     from transformers import CodeGenConfig, CodeGenForCausalLM
 
     gpt2_tokenizer(directory)
+    settings = _SIZES | {"tokenizer_class": "GPT2Tokenizer"}
     config = CodeGenConfig(
-        **_SIZES,
+        **settings,
         n_embd=32,
         n_head=4,
         n_layer=2,
         n_positions=64,
         n_ctx=64,
         rotary_dim=4,
-        tokenizer_class="GPT2Tokenizer",
         tie_word_embeddings=False,
     )
     return _save_pickled(CodeGenForCausalLM, config, directory, "float16")
@@ -270,7 +270,7 @@ def _decoder_sizes(hidden: int = 16) -> dict[str, Any]:
 def _gpt2_config() -> Any:
     from transformers import GPT2Config
 
-    ids = {"bos_token_id": VOCAB - 1, "eos_token_id": VOCAB - 1}
+    ids: dict[str, Any] = {"bos_token_id": VOCAB - 1, "eos_token_id": VOCAB - 1}
     return GPT2Config(vocab_size=VOCAB, n_embd=16, n_head=2, n_layer=2, n_positions=64, **ids)
 
 

@@ -37,7 +37,7 @@ class Workers:
 
     def __init__(self) -> None:
         self.cores = Cores()
-        self._work: queue.SimpleQueue[tuple[str, bool, Callable[[], None]]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[str, bool, Callable[[], object]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._free = 0  # threads that wait for work, less the work that waits for them
 
@@ -53,7 +53,7 @@ class Workers:
         for _ in range(missing):
             self._start()
 
-    def submit(self, work: Callable[[], None], *, name: str, last: bool) -> None:
+    def submit(self, work: Callable[[], object], *, name: str, last: bool) -> None:
         """Run `work`, which raises nothing, in a thread of that name. With `last` the thread ends afterwards."""
         with self._lock:
             start = self._free == 0
@@ -90,7 +90,7 @@ class Workers:
         if last is not None:
             last()
 
-    def _serve_all_but_last(self) -> Callable[[], None] | None:
+    def _serve_all_but_last(self) -> Callable[[], object] | None:
         """Do what comes, until nothing does; what comes with `last` is returned."""
         thread = threading.current_thread()
         while True:

@@ -34,7 +34,7 @@ def import_libraries(*, responsive: bool = False) -> None:
             with span("imports", "import torch"):
                 import torch  # noqa: F401
             with span("imports", "import accelerate"):
-                import accelerate  # type: ignore[import-untyped]  # noqa: F401
+                import accelerate  # noqa: F401
             with span("imports", "import transformers"):
                 from transformers import (  # noqa: F401
                     AutoConfig,

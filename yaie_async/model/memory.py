@@ -9,7 +9,7 @@ import sys
 def available_memory(device: str) -> int | None:
     """Bytes that are free on a device now, or None where unknown."""
     if device == "cpu":
-        import psutil  # type: ignore[import-untyped]
+        import psutil
 
         return int(psutil.virtual_memory().available)
     torch = sys.modules.get("torch")

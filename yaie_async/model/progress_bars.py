@@ -23,7 +23,7 @@ def no_progress_bars() -> Iterator[None]:
 
     def hook(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if threading.get_ident() == quiet_thread:
-            return logging.EmptyTqdm(*args, **kwargs)  # type: ignore[no-untyped-call]
+            return logging.EmptyTqdm(*args, **kwargs)
         return previous(factory, args, kwargs) if previous is not None else factory(*args, **kwargs)
 
     previous: _Hook | None = logging.set_tqdm_hook(hook)

@@ -44,7 +44,7 @@ def model_class(arguments: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]
     concrete = {} if dtype == "auto" else {"dtype": dtype}
     config, rest = AutoConfig.from_pretrained(**passed, **concrete, return_unused_kwargs=True)
     with torch.device("meta"):
-        skeleton: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust)  # type: ignore[no-untyped-call]
+        skeleton: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust)
     found = type(skeleton)
     text_config = config.sub_configs.get("text_config")
     if text_config is not None and found.config_class == text_config:

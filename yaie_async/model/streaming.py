@@ -122,7 +122,7 @@ def _check_surroundings(snapshot: Path) -> None:
         raise StreamAbandoned("its cache is not known to be on a local file system")
     if (snapshot / "adapter_config.json").exists():
         raise StreamAbandoned("it has an adapter")
-    if is_deepspeed_zero3_enabled() or is_fsdp_enabled():  # type: ignore[no-untyped-call]
+    if is_deepspeed_zero3_enabled() or is_fsdp_enabled():
         raise StreamAbandoned("its parameters are to be distributed over several processes")
 
 
