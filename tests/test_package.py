@@ -78,6 +78,50 @@ print(json.dumps(sorted(name for name in yaie_async.__all__ if name in globals()
     assert not hasattr(yaie_async, "no_such_name")
 
 
+def test_the_public_names_are_these() -> None:
+    """A name that comes, goes or changes its spelling is seen here; `dir` shows no other, but for what is imported."""
+    names = in_a_new_process("""
+import yaie_async
+shown = [name for name in dir(yaie_async) if not name.startswith("_")]
+import yaie_async.asgi, yaie_async.localhub
+print(json.dumps([yaie_async.__all__, shown, yaie_async.asgi.__all__, yaie_async.localhub.__all__]))
+""")
+    public = [
+        "CacheAccessError",
+        "ClosedHubError",
+        "DiskFullError",
+        "GatedModelError",
+        "Hub",
+        "HubUnavailableError",
+        "IncompatibleModelError",
+        "IntegrityError",
+        "InvalidArgumentError",
+        "LoaderError",
+        "ModelFileNotFoundError",
+        "ModelLoader",
+        "ModelNotFoundError",
+        "OfflineError",
+        "OutOfMemoryError",
+        "Plan",
+        "PlannedFile",
+        "PrefetchError",
+        "Progress",
+        "RevisionNotFoundError",
+        "StalledError",
+        "TokenMissingError",
+        "TokenizerError",
+        "UnsafeFileError",
+        "WarmupError",
+        "warm_imports",
+    ]
+    assert names == [
+        public,
+        sorted([*public, "TYPE_CHECKING", "annotations", "importlib"]),
+        ["Warmup"],
+        ["LocalHub", "running"],
+    ]
+
+
 def test_every_error_is_public() -> None:
     """An error that can be raised can be caught by its name."""
     from yaie_async.core import errors
@@ -116,5 +160,12 @@ def test_the_version_is_that_of_the_metadata() -> None:
 
 def test_ci_checks_the_layers_and_the_types() -> None:
     script = (_ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    for tool in ("ruff check", "ruff format --check", "mypy", "lint-imports"):
+    for tool in (
+        "ruff check",
+        "ruff format --check",
+        "mypy",
+        "bin/pyright\n",
+        "pyright --verifytypes yaie_async --ignoreexternal",
+        "lint-imports",
+    ):
         assert tool in script

@@ -59,6 +59,7 @@ async def test_a_mirror_that_leaves_sizes_out(anyio_backend: Any, hub: HubServer
     """A file without size or etag in the listing gets both by a HEAD, and they are the same."""
     async with opened(hub, tmp_path) as one:
         whole = await listing_of(one.session, "org/big", "main")
+        assert whole.commit is not None
         hub.faults.add(without_blobs())
         bare = await listing_of(one.session, "org/big", "main")
         assert set(bare.files.values()) == {RepoFile(path) for path in whole.files}
@@ -267,6 +268,7 @@ async def test_names_with_odd_characters(anyio_backend: Any, hub: HubServer, tmp
     (hub.root / "org" / "big" / "sub" / "with space #1?.json").write_text("{}")
     async with opened(hub, tmp_path) as one:
         listing = await listing_of(one.session, "org/big", "main")
+        assert listing.commit is not None
         file = RepoFile("sub/with space #1?.json")
         assert await complete(one.session, "org/big", listing.commit, file) == listing.files[file.path]
         for revision in ("refs/pr/1", "a b?c#d%2F"):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from yaie_async.core.errors import LoaderError
 
-logger = logging.getLogger("yaie_async")
+logger: logging.Logger = logging.getLogger("yaie_async")
 
 
 class Load:
@@ -34,7 +34,7 @@ class Load:
 
     def __init__(self, name: str, loader: ModelLoader) -> None:
         self.name = name
-        self.settled = anyio.Event()
+        self.settled: anyio.Event = anyio.Event()
         self.error: LoaderError | None = None
         self._loader = loader
         self._ready = False

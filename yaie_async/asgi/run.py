@@ -27,7 +27,7 @@ _POLL_INTERVAL = 0.1
 # Cache lifetime of the encoded status, in seconds. Hundreds of readers of /events share it.
 _STATUS_LIFETIME = 0.1
 
-logger = logging.getLogger("yaie_async")
+logger: logging.Logger = logging.getLogger("yaie_async")
 
 
 class Run:
@@ -39,7 +39,7 @@ class Run:
     """
 
     def __init__(self, loaders: Mapping[str, ModelLoader], *, deadline: float | None, on_failure: OnFailure) -> None:
-        self.loads = {name: Load(name, loader) for name, loader in loaders.items()}
+        self.loads: dict[str, Load] = {name: Load(name, loader) for name, loader in loaders.items()}
         self.users = 0
         self._deadline = deadline
         self._on_failure: OnFailure = on_failure

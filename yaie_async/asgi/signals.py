@@ -30,7 +30,7 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.seen = False
+        self.seen: bool = False
         self._previous: dict[int, _Handler] = {}
 
     def __enter__(self) -> Self:

@@ -68,7 +68,7 @@ class Warmup:
         self._deadline = deadline
         self._on_failure: OnFailure = on_failure
         self._run: anyio.lowlevel.RunVar[Run | None] = anyio.lowlevel.RunVar("yaie_async_warmup", None)
-        self.app = App(self._current_run, lambda: self)
+        self.app: App = App(self._current_run, lambda: self)
 
     async def __aenter__(self) -> Self:
         """Start loading in the background.

@@ -13,7 +13,7 @@ from yaie_async.cli.result import EXIT_CODES, run_and_exit
 
 _DOWNLOADS_KEPT = "Downloaded bytes are kept; run the same command again to continue."
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="yaie-async",
     help="Load Hugging Face causal language models without stalling the event loop.",
     epilog=EXIT_CODES,

@@ -99,9 +99,11 @@ class _ResponseError(LoaderError):
         kept = {k: v for k, v in (headers or {}).items() if k.lower().startswith("x-") or k.lower() == "retry-after"}
         request = httpx2.Request("GET", url or "http://unknown.invalid/")
         # Handlers of the official errors read `error.response.status_code`: there is always one.
-        self.response = httpx2.Response(status or self._status_without_answer, headers=kept, request=request)
+        self.response: httpx2.Response = httpx2.Response(
+            status or self._status_without_answer, headers=kept, request=request
+        )
         self._request: httpx2.Request | None = request
-        self.request_id = self.response.headers.get("x-request-id")
+        self.request_id: str | None = self.response.headers.get("x-request-id")
 
 
 class InvalidArgumentError(LoaderError, official.HFValidationError):
@@ -298,8 +300,8 @@ class PrefetchError(LoaderError, ExceptionGroup[LoaderError]):
         self, message: str, *, failures: Mapping[str, LoaderError], snapshots: Mapping[str, Path] | None = None
     ) -> None:
         LoaderError.__init__(self, message)
-        self.failures = dict(failures)
-        self.snapshots = dict(snapshots or {})
+        self.failures: dict[str, LoaderError] = dict(failures)
+        self.snapshots: dict[str, Path] = dict(snapshots or {})
 
     def derive(self, excs: Sequence[LoaderError]) -> PrefetchError:  # type: ignore[override]
         kept = {model: error for model, error in self.failures.items() if error in excs}

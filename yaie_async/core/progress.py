@@ -24,7 +24,7 @@ OnProgress = Callable[["Progress"], object]
 INTERVAL = 0.1
 RATE_WINDOW = 5.0
 
-logger = logging.getLogger("yaie_async")
+logger: logging.Logger = logging.getLogger("yaie_async")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Workers:
     """
 
     def __init__(self) -> None:
-        self.cores = Cores()
+        self.cores: Cores = Cores()
         self._work: queue.SimpleQueue[tuple[str, bool, Callable[[], object]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._free = 0  # threads that wait for work, less the work that waits for them

@@ -23,8 +23,8 @@ class Pulse:
     """
 
     def __init__(self) -> None:
-        self.longest = 0.0
-        self.beats = 0
+        self.longest: float = 0.0
+        self.beats: int = 0
         self._last = time.perf_counter()
 
     def beat(self) -> None:

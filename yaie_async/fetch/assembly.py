@@ -87,8 +87,8 @@ class Assembly:
         self._whole = False
         self._front = 0
         self.begun = begun
-        self.counted = 0
-        self.retries = 0
+        self.counted: int = 0
+        self.retries: int = 0
 
     async def run(self, *, whole: bool) -> str:
         """Fetch what is missing; return the digest of all of it (the etag itself, where nothing is verified).

@@ -25,7 +25,7 @@ from yaie_async.store.locks import blob_lock
 from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.partials import Partial
 
-logger = logging.getLogger("yaie_async")
+logger: logging.Logger = logging.getLogger("yaie_async")
 
 # Seconds between looks at whether the process that took our partial over has finished.
 _LOOK = 1.0

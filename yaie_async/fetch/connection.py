@@ -89,9 +89,9 @@ class Connection:
 
     def __init__(self, origin: Origin, ssl_context: ssl.SSLContext) -> None:
         self.origin = origin
-        self.track = f"connection {next(self._numbers)} to {origin.host}"
-        self.reused = False
-        self.silent = True
+        self.track: str = f"connection {next(self._numbers)} to {origin.host}"
+        self.reused: bool = False
+        self.silent: bool = True
         self._wire = Wire(ssl_context if origin.scheme == "https" else None, origin.host)
         self._open = False
         self._http: h11.Connection

@@ -50,7 +50,7 @@ class Downloader:
 
     def __init__(self, connections: int, *, verify: bool, max_bytes_per_second: float | None) -> None:
         self._bucket = TokenBucket(max_bytes_per_second) if max_bytes_per_second else None
-        self.largest_read = self._bucket.largest_read(connections) if self._bucket else BLOCK
+        self.largest_read: int = self._bucket.largest_read(connections) if self._bucket else BLOCK
         self._scheduler = Scheduler(connections, verify=verify)
         self._entered: dict[Hashable, _Entered] = {}
         self._running: dict[Range, Running] = {}

@@ -80,8 +80,8 @@ class ModelState:
 
     def __init__(self) -> None:
         self.files = 0
-        self.left = 0  # bytes neither there nor handed out
-        self.queued = 0  # bytes that its files lacked when they were added
+        self.left: int = 0  # bytes neither there nor handed out
+        self.queued: int = 0  # bytes that its files lacked when they were added
         self.small = 0  # of its files: those that are no weights
         self.requests = 0  # ranges handed out and not given back
         self.handed = 0  # ranges so far, and those it was too late for
@@ -100,7 +100,7 @@ class FileState:
         self.file = file
         self.model = model
         self.order = order
-        self.gaps = _gaps(file)  # a heap of disjoint (start, stop): neither there nor handed out
+        self.gaps: list[tuple[int, int]] = _gaps(file)  # a heap of disjoint (start, stop): neither there nor handed out
         self.running: set[Range] = set()
         self.verified = 0
         self.finished: list[int] = []  # a heap: where finished ranges end, those before `verified` dropped late

@@ -26,7 +26,7 @@ from yaie_async.fetch.session import Session
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.completeness import Held, Holding, cached_draft, held, known_files
 
-logger = logging.getLogger("yaie_async")
+logger: logging.Logger = logging.getLogger("yaie_async")
 
 # Errors after which a cached snapshot is as good as before: the Hub is down, or no longer gives access.
 _FALL_BACK = (HubUnavailableError, GatedModelError, ModelNotFoundError)

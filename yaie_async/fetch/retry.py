@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type
 
 T = TypeVar("T")
 
-logger = logging.getLogger("yaie_async")
+logger: logging.Logger = logging.getLogger("yaie_async")
 
 Kind = Literal["connect", "read", "stall", "truncated", "range", "status"]
 

@@ -38,7 +38,7 @@ class Scheduler:
     """
 
     def __init__(self, max_connections: int, *, verify: bool) -> None:
-        self.width = max_connections
+        self.width: int = max_connections
         self._max = max_connections
         self._verify = verify
         self._files: dict[Hashable, FileState] = {}

@@ -44,7 +44,9 @@ class Session:
         self.policy = policy
         self.verify = verify
         self.max_connections = max_connections
-        self.downloader = Downloader(max_connections, verify=verify, max_bytes_per_second=max_bytes_per_second)
+        self.downloader: Downloader = Downloader(
+            max_connections, verify=verify, max_bytes_per_second=max_bytes_per_second
+        )
         self.flights: defaultdict[Path, SharedCall[bool]] = defaultdict(SharedCall)
         self._owned = client is None
         self._client = client

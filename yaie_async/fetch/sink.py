@@ -44,9 +44,9 @@ class RangeSink:
         count: Callable[[int], None],
         limit: Limit,
     ) -> None:
-        self.position = start
+        self.position: int = start
         self.stop = stop
-        self.largest = limit.largest_read
+        self.largest: int = limit.largest_read
         self._partial = partial
         self._count = count
         self._limit = limit

@@ -35,7 +35,7 @@ class Wire:
     """
 
     def __init__(self, ssl_context: ssl.SSLContext | None, server_name: str) -> None:
-        self.aborted = Stop()
+        self.aborted: Stop = Stop()
         self._ssl_context = ssl_context
         self._server_name = server_name
         self._socket: socket.socket | None = None

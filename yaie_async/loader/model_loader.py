@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from yaie_async.loader.streamed import StreamedBuild
     from yaie_async.model.request import BuildRequest
 
-logger = logging.getLogger("yaie_async")
+logger: logging.Logger = logging.getLogger("yaie_async")
 
 # The Hubs of loaders without a Hub of their own: shared within an event loop.
 _shared_hubs: anyio.lowlevel.RunVar[dict[object, Hub]] = anyio.lowlevel.RunVar("yaie_async_hubs")
@@ -89,7 +89,7 @@ class ModelLoader:
         if hub is not None and given:
             raise invalid_argument(f"{', '.join(given)} belong to the Hub: pass them to Hub(...) instead of with hub=.")
         check_model_kwargs(model_kwargs)
-        self.model = os.fspath(model)
+        self.model: str = os.fspath(model)
         self._model_argument = model
         self._revision = revision
         self._dtype = alias

@@ -24,7 +24,7 @@ from yaie_async.loader.source import split_revision
 from yaie_async.model.responsive import quick_switching
 from yaie_async.store.os_errors import free_bytes
 
-logger = logging.getLogger("yaie_async")
+logger: logging.Logger = logging.getLogger("yaie_async")
 
 
 class Prefetch:

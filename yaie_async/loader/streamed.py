@@ -22,7 +22,7 @@ from yaie_async.store.arriving_file import ArrivingFile
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-logger = logging.getLogger("yaie_async")
+logger: logging.Logger = logging.getLogger("yaie_async")
 
 # Seconds between two checks whether it is time; and seconds by which a build begins early, since the rate of the
 # download and the duration of the build are estimates.

@@ -10,11 +10,11 @@ Needs the extra `serve` (starlette and uvicorn).
 try:
     import starlette  # noqa: F401
     import uvicorn  # noqa: F401
-except ImportError as missing:
+except ImportError as _missing:
     raise ImportError(
-        f"yaie_async.localhub needs starlette and uvicorn ({missing}). Install them: pip install 'yaie-async[serve]'",
-        name=missing.name,
-    ) from missing
+        f"yaie_async.localhub needs starlette and uvicorn ({_missing}). Install them: pip install 'yaie-async[serve]'",
+        name=_missing.name,
+    ) from _missing
 
 from yaie_async.localhub.hub import LocalHub
 from yaie_async.localhub.server import running

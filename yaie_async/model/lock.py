@@ -65,4 +65,4 @@ class BuildLock:
             self._changed.notify()
 
 
-build_lock = BuildLock()
+build_lock: BuildLock = BuildLock()

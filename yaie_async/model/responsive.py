@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from types import ModuleType
 
@@ -99,7 +99,7 @@ _extensions = _Held(_hold_extensions)
 _unfrozen = {"huggingface_hub", "torch"}
 
 # For the time of a load: the loop gets the GIL back within half a millisecond.
-quick_switching = _interval.held
+quick_switching: Callable[[], AbstractContextManager[None]] = _interval.held
 
 
 @contextmanager

@@ -141,7 +141,9 @@ class _File:
         self.descriptor = descriptor
         # ACCESS_COPY is MAP_PRIVATE with reading and writing. mmap keeps a descriptor of its own; an empty file
         # can't be mapped, and has no tensors.
-        self.mapping = mmap.mmap(descriptor, arriving.size, access=mmap.ACCESS_COPY) if arriving.size else None
+        self.mapping: mmap.mmap | None = (
+            mmap.mmap(descriptor, arriving.size, access=mmap.ACCESS_COPY) if arriving.size else None
+        )
 
 
 class ArrivingTensor:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
 
 
-logger = logging.getLogger("yaie_async")
+logger: logging.Logger = logging.getLogger("yaie_async")
 
 # The classes that take the tokenizer of tokenizer.json as it is, and those that make one of their own from its
 # vocabulary and merges. The names of all may end in "Fast".

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 _COPY_SIZE = 1 << 20
 
 # Not everywhere: macOS has none.
-fdatasync = getattr(os, "fdatasync", os.fsync)
+fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:

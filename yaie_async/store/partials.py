@@ -62,9 +62,11 @@ class Partial:
         arriving: told of what is recorded, if there is one.
     """
 
+    fd: int
+
     def __init__(self, map_path: Path, header: MapHeader, state: bytearray, fds: tuple[int, int]) -> None:
-        self.etag = header.etag
-        self.size = header.size
+        self.etag: str = header.etag
+        self.size: int = header.size
         self.fd, self._map_fd = fds
         self.arriving: ArrivingFile | None = None
         self._directory = map_path.parent
