@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +186,9 @@ def test_memory_of_an_abandoned_build_is_free(arrival: Make) -> None:
     arriving = arrival("llama")
     arriving.begin()
     arriving.land_rest()
-    config = {**arriving.config, "num_hidden_layers": 3}
+    manifest = replace(arriving.request.manifest, config={**arriving.config, "num_hidden_layers": 3})
     with pytest.raises(StreamAbandoned, match=r"lacks model\.layers\.2") as caught:
-        build_streaming(arriving.request, config, arriving.arriving)
+        build_streaming(replace(arriving.request, manifest=manifest), arriving.arriving)
     assert_nothing_left()
     assert caught.value is not None
 
