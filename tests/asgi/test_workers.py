@@ -21,7 +21,7 @@ from tests.support.costs import cpu_seconds, sent_by_file, sizes
 from tests.support.faults import StallAt
 from tests.support.hub import HubServer
 from tests.support.web import GUNICORN, UVICORN, WebServer, web_server
-from yaie_async.store.claims import held_bytes
+from yaie_async.store.claims import resumable_bytes
 
 # Each worker logs what it does, and reads all its weights after the load, as serving would.
 _APP = """\
@@ -148,7 +148,7 @@ def test_uvicorn(hub: HubServer, command: Command) -> None:
     with web_server(command.home, command.environment, *UVICORN, "--workers", "8") as server:
         server.until(lambda: len(pids(server, "org/name: waiting for another process")) == 7)
         # Everything is on disk except the stalled ranges, which are lost with the process.
-        server.until(lambda: held_bytes(blobs, etag) >= size - _CONNECTIONS * _BLOCK)
+        server.until(lambda: resumable_bytes(blobs, etag) >= size - _CONNECTIONS * _BLOCK)
         (owner,) = pids(server, "org/name: downloading") - pids(server, "org/name: waiting")
         hub.faults.clear()
         begun = len(hub.requests)

@@ -11,7 +11,7 @@ from tests.support.faults import Stall, StallAt
 from tests.support.hub import HubServer
 from yaie_async.loader.display import size
 from yaie_async.store.blockmap import BLOCK
-from yaie_async.store.claims import held_bytes
+from yaie_async.store.claims import resumable_bytes
 
 
 def test_several_models_and_one_that_is_unknown(hub: HubServer, command: Command) -> None:
@@ -83,7 +83,7 @@ def test_ctrl_c_says_how_much_is_kept(hub: HubServer, command: Command) -> None:
 
     def stand_still(_: object) -> bool:
         stalled = any("/cdn/org/two/" in request.path and request.sent for request in hub.requests)
-        return stalled and held_bytes(blobs, etag) == BLOCK
+        return stalled and resumable_bytes(blobs, etag) == BLOCK
 
     done, _ = command.interrupted("prefetch", "org/one", "org/two", when=stand_still)
     assert done.code == 130

@@ -63,7 +63,7 @@ class Arrival:
             file.seek(block * size)
             file.write(self.whole[name][block * size : (block + 1) * size])
         self.missing.remove((name, block))
-        self.arriving[name].landed(block, block + 1)
+        self.arriving[name].written(block, block + 1)
 
     def land_headers(self) -> None:
         """Land the first block of every file."""

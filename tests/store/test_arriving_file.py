@@ -52,9 +52,9 @@ def test_open_and_wait(tmp_path: Path, pool: ThreadPoolExecutor, waiting: Waitin
     arriving.wait(0, BLOCK, never)
     job = pool.submit(arriving.wait, BLOCK - 1, 3 * BLOCK + 5, never)
     waiting(arriving, job)
-    arriving.landed(1, 3)
+    arriving.written(1, 3)
     waiting(arriving, job)
-    arriving.landed(3, 4)
+    arriving.written(3, 4)
     assert job.result(5) is None
     assert not arriving.failed
 
@@ -75,7 +75,7 @@ def test_failure(
     with pytest.raises(ArrivalError):
         job.result(5)
     assert arriving.failed
-    arriving.landed(0, 1)
+    arriving.written(0, 1)
     with pytest.raises(ArrivalError):
         arriving.wait(0, BLOCK, never)
     with pytest.raises(ArrivalError):

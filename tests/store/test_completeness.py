@@ -11,7 +11,7 @@ import pytest
 from yaie_async.core.manifest import Listing, Need, RepoFile, WeightRules
 from yaie_async.store import completeness
 from yaie_async.store.cache import RepoCache
-from yaie_async.store.completeness import Holding, read
+from yaie_async.store.completeness import Completeness, read
 
 COMMIT = "a" * 40
 # In the order in which this package links them.
@@ -38,8 +38,10 @@ def enter(cache: RepoCache, *paths: str, content: str = "{}") -> None:
                 time.sleep(0.001)
 
 
-def held(cache: RepoCache, *, weights: bool = True, code: bool = False, rules: WeightRules | None = None) -> Holding:
-    return completeness.held(cache, COMMIT, Need(weights, code, rules or WeightRules())).holding
+def completeness_of(
+    cache: RepoCache, *, weights: bool = True, code: bool = False, rules: WeightRules | None = None
+) -> Completeness:
+    return completeness.snapshot_state(cache, COMMIT, Need(weights, code, rules or WeightRules())).completeness
 
 
 def write_tree(cache: RepoCache, *paths: str) -> None:
@@ -52,23 +54,26 @@ def write_tree(cache: RepoCache, *paths: str) -> None:
 def test_what_we_have_linked_to_the_end_is_whole(cache: RepoCache) -> None:
     """All files in our order are whole, for the tokenizer and for the model."""
     enter(cache, *ORDER)
-    assert held(cache) is held(cache, weights=False) is Holding.WHOLE
+    assert completeness_of(cache) is completeness_of(cache, weights=False) is Completeness.COMPLETE
 
 
 @pytest.mark.parametrize("count", range(len(ORDER)))
 def test_a_kill_before_any_link_is_seen(count: int, cache: RepoCache) -> None:
     """Any shorter run in our order has no config.json, and holds nothing for anyone."""
     enter(cache, *ORDER[:count])
-    assert held(cache) is held(cache, weights=False) is Holding.MISSING
+    assert completeness_of(cache) is completeness_of(cache, weights=False) is Completeness.MISSING
 
 
 def test_weights_after_a_tokenizer(cache: RepoCache) -> None:
     """A tokenizer that was fetched alone is whole; the model is when its weights have come, in either shape."""
     *small, config = [path for path in ORDER if path != "model.safetensors"]
     enter(cache, *small, config)
-    assert (held(cache, weights=False), held(cache)) == (Holding.WHOLE, Holding.MISSING)
+    assert (completeness_of(cache, weights=False), completeness_of(cache)) == (
+        Completeness.COMPLETE,
+        Completeness.MISSING,
+    )
     enter(cache, "model.safetensors")
-    assert held(cache) is Holding.WHOLE
+    assert completeness_of(cache) is Completeness.COMPLETE
 
 
 def test_a_sharded_set_is_whole_with_its_last_shard(cache: RepoCache) -> None:
@@ -76,12 +81,12 @@ def test_a_sharded_set_is_whole_with_its_last_shard(cache: RepoCache) -> None:
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     enter(cache, *shards)
     enter(cache, *(path for path in ORDER if path != "model.safetensors"))
-    assert held(cache) is Holding.MISSING
+    assert completeness_of(cache) is Completeness.MISSING
     index = json.dumps({"metadata": {}, "weight_map": {"a": shards[0], "b": shards[1]}})
     enter(cache, "model.safetensors.index.json", content=index)
-    assert held(cache) is Holding.WHOLE
+    assert completeness_of(cache) is Completeness.COMPLETE
     cache.pointer(COMMIT, shards[0]).unlink()
-    assert held(cache) is Holding.MISSING
+    assert completeness_of(cache) is Completeness.MISSING
 
 
 @pytest.mark.parametrize(
@@ -98,7 +103,7 @@ def test_a_sharded_set_is_whole_with_its_last_shard(cache: RepoCache) -> None:
 def test_another_order_proves_nothing(order: tuple[str, ...], cache: RepoCache) -> None:
     """Files that transformers fetched one by one are usable offline, and online the Hub is asked what is missing."""
     enter(cache, *order)
-    assert held(cache, weights=False) is Holding.USABLE
+    assert completeness_of(cache, weights=False) is Completeness.USABLE
 
 
 def test_a_copied_cache_is_usable(cache: RepoCache) -> None:
@@ -110,14 +115,14 @@ def test_a_copied_cache_is_usable(cache: RepoCache) -> None:
         pointer.unlink()
         time.sleep(0.006)
         pointer.symlink_to(target)
-    assert held(cache) is Holding.USABLE
+    assert completeness_of(cache) is Completeness.USABLE
 
 
 def test_code_is_never_proved_by_order(cache: RepoCache) -> None:
     """Which .py files a repository has is known from a listing only."""
     enter(cache, "modeling_x.py", *ORDER)
-    assert held(cache, code=True) is Holding.USABLE
-    assert held(cache) is Holding.WHOLE
+    assert completeness_of(cache, code=True) is Completeness.USABLE
+    assert completeness_of(cache) is Completeness.COMPLETE
 
 
 def test_the_official_listing_decides(cache: RepoCache) -> None:
@@ -129,28 +134,28 @@ def test_the_official_listing_decides(cache: RepoCache) -> None:
             for path in cache.snapshot(COMMIT).iterdir():
                 path.unlink()
             enter(other, *some)
-            assert held(other) is Holding.MISSING
+            assert completeness_of(other) is Completeness.MISSING
     enter(cache, *ORDER)
-    assert held(cache) is Holding.WHOLE
-    assert held(cache, code=True) is Holding.MISSING
+    assert completeness_of(cache) is Completeness.COMPLETE
+    assert completeness_of(cache, code=True) is Completeness.MISSING
     enter(cache, "modeling_x.py")
-    assert held(cache, code=True) is Holding.WHOLE
+    assert completeness_of(cache, code=True) is Completeness.COMPLETE
 
 
 def test_a_dangling_link_is_missing(cache: RepoCache) -> None:
     """A file whose blob was removed is not there, whatever the snapshot lists."""
     enter(cache, *ORDER)
     os.unlink(cache.pointer(COMMIT, "model.safetensors").resolve())
-    assert held(cache) is Holding.MISSING
-    assert held(cache, weights=False) is Holding.WHOLE
+    assert completeness_of(cache) is Completeness.MISSING
+    assert completeness_of(cache, weights=False) is Completeness.COMPLETE
 
 
 def test_weights_of_another_kind_are_not_there(cache: RepoCache) -> None:
     """A snapshot with a pickle holds nothing for whom pickles are refused, nor for another variant."""
     enter(cache, *("pytorch_model.bin" if path == "model.safetensors" else path for path in ORDER))
-    assert held(cache) is Holding.WHOLE
-    assert held(cache, rules=WeightRules(pickle=False)) is Holding.MISSING
-    assert held(cache, rules=WeightRules(variant="fp16")) is Holding.MISSING
+    assert completeness_of(cache) is Completeness.COMPLETE
+    assert completeness_of(cache, rules=WeightRules(pickle=False)) is Completeness.MISSING
+    assert completeness_of(cache, rules=WeightRules(variant="fp16")) is Completeness.MISSING
 
 
 def test_a_file_is_read_from_the_link_or_the_blob(cache: RepoCache) -> None:
@@ -169,6 +174,6 @@ def test_a_damaged_config_is_an_error_of_the_model(content: bytes, cache: RepoCa
     """What is no JSON, or nested without end, is no whole model, and the error says why."""
     enter(cache, *ORDER)
     cache.pointer(COMMIT, "config.json").resolve().write_bytes(content)
-    found = completeness.held(cache, COMMIT, Need(weights=True))
-    assert found.holding is Holding.MISSING
+    found = completeness.snapshot_state(cache, COMMIT, Need(weights=True))
+    assert found.completeness is Completeness.MISSING
     assert found.error is not None and found.error.file == "config.json"

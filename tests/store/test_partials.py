@@ -35,9 +35,9 @@ from yaie_async.store.blockmap import (
     decode,
     encode_blocks,
     encode_header,
-    held_bytes_of,
+    recorded_bytes,
 )
-from yaie_async.store.claims import claim_or_create, discard_orphans, held_bytes, others_alive
+from yaie_async.store.claims import claim_or_create, discard_orphans, has_live_owner, resumable_bytes
 from yaie_async.store.diskio import write_all
 from yaie_async.store.partials import Ownership, Partial
 
@@ -162,7 +162,7 @@ class TestOneProcess:
         partial.keep()
         again = _claim(blobs)
         assert _have(again) == [0, 2, 5]
-        assert again.held == held_bytes(blobs, ETAG) == 2 * BLOCK + 1000
+        assert again.recorded_bytes == resumable_bytes(blobs, ETAG) == 2 * BLOCK + 1000
         assert len(_names(blobs)) == 2
         again.discard()
 
@@ -207,7 +207,7 @@ class TestOneProcess:
 
     def test_an_empty_blob(self, blobs: Path) -> None:
         partial = claim_or_create(blobs, ETAG, 0, lock_held=True)
-        assert (partial.blocks, partial.held) == (b"", 0)
+        assert (partial.blocks, partial.recorded_bytes) == (b"", 0)
         partial.sync()
         assert partial.publish().read_bytes() == b""
 
@@ -521,7 +521,7 @@ class TestClaims:
             os.kill(os.getpid(), signal.SIGKILL)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Partial, "copy_from", killed)
+            patch.setattr(partials, "copy_sparse", killed)
             assert _wait(_fork(lambda: _claim(blobs))) == -signal.SIGKILL
         taken = [_claim(blobs)]
         for path in blobs.glob("*.map.incomplete"):
@@ -536,11 +536,11 @@ class TestClaims:
         _age(_map(blobs), 3600)
         assert partial.touch() is Ownership.OURS
         assert time.time() - _map(blobs).stat().st_mtime < 60
-        assert others_alive(blobs, ETAG)
+        assert has_live_owner(blobs, ETAG)
         partial.keep()
-        assert not others_alive(blobs, ETAG)
+        assert not has_live_owner(blobs, ETAG)
         shutil.rmtree(blobs)
-        assert not others_alive(blobs, ETAG)
+        assert not has_live_owner(blobs, ETAG)
 
     def test_also_while_it_copies(self, blobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pruned = _claim(blobs)
@@ -576,10 +576,10 @@ class TestClaims:
         first = _claim(blobs)
         _write(first, 0)
         first.keep()
-        seen_by_b = claims._find(blobs, ETAG)
+        seen_by_b = claims._read_maps(blobs, ETAG)
         a = _claim(blobs)
         seen_by_b = [replace(one, path=a._map_path) for one in seen_by_b]
-        monkeypatch.setattr(claims, "_find", lambda *_: seen_by_b)
+        monkeypatch.setattr(claims, "_read_maps", lambda *_: seen_by_b)
         b = _claim(blobs)
         assert _have(b) == []
         assert a.touch() is b.touch() is Ownership.OURS
@@ -837,6 +837,6 @@ class TestDisk:
         partial.keep()
 
     def test_bytes_held(self) -> None:
-        assert held_bytes_of(b"", 0) == 0
-        assert held_bytes_of(b"\1\0\1", 2 * BLOCK + 7) == BLOCK + 7
-        assert held_bytes_of(b"\1\0\0", 2 * BLOCK + 7) == BLOCK
+        assert recorded_bytes(b"", 0) == 0
+        assert recorded_bytes(b"\1\0\1", 2 * BLOCK + 7) == BLOCK + 7
+        assert recorded_bytes(b"\1\0\0", 2 * BLOCK + 7) == BLOCK

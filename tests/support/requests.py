@@ -8,7 +8,7 @@ from typing import Any
 from yaie_async.core.manifest import Listing, Manifest, Need, WeightRules
 from yaie_async.model.request import BuildRequest
 from yaie_async.store.cache import RepoCache
-from yaie_async.store.completeness import held
+from yaie_async.store.completeness import snapshot_state
 from yaie_async.store.directory import directory_manifest
 
 
@@ -32,7 +32,7 @@ def request_of(
     if commit is None or cache_dir is None:
         manifest = directory_manifest(Path(source), need)
     else:
-        found = held(RepoCache(Path(cache_dir), str(source)), commit, need)
+        found = snapshot_state(RepoCache(Path(cache_dir), str(source)), commit, need)
         manifest = found.manifest
         if manifest is None:
             raise found.error or FileNotFoundError(f"{source} in {cache_dir}")

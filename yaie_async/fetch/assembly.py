@@ -104,7 +104,7 @@ class Assembly:
             self.begun.clear()
         done = b"" if whole else self._partial.blocks
         begun = tuple(self.begun.items())
-        held = 0 if whole else self._partial.held + sum(stop - start for start, stop in begun)
+        held = 0 if whole else self._partial.recorded_bytes + sum(stop - start for start, stop in begun)
         self.counted = held
         self._meter.held(held)
         size, path = self._partial.size, self._file.path

@@ -20,7 +20,7 @@ from yaie_async.fetch.session import Session
 from yaie_async.fetch.stop import Stop
 from yaie_async.store.arriving_file import ArrivingFile
 from yaie_async.store.cache import RepoCache
-from yaie_async.store.claims import claim_or_create, discard_orphans, others_alive
+from yaie_async.store.claims import claim_or_create, discard_orphans, has_live_owner
 from yaie_async.store.locks import blob_lock
 from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.partials import Partial
@@ -254,7 +254,7 @@ class _Fetch:
         await run_owned(self._keep, name="keep")
         while True:
             # Asked first: who publishes between the two looks has left both a blob and no partial.
-            alive = await run_owned(partial(others_alive, self._cache.blobs, self._etag), name="look")
+            alive = await run_owned(partial(has_live_owner, self._cache.blobs, self._etag), name="look")
             stop = Stop()
             if await run_owned(partial(self._look, stop), interrupt=stop.set, name="look"):
                 return True

@@ -24,7 +24,7 @@ from yaie_async.fetch.metadata import commit_of, complete, listing_of
 from yaie_async.fetch.patterns import Patterns
 from yaie_async.fetch.session import Session
 from yaie_async.store.cache import RepoCache
-from yaie_async.store.completeness import Held, Holding, cached_draft, held, known_files
+from yaie_async.store.completeness import Completeness, SnapshotState, cached_manifest, known_files, snapshot_state
 
 logger: logging.Logger = logging.getLogger("yaie_async")
 
@@ -59,12 +59,12 @@ async def resolve(session: Session, cache: RepoCache, revision: str, need: Need)
     **Raises:** OfflineError, ModelNotFoundError, RevisionNotFoundError, GatedModelError, HubUnavailableError,
     UnsafeFileError.
     """
-    commit, holding = await run_owned(partial(_cached, cache, revision, need), name="cache")
+    commit, completeness = await run_owned(partial(_cached, cache, revision, need), name="cache")
     if session.settings.offline:
         if commit is None:
             raise offline_error(cache.repo_id, f"revision {revision!r}")
         return Resolution(revision, commit)
-    whole = commit is not None and holding is Holding.WHOLE
+    whole = commit is not None and completeness is Completeness.COMPLETE
     if commit is not None and whole and is_commit(revision):
         return Resolution(revision, commit)
     try:
@@ -72,7 +72,7 @@ async def resolve(session: Session, cache: RepoCache, revision: str, need: Need)
             return Resolution(revision, commit)
         listing = await listing_of(session, cache.repo_id, revision)
     except _FALL_BACK as error:
-        if commit is None or holding is Holding.MISSING:
+        if commit is None or completeness is Completeness.MISSING:
             raise
         facts = {"model": cache.repo_id, "stage": "resolving"}
         logger.warning("%s: using the cached snapshot %s: %s", cache.repo_id, commit[:12], error, extra=facts)
@@ -88,9 +88,9 @@ def _remember(cache: RepoCache, revision: str, commit: str) -> None:
         cache.write_ref(revision, commit)
 
 
-def _cached(cache: RepoCache, revision: str, need: Need) -> tuple[str | None, Holding]:
+def _cached(cache: RepoCache, revision: str, need: Need) -> tuple[str | None, Completeness]:
     commit = cache.commit_of(revision)
-    return commit, Holding.MISSING if commit is None else held(cache, commit, need).holding
+    return commit, Completeness.MISSING if commit is None else snapshot_state(cache, commit, need).completeness
 
 
 async def manifest_of(session: Session, cache: RepoCache, resolution: Resolution, need: Need) -> Manifest:
@@ -103,15 +103,15 @@ async def manifest_of(session: Session, cache: RepoCache, resolution: Resolution
     **Raises:** as `resolve`; IncompatibleModelError, ModelFileNotFoundError; OfflineError, or why the commit is
     unconfirmed, where the cache can't decide.
     """
-    found: Held = await run_owned(partial(held, cache, resolution.commit, need), name="cache")
+    found: SnapshotState = await run_owned(partial(snapshot_state, cache, resolution.commit, need), name="cache")
     cached_only = session.settings.offline or resolution.unconfirmed is not None
     if found.manifest is not None:
-        if found.holding is Holding.WHOLE or cached_only:
+        if found.completeness is Completeness.COMPLETE or cached_only:
             return found.manifest
     elif cached_only:
         raise _not_cached(cache, resolution, found.error)
     listing = resolution.listing or await listing_of(session, cache.repo_id, resolution.commit)
-    manifest = await run_owned(partial(cached_draft, cache, listing, need), name="plan")
+    manifest = await run_owned(partial(cached_manifest, cache, listing, need), name="plan")
     return await with_sizes(session, manifest)
 
 

@@ -19,8 +19,8 @@ from yaie_async.fetch.resolution import Resolution, check_may_fetch, with_sizes
 from yaie_async.fetch.session import Session
 from yaie_async.store.arriving_file import ArrivingFile
 from yaie_async.store.cache import RepoCache
-from yaie_async.store.claims import held_bytes
-from yaie_async.store.completeness import disprove, read, wait_for_later_time
+from yaie_async.store.claims import resumable_bytes
+from yaie_async.store.completeness import mark_unproved, read, wait_for_clock_tick
 from yaie_async.store.os_errors import free_bytes
 
 # Called once all files but the weights are in the cache, with the sharp manifest and the weights that still arrive.
@@ -154,10 +154,10 @@ class _Fetch:
 
     def _link_last(self) -> None:
         if self._manifest.need is None:
-            wait_for_later_time()
+            wait_for_clock_tick()
         self._link(self._manifest.files, last=True)
         if self._manifest.need is None and CONFIG in self._checked - self._linked:
-            disprove(self._cache, self._commit)
+            mark_unproved(self._cache, self._commit)
 
     def _has_twin(self, file: RepoFile) -> bool:
         """Whether a file of the same content is still to be linked: without symlinks the last one moves the blob."""
@@ -183,7 +183,7 @@ def bytes_missing(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) ->
     """By blob, the bytes of `files` that the cache has neither linked, nor as a blob, nor in a resumable partial."""
     wanted = {file.etag: file for file in files if not cache.has(commit, file.path)}
     return {
-        cache.blob(etag): (file.size or 0) - held_bytes(cache.blobs, etag)
+        cache.blob(etag): (file.size or 0) - resumable_bytes(cache.blobs, etag)
         for etag, file in wanted.items()
         if etag is not None and not cache.blob(etag).exists()
     }

@@ -9,7 +9,7 @@ from yaie_async.core.manifest import Need
 from yaie_async.core.names import check_path
 from yaie_async.localhub.models import ModelMissing, RevisionMissing, Snapshot, folders, listing, segments
 from yaie_async.store.cache import RepoCache
-from yaie_async.store.completeness import Holding, held
+from yaie_async.store.completeness import Completeness, snapshot_state
 
 
 class CachedModels:
@@ -54,7 +54,10 @@ class CachedModels:
             cache = RepoCache(self._root, model)
             tree = cache.tree(snapshot.name)
             everything = tree is not None and tree.keys() <= cache.files(snapshot.name).keys()
-            if not everything and held(cache, snapshot.name, Need(weights=True)).holding is Holding.MISSING:
+            if (
+                not everything
+                and snapshot_state(cache, snapshot.name, Need(weights=True)).completeness is Completeness.MISSING
+            ):
                 return False
             self._complete.add(snapshot)
         return True

@@ -1,4 +1,4 @@
-"""Bytes of one file as they land on the disk, for a build that reads them in other threads meanwhile."""
+"""A file that is being downloaded, for a build whose threads read its bytes meanwhile."""
 
 from __future__ import annotations
 
@@ -10,86 +10,79 @@ from pathlib import Path
 
 from yaie_async.store.blockmap import BLOCK, block_count
 
-# Seconds between two looks at what has landed. Readers look rather than being woken: that would take a lock on the
-# loop's thread, which a Ctrl-C can leave held (fetch/stop.py). Here every change is one assignment.
-_LOOK = 0.005
+# Seconds between two looks at the written blocks. Readers poll because waking them would need a lock on the event
+# loop's thread, which a Ctrl-C can leave locked (fetch/stop.py). Here every change is one assignment.
+_POLL = 0.005
 
 
 class ArrivalError(Exception):
-    """The bytes will not land: the download failed, was cancelled or starts over, or the reader gave up waiting."""
+    """The bytes will not arrive: the download failed, was cancelled or starts over, or the reader gave up waiting."""
 
 
 class ArrivingFile:
-    """One file of a snapshot that is being fetched. Thread-safe, and without locks.
+    """One file of a snapshot that is being fetched. Thread-safe without locks.
+
+    Readers call `open` and `wait`. Both raise ArrivalError once the file has failed, or once `cancelled()` is true
+    while they wait.
 
     Args:
         path: the file's path in the repository.
         size: in bytes.
-        finished: where the file is moved to, from one to the next, once all of it has landed.
+        finished: the paths that the file is moved to, in this order, once it is complete.
 
     Attributes:
         path, size: the same.
-        failed: what was read here is worth nothing: not all of it landed, or other bytes have taken its place.
+        failed: whether the bytes read here are invalid: some are missing, or others have replaced them.
     """
 
     def __init__(self, path: str, size: int, *finished: Path) -> None:
         self.path = path
         self.size = size
-        self.failed: bool = False
-        self._there = bytearray(block_count(size))
+        self.failed = False
+        self._written = bytearray(block_count(size))
         self._finished = finished
         self._places: tuple[Path, ...] = ()
 
     def begin(self, source: Path, blocks: bytes) -> None:
-        """The bytes land in `source`; `blocks` has a non-zero byte for each 4 MiB block that is there.
+        """The download writes to `source`; `blocks` has a non-zero byte for each 4 MiB block that is written already.
 
-        A second source is a failure for whoever has begun to read the first.
+        A second source makes the file fail for readers of the first.
         """
         if self._places:
             self.fail()
             return
-        self._there[:] = blocks
+        self._written[:] = blocks
         self._places = (source, *self._finished)
 
-    def landed(self, first: int, stop: int) -> None:
-        """Blocks `first` to `stop` (not included) are written."""
-        self._there[first:stop] = b"\1" * (stop - first)
+    def written(self, first: int, stop: int) -> None:
+        """Blocks `first` to `stop` (exclusive) are written."""
+        self._written[first:stop] = b"\1" * (stop - first)
 
     def complete(self) -> None:
-        """The whole file is there; nothing new for whoever saw it land."""
+        """The whole file exists. This changes nothing for readers of a file whose blocks were all reported."""
         if not self._places:
             self._places = self._finished
-        self.landed(0, len(self._there))
+        self.written(0, len(self._written))
 
     def fail(self) -> None:
-        """Nothing more will land: every waiting reader gets ArrivalError within milliseconds."""
+        """Nothing more will arrive: every waiting reader gets ArrivalError within milliseconds."""
         self.failed = True
 
-    def open(self, unless: Callable[[], bool]) -> int:
-        """A descriptor of the file, as soon as it is there, open for reading. Does not wait once `unless()`.
-
-        Raises:
-            ArrivalError.
-        """
-        self._wait_for(lambda: bool(self._places), unless)
+    def open(self, cancelled: Callable[[], bool]) -> int:
+        """Open the file for reading as soon as it exists; return the descriptor."""
+        self._wait_for(lambda: bool(self._places), cancelled)
         for place in self._places:
-            with suppress(OSError):  # it has been moved on
+            with suppress(OSError):  # it has been moved to the next place
                 return os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        raise ArrivalError(self.path)  # pruned
+        raise ArrivalError(f"{self.path} was removed from the cache while it was read.")
 
-    def wait(self, start: int, stop: int, unless: Callable[[], bool]) -> None:
-        """Block until the bytes `start` to `stop` (not included) are written. Does not wait once `unless()`.
-
-        Raises:
-            ArrivalError.
-        """
+    def wait(self, start: int, stop: int, cancelled: Callable[[], bool]) -> None:
+        """Block until the bytes `start` to `stop` (exclusive) are written."""
         first, last = start // BLOCK, block_count(min(stop, self.size))
-        self._wait_for(lambda: 0 not in self._there[first:last], unless)
+        self._wait_for(lambda: 0 not in self._written[first:last], cancelled)
 
-    def _wait_for(self, there: Callable[[], bool], unless: Callable[[], bool]) -> None:
-        while not self.failed and not there():
-            if unless():
-                raise ArrivalError(self.path)
-            time.sleep(_LOOK)
-        if self.failed:
-            raise ArrivalError(self.path)
+    def _wait_for(self, arrived: Callable[[], bool], cancelled: Callable[[], bool]) -> None:
+        while self.failed or not arrived():
+            if self.failed or cancelled():
+                raise ArrivalError(f"{self.path} will not arrive.")
+            time.sleep(_POLL)

@@ -1,10 +1,10 @@
-"""The map beside a partial: which blocks of its data file are there, and whose they are. Plain data.
+"""The map beside a partial: its header, and which blocks of the data file are written. Plain data.
 
-One page of header (a checksum, then JSON), then one byte a block. A block's byte is 0 until its bytes are
-written; then it is a value that depends on the data file's name and the block's number, and with the top bit
-set once `fdatasync` has returned for them. A plain 1 would make any stray byte a claim: here a map with a byte
-that is none of the three is damaged as a whole, and a map of one file never passes for another's. (A stray
-byte still hits the right value once in 127 times. The digest of the whole file has the last word.)
+A map is a 4 KiB header (a checksum, then JSON) followed by one byte per block. The byte is 0 until the block is
+written. Then it is a value derived from the data file's name and the block's number, with the top bit set once
+`fdatasync` has returned for the block. A plain 1 would let any stray byte pass for a written block. Here a map with
+an unexpected byte is damaged as a whole, and the map of one file is never valid for another. A stray byte still has
+the right value once in 127 cases; the digest of the whole file decides.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 BLOCK: Final = 4 << 20
-HEADER_SIZE: Final = 4096  # a page: rewriting it is one `pwrite` that a kill can't tear
+HEADER_SIZE: Final = 4096  # one page: one `pwrite` rewrites it, and a kill can't interrupt that half-way
 VERSION: Final = 1
 
+# The state of a block.
 MISSING: Final = 0
-WRITTEN: Final = 1  # the page cache has it: it survives the process, not the machine
-SYNCED: Final = 2  # it survives a power loss
+WRITTEN: Final = 1  # in the page cache: survives a kill of the process
+SYNCED: Final = 2  # on the disk: survives a power loss
 
-_SYNCED_BIT: Final = 0x80
-_TO_VALUE: Final = bytes(1 + byte % 127 for byte in range(256))
-_TO_SYNCED: Final = bytes(byte | _SYNCED_BIT for byte in range(256))
+# How the names of a partial's two files end.
+DATA: Final = ".incomplete"
+MAP: Final = ".map.incomplete"
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A process, so that another one can tell whether it still runs.
+    """A process, described so that another process can check whether it still runs.
 
     Attributes:
         host: the machine's name.
-        boot: the kernel's id of this boot, or "" where it has none.
-        pid_namespace: in which `pid` counts, or "".
+        boot: the kernel's id of this boot; "" where the system has none.
+        pid_namespace: the namespace of `pid`; "" where the system has none.
         pid: the process id.
-        started: when it started, in ticks since boot: process ids are used again.
+        started: start time of the process in ticks since boot, because process ids are reused.
     """
 
     host: str
@@ -50,14 +51,14 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class MapHeader:
-    """What the map says about its partial.
+    """The header of a map.
 
     Attributes:
         etag: the blob's name.
-        size: of the blob, in bytes.
-        data: the name of the data file, in the same directory.
-        owner: who writes it.
-        released: the owner has closed it, and writes it no more.
+        size: size of the blob in bytes.
+        data: name of the data file, in the same directory.
+        owner: the process that writes the partial.
+        released: whether the owner has closed the partial for good.
     """
 
     etag: str
@@ -75,81 +76,64 @@ def block_count(size: int) -> int:
     return -(-size // BLOCK)
 
 
-def held_bytes_of(state: bytes | bytearray, size: int) -> int:
-    """Bytes in the blocks that are not MISSING."""
-    held = (len(state) - state.count(0)) * BLOCK
-    short = len(state) * BLOCK - size
-    return held - short if state and state[-1] else held
+def recorded_bytes(state: bytes | bytearray, size: int) -> int:
+    """Bytes in the blocks that are not MISSING, in a blob of `size` bytes."""
+    recorded = (len(state) - state.count(MISSING)) * BLOCK
+    padding = len(state) * BLOCK - size
+    return recorded - padding if state and state[-1] else recorded
 
 
-def data_name(etag: str, unique: str) -> str:
-    return f"{etag}.yaie-{unique}.incomplete"
+def file_name(etag: str, unique: str, suffix: str) -> str:
+    """The name of a DATA or MAP file; `unique` is 8 hex digits."""
+    return f"{etag}.yaie-{unique}{suffix}"
 
 
-def map_name(etag: str, unique: str) -> str:
-    return f"{etag}.yaie-{unique}.map.incomplete"
+def is_file_name(name: str, etag: str, suffix: str) -> bool:
+    """Whether `name` is a DATA or MAP file of this blob. No other file is ever opened or removed."""
+    return re.fullmatch(re.escape(etag) + r"\.yaie-[0-9a-f]{8}" + re.escape(suffix), name) is not None
 
 
-def is_data_name(name: str, etag: str) -> bool:
-    """Whether `name` is that of a data file of this blob: nothing else is ever opened or removed for it."""
-    return re.fullmatch(rf"{re.escape(etag)}\.yaie-[0-9a-f]{{8}}\.incomplete", name) is not None
-
-
-def is_map_name(name: str, etag: str) -> bool:
-    return re.fullmatch(rf"{re.escape(etag)}\.yaie-[0-9a-f]{{8}}\.map\.incomplete", name) is not None
+def marks(header: MapHeader) -> tuple[bytes, bytes, bytes]:
+    """The byte of each block for each state: MISSING, WRITTEN and SYNCED are the indexes."""
+    written = bytes(1 + byte % 127 for byte in hashlib.shake_128(header.data.encode()).digest(header.blocks))
+    return bytes(header.blocks), written, bytes(byte | 0x80 for byte in written)
 
 
 def encode_header(header: MapHeader) -> bytes:
-    """The map's first page."""
     fields = {"version": VERSION, "block_size": BLOCK, **asdict(header)}
     text = json.dumps(fields, ensure_ascii=False).encode()
     body = text.ljust(HEADER_SIZE - 9) + b"\n"
     if len(body) != HEADER_SIZE - 8:
-        msg = f"the names of a partial are longer than its header: {len(text)} bytes"
+        msg = f"The names of a partial are longer than its header: {len(text)} bytes."
         raise ValueError(msg)
     return b"%08x" % zlib.crc32(body) + body
 
 
 def encode_blocks(header: MapHeader, state: bytes | bytearray) -> bytes:
-    """The bytes that follow the header, for a state of MISSING, WRITTEN or SYNCED a block."""
-    written, synced = marks(header, WRITTEN), marks(header, SYNCED)
-    return bytes((0, written[i], synced[i])[value] for i, value in enumerate(state))
-
-
-def marks(header: MapHeader, value: int) -> bytes:
-    """The byte of each block that is WRITTEN or SYNCED."""
-    written = hashlib.shake_128(header.data.encode()).digest(header.blocks).translate(_TO_VALUE)
-    return written if value == WRITTEN else written.translate(_TO_SYNCED)
+    """The bytes after the header."""
+    by_state = marks(header)
+    return bytes(by_state[value][i] for i, value in enumerate(state))
 
 
 def decode(raw: bytes, etag: str) -> tuple[MapHeader, bytearray] | None:
-    """The header and the state of each block, or None for a map that is damaged, unknown or another blob's."""
-    header = decode_header(raw[:HEADER_SIZE], etag)
-    blocks = raw[HEADER_SIZE:]
-    if header is None or len(blocks) != header.blocks:
-        return None
-    state = bytearray(len(blocks))
-    for i, (byte, written) in enumerate(zip(blocks, marks(header, WRITTEN), strict=True)):
-        if byte == written:
-            state[i] = WRITTEN
-        elif byte == written | _SYNCED_BIT:
-            state[i] = SYNCED
-        elif byte:
-            return None
-    return header, state
-
-
-def decode_header(page: bytes, etag: str) -> MapHeader | None:
-    """The header in the map's first page, or None if it is damaged, unknown or another blob's."""
+    """The header and the state of each block; None for a map that is damaged, of another version or another blob's."""
+    page, blocks = raw[:HEADER_SIZE], raw[HEADER_SIZE:]
     if len(page) != HEADER_SIZE or page[:8] != b"%08x" % zlib.crc32(page[8:]):
         return None
     try:
-        found: dict[str, Any] = json.loads(page[8:])
-        if (found.pop("version"), found.pop("block_size")) != (VERSION, BLOCK):
+        fields: dict[str, Any] = json.loads(page[8:])
+        if (fields.pop("version"), fields.pop("block_size")) != (VERSION, BLOCK):
             return None
-        header = MapHeader(**{**found, "owner": Owner(**found["owner"])})
+        header = MapHeader(**{**fields, "owner": Owner(**fields["owner"])})
     except (ValueError, KeyError, TypeError):
         return None
-    if header.etag != etag or not is_data_name(header.data, etag) or header.size < 0:
+    if header.etag != etag or not is_file_name(header.data, etag, DATA) or header.size < 0:
         return None
-    return header
+    if len(blocks) != header.blocks:
+        return None
+    state = bytearray()
+    for byte, *valid in zip(blocks, *marks(header), strict=True):
+        if byte not in valid:
+            return None
+        state.append(valid.index(byte))
+    return header, state

@@ -1,4 +1,4 @@
-"""One repository's folder in the HF cache, laid out so that the official client can't tell who wrote it.
+"""One repository's folder in the HF cache, in exactly the layout that the official client writes.
 
     $C/CACHEDIR.TAG
     $C/.locks/models--org--name/<etag>.lock
@@ -7,7 +7,7 @@
                          snapshots/<commit>/<path> -> ../../blobs/<etag>
                          trees/<commit>.json          the official client's listing, read and never written
 
-All methods block: they are called in threads. Facts are those of huggingface_hub 2.4.
+The layout is that of huggingface_hub 2.4. All methods block: they are called in threads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ _TAG = (
 
 @dataclass(frozen=True, slots=True)
 class RepoCache:
-    """The folder of one model. Nothing is created before something is written."""
+    """The folder of one model. Reading it creates nothing."""
 
     root: Path
     repo_id: str
@@ -64,121 +64,112 @@ class RepoCache:
         return self.snapshot(commit).joinpath(*path.split("/"))
 
     def has(self, commit: str, path: str) -> bool:
-        """Whether the snapshot has this file: a link whose blob is there, or a regular file."""
+        """Whether the snapshot has this file: a link to an existing blob, or a regular file."""
         return os.path.exists(self.pointer(commit, path))
 
+    def files(self, commit: str) -> dict[str, RepoFile]:
+        """The files of the snapshot; see `files_below`."""
+        return files_below(self.snapshot(commit))
+
     def commit_of(self, revision: str) -> str | None:
-        """The commit that a revision stood for when it was last asked, or None."""
+        """The commit that a revision last resolved to, or None."""
         if is_commit(revision):
             return revision
         try:
-            commit = self.folder.joinpath("refs", *revision.split("/")).read_text().strip()
+            commit = self._ref(revision).read_text().strip()
         except (OSError, UnicodeDecodeError):
             return None
         return commit if is_commit(commit) else None
 
     def tree(self, commit: str) -> Mapping[str, RepoFile] | None:
-        """The whole listing of a commit, where the official client has left one; None where it has not."""
+        """The full listing of a commit if the official client has written one, else None."""
         try:
             listing = json.loads((self.folder / "trees" / f"{commit}.json").read_bytes())
             if listing["format_version"] != 1:
                 return None
             return {
-                path: RepoFile(
-                    path,
-                    entry.get("lfs_size", entry["size"]),
-                    entry.get("lfs_sha256", entry["blob_id"]),
-                )
+                path: RepoFile(path, entry.get("lfs_size", entry["size"]), entry.get("lfs_sha256", entry["blob_id"]))
                 for path, entry in listing["files"].items()
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def files(self, commit: str) -> dict[str, RepoFile]:
-        """What the snapshot has; see `files_below`."""
-        return files_below(self.snapshot(commit))
-
     def prepare(self, commit: str) -> None:
         """Make the folders and the cache tag.
 
-        `snapshots/<commit>` comes before any ref to it is written, or a scan would call the repository corrupt.
+        The folder of the snapshot has to exist before a ref to it, or `hf cache scan` calls the repository corrupt.
 
         Raises:
-            CacheAccessError, DiskFullError: when they can't be made.
+            CacheAccessError, DiskFullError.
         """
         with cache_errors(self.folder):
             self.blobs.mkdir(parents=True, exist_ok=True)
             self.snapshot(commit).mkdir(parents=True, exist_ok=True)
-        try:
-            with open(self.root / "CACHEDIR.TAG", "x") as tag:
-                tag.write(_TAG)
-        except OSError:
-            pass  # there already, or not to be written: nothing depends on it
+        # The tag may exist, or the root may be read-only. Nothing depends on the tag.
+        with suppress(OSError), open(self.root / "CACHEDIR.TAG", "x") as tag:
+            tag.write(_TAG)
 
     def write_ref(self, revision: str, commit: str) -> None:
-        """Remember which commit a branch or tag stands for: atomic, and only where it changed.
+        """Store the commit of a branch or tag: atomically, and only if it changed.
 
-        A full commit gets no ref. Failure is ignored, as the official client ignores it: the snapshot is
-        found by commit all the same, and a read-only cache stays usable.
+        A full commit gets no ref. Errors are ignored, as in the official client: the snapshot can be found by its
+        commit without the ref, and a read-only cache stays usable.
         """
         if revision == commit:
             return
-        ref = self.folder.joinpath("refs", *revision.split("/"))
-        temporary = ref.with_name(f"{ref.name}.{uuid.uuid4().hex[:8]}.tmp")
+        ref = self._ref(revision)
         with suppress(OSError, UnicodeDecodeError):
-            # As it stands: others take a newline for part of the commit.
+            # Not stripped: other programs take a trailing newline for a part of the commit.
             if ref.read_text() == commit:
                 return
         with suppress(OSError):
             ref.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_text(commit)
-                os.replace(temporary, ref)
-            finally:
-                temporary.unlink(missing_ok=True)
+            temporary = ref.with_name(f"{ref.name}.{uuid.uuid4().hex[:8]}.tmp")
+            _replace(ref, temporary, lambda: temporary.write_text(commit))
 
     def link(self, commit: str, path: str, etag: str, *, fresh: bool) -> None:
-        """Enter a finished blob into the snapshot. `fresh` says that this load has just written the blob.
+        """Link a finished blob into the snapshot. `fresh`: whether this load has just written the blob.
 
-        Where symlinks don't work (or HF_HUB_DISABLE_SYMLINKS is set) a fresh blob is moved into the
-        snapshot and an older one copied, as the official client does.
+        Where symlinks don't work (or HF_HUB_DISABLE_SYMLINKS is set) a fresh blob is moved into the snapshot and an
+        older one copied, as the official client does.
 
         Raises:
-            CacheAccessError, DiskFullError: when it can't be entered; the snapshot is as it was.
+            CacheAccessError, DiskFullError: it can't be linked; the snapshot is unchanged.
         """
         blob, pointer = self.blob(etag), self.pointer(commit, path)
+        # Named like the official client's partials, so that `hf cache prune` removes it after a kill.
+        temporary = blob.with_name(f"{etag}.{uuid.uuid4().hex[:8]}.incomplete")
         with cache_errors(pointer):
             pointer.parent.mkdir(parents=True, exist_ok=True)
             if are_symlinks_supported(self.folder):
-                self._symlink(blob, pointer)
+                _symlink(blob, pointer, temporary)
             elif fresh:
                 os.replace(blob, pointer)
             else:
-                temporary = self._temporary(etag)
                 try:
-                    shutil.copyfile(blob, temporary)
-                    os.replace(temporary, pointer)
+                    _replace(pointer, temporary, lambda: shutil.copyfile(blob, temporary))
                 except FileNotFoundError:
-                    if not pointer.exists():  # else whoever wrote the blob has just moved it there
+                    if not pointer.exists():  # else another load has just moved the blob to this place
                         raise
-                finally:
-                    temporary.unlink(missing_ok=True)
 
-    def _symlink(self, blob: Path, pointer: Path) -> None:
-        target = os.path.relpath(blob, pointer.parent)
-        try:
-            os.symlink(target, pointer)
-        except FileExistsError:
-            if os.path.exists(pointer) and os.path.samefile(pointer, blob):
-                return
-            # A dangling link or a stale copy: replaced in one step, so that no reader finds nothing.
-            temporary = self._temporary(blob.name)
-            try:
-                os.symlink(target, temporary)
-                os.replace(temporary, pointer)
-            finally:
-                temporary.unlink(missing_ok=True)
+    def _ref(self, revision: str) -> Path:
+        return self.folder.joinpath("refs", *revision.split("/"))
 
-    def _temporary(self, etag: str) -> Path:
-        # The official client's pattern for partials: `hf cache prune` cleans up after a killed process.
-        return self.blobs / f"{etag}.{uuid.uuid4().hex[:8]}.incomplete"
+
+def _symlink(blob: Path, pointer: Path, temporary: Path) -> None:
+    target = os.path.relpath(blob, pointer.parent)
+    try:
+        os.symlink(target, pointer)
+    except FileExistsError:
+        # A dangling link or a stale copy is replaced in one step, so that readers always find a file.
+        if not (os.path.exists(pointer) and os.path.samefile(pointer, blob)):
+            _replace(pointer, temporary, lambda: os.symlink(target, temporary))
+
+
+def _replace(path: Path, temporary: Path, make: Callable[[], object]) -> None:
+    """Put the file that `make` makes at `temporary` in the place of `path`, in one step."""
+    try:
+        make()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How much of a model a cached snapshot holds, decided by the disk alone."""
+"""How complete a cached snapshot is for a load, judged by the disk alone."""
 
 from __future__ import annotations
 
@@ -13,85 +13,86 @@ from yaie_async.core.errors import LoaderError
 from yaie_async.core.manifest import CONFIG, TOKENIZER_CONFIG, Listing, Manifest, Need, RepoFile, draft
 from yaie_async.store.cache import RepoCache
 
-_TICK = 0.02  # seconds: file systems step the times of files by 10 ms at the most
+_CLOCK_TICK = 0.02  # seconds: file systems advance the times of files in steps of 10 ms at most
 
 
-class Holding(Enum):
-    """What is in the cache.
+class Completeness(Enum):
+    """How much of a load the cache has.
 
-    MISSING: something that a load needs is missing.
-    USABLE: nothing is known to be missing, and nothing proves that all is there: good enough offline.
-    WHOLE: all files of the manifest are there.
+    MISSING: a file that the load needs is missing.
+    USABLE: no file is known to be missing, but nothing proves that all exist. Enough to load offline.
+    COMPLETE: all files of the manifest exist.
     """
 
     MISSING = 0
     USABLE = 1
-    WHOLE = 2
+    COMPLETE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class SnapshotState:
     """What the cache has of a load.
 
     Attributes:
-        holding: how much.
-        manifest: the files of the load, where the cache is enough to decide on them.
-        error: why the model can't be loaded, whatever else the repository has; None where that is not known.
+        completeness: how much of it.
+        manifest: the files of the load; None where the cache does not suffice to choose them.
+        error: why the model can't be loaded even if the repository has more files; None where that is not known.
     """
 
-    holding: Holding
+    completeness: Completeness
     manifest: Manifest | None = None
     error: LoaderError | None = None
 
 
-def held(cache: RepoCache, commit: str, need: Need) -> Held:
-    """How much of a load's files the snapshot of `commit` has. Blocks.
+def snapshot_state(cache: RepoCache, commit: str, need: Need) -> SnapshotState:
+    """Which files of a load the snapshot of `commit` has. Blocks.
 
-    The official client's listing proves it, and the index or the one file proves the weights. Without a listing the
-    order in which this package links proves the small files: tokenizer_config.json after all others, and config.json
-    after that. A client that fetches file by file has another order (transformers begins with these two). Code has
-    no such order, so its wholeness is never proved.
+    The official client's listing proves completeness. Without it, the index or the single file proves the weights, and
+    the order in which this package links proves the small files: tokenizer_config.json after all others, then
+    config.json. Clients that fetch file by file link in another order (transformers begins with these two). The order
+    says nothing about code files, so a load with code is never proved complete by it.
     """
     tree, present = cache.tree(commit), cache.files(commit)
     if CONFIG not in present and (tree is None or CONFIG in tree):
-        return Held(Holding.MISSING)
+        return SnapshotState(Completeness.MISSING)
     try:
-        manifest = cached_draft(cache, Listing(commit, tree or present), need)
+        manifest = cached_manifest(cache, Listing(commit, tree or present), need)
     except LoaderError as error:
-        # What the content of a file says is final. What is not there may be on the Hub, unless its listing is known.
+        # The content of a JSON file decides for good. A missing file may be on the Hub, unless its listing is known.
         final = tree is not None or (getattr(error, "file", None) or "").endswith(".json")
-        return Held(Holding.MISSING, error=error if final else None)
+        return SnapshotState(Completeness.MISSING, error=error if final else None)
     if not manifest.sharp or any(file.path not in present for file in manifest.files):
-        return Held(Holding.MISSING, manifest)
-    # Not the index: it proves itself, and is linked late where a tokenizer was fetched first.
+        return SnapshotState(Completeness.MISSING, manifest)
+    # Without the index: it proves itself, and is linked late where the tokenizer was fetched first.
     small = tuple(file for file in manifest.small if file.path != manifest.index)
     proved = tree is not None or (not need.code and _linked_in_order(cache, commit, small))
-    return Held(Holding.WHOLE if proved else Holding.USABLE, replace(manifest, complete=True))
+    completeness = Completeness.COMPLETE if proved else Completeness.USABLE
+    return SnapshotState(completeness, replace(manifest, complete=True))
 
 
 def _linked_in_order(cache: RepoCache, commit: str, small: tuple[RepoFile, ...]) -> bool:
-    # ctime: a rename sets it where symlinks don't work, and copying a cache loses the proof, not more.
+    # ctime, because a rename sets it where symlinks don't work. A copied cache loses this proof and nothing else.
     try:
         linked = {file.path: cache.pointer(commit, file.path).lstat().st_ctime_ns for file in small}
     except OSError:
-        return False  # removed this moment
+        return False  # removed just now
     config, tokenizer = linked.pop(CONFIG), linked.pop(TOKENIZER_CONFIG, None)
     return tokenizer is not None and bool(linked) and config >= tokenizer >= max(linked.values())
 
 
-def wait_for_later_time() -> None:
-    """Wait until a link that is made now has a later time than all links before it. Blocks."""
-    time.sleep(_TICK)
+def wait_for_clock_tick() -> None:
+    """Wait until a new link gets a later time than all existing links. Blocks."""
+    time.sleep(_CLOCK_TICK)
 
 
-def disprove(cache: RepoCache, commit: str) -> None:
+def mark_unproved(cache: RepoCache, commit: str) -> None:
     """Give tokenizer_config.json a later time than config.json: a choice by patterns must never look like a load."""
-    with suppress(OSError):  # it does not exist, or belongs to another user, whose own order counts
+    with suppress(OSError):  # it does not exist, or is another user's, whose own order counts
         os.utime(cache.pointer(commit, TOKENIZER_CONFIG), follow_symlinks=False)
 
 
-def cached_draft(cache: RepoCache, listing: Listing, need: Need) -> Manifest:
-    """The manifest of a load, as sharp as what is in the cache allows. Blocks.
+def cached_manifest(cache: RepoCache, listing: Listing, need: Need) -> Manifest:
+    """The manifest of a load, as sharp as the cached files allow. Blocks.
 
     Raises:
         IncompatibleModelError, UnsafeFileError, ModelFileNotFoundError: as `yaie_async.core.manifest` says.
@@ -102,7 +103,7 @@ def cached_draft(cache: RepoCache, listing: Listing, need: Need) -> Manifest:
 
 
 def read(cache: RepoCache, listing: Listing, file: RepoFile) -> bytes | None:
-    """The bytes of a small file, linked or still only a verified blob; None where it is neither. Blocks."""
+    """The bytes of a small file, from the snapshot or from its verified blob; None where neither exists. Blocks."""
     assert listing.commit is not None
     blob = [cache.blob(file.etag)] if file.etag else []
     for path in (cache.pointer(listing.commit, file.path), *blob):
@@ -112,5 +113,5 @@ def read(cache: RepoCache, listing: Listing, file: RepoFile) -> bytes | None:
 
 
 def known_files(cache: RepoCache, commit: str) -> Mapping[str, RepoFile]:
-    """What the disk says of a commit's files: all, where the official client left its listing, else what is there."""
+    """The files of a commit as far as the disk knows: the official client's listing, else the snapshot's files."""
     return cache.tree(commit) or cache.files(commit)

@@ -1,4 +1,4 @@
-"""A model in a directory: what is there, and the manifest of a load from it."""
+"""A model in a directory: its files, and the manifest of a load from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def directory_manifest(path: Path, need: Need) -> Manifest:
     """The manifest of a load from a directory. Blocks.
 
     Raises:
-        IncompatibleModelError, UnsafeFileError, ModelFileNotFoundError: it holds no whole model.
+        IncompatibleModelError, UnsafeFileError, ModelFileNotFoundError: it has no complete model.
         CacheAccessError: config.json or the index can't be read.
     """
     manifest = draft(Listing(None, files_below(path)), need, model=str(path), folder=path)
@@ -27,7 +27,7 @@ def _read(path: Path) -> bytes:
 
 
 def files_below(top: Path) -> dict[str, RepoFile]:
-    """All files below a folder, by walking it. Those that are links have the name of the blob as etag."""
+    """All files below a folder, by path. The etag of a link is its target's name, which in a cache is the blob's."""
     found = {}
     for folder, _, names in os.walk(top):
         for name in names:
@@ -35,7 +35,7 @@ def files_below(top: Path) -> dict[str, RepoFile]:
             try:
                 size = full.stat().st_size
             except OSError:
-                continue  # its blob is gone: as good as not there
+                continue  # a dangling link: its blob was removed
             path = full.relative_to(top).as_posix()
             found[path] = RepoFile(path, size, os.readlink(full).rpartition("/")[2] if full.is_symlink() else None)
     return found

@@ -1,16 +1,15 @@
-"""Reads and writes at an offset, of sparse files, and what makes them last."""
+"""Reads and writes at offsets, copies of sparse files, and syncs to the disk."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 _COPY_SIZE = 1 << 20
 
-# Not everywhere: macOS has none.
-fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
+fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
@@ -21,35 +20,34 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def copy_sparse(source: int, target: int, size: int) -> Iterator[int]:
-    """Copy what is no hole in the first `size` bytes; yield after each piece how many bytes it had."""
+    """Copy the first `size` bytes without their holes; yield the size of each copied piece."""
     buffer = memoryview(bytearray(_COPY_SIZE))
-    at = 0
-    for start, stop in extents(source, size):
+    for start, stop in _extents(source, size):
         at = start
         while at < stop:
             count = os.preadv(source, [buffer[: min(_COPY_SIZE, stop - at)]], at)
             if count == 0:
-                msg = "a partial's data file is shorter than its blob"
+                msg = "The data file of a partial is shorter than its blob."
                 raise OSError(msg)
             write_all(target, buffer[:count], at)
             at += count
             yield count
 
 
-def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """The parts of the first `size` bytes that are no holes."""
+def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The parts of the first `size` bytes that are not holes."""
     stop = 0
     while stop < size:
         try:
             start = os.lseek(fd, stop, os.SEEK_DATA)
-        except OSError:  # ENXIO: a hole to the end
+        except OSError:  # ENXIO: a hole up to the end
             return
         stop = min(size, os.lseek(fd, start, os.SEEK_HOLE))
         yield start, stop
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in it last. A file system that can't is no reason to fail: its files are whole."""
+    """Make the names in a directory durable. Errors are ignored: the files are whole without this, too."""
     with suppress(OSError):
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -1,6 +1,6 @@
-"""The official client's lock file of a blob, taken without ever blocking the event loop.
+"""The official client's lock file of a blob, taken without blocking the event loop.
 
-Correctness never depends on it (some network file systems ignore it): it saves fetching twice.
+Correctness never depends on it, because some network file systems ignore it. It saves fetching a blob twice.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -29,39 +30,34 @@ async def blob_lock(
     last: Callable[[], object] = _nothing,
     interrupt: Callable[[], None] | None = None,
 ) -> AsyncIterator[Callable[[], None]]:
-    """Hold `.locks/<repo folder>/<etag>.lock` during the block. The file stays, as everyone expects.
+    """Hold `.locks/<repo folder>/<etag>.lock` during the block. The lock file itself stays, as other clients expect.
 
-    `first` runs in the thread that takes it, right after that, and `last` in the one that gives it back, right
-    before that, even where `first` failed: a hop to a thread costs more than most of what is done there. The block
-    gets a function for a thread of its own that gives the lock back early; then `last` is not called.
+    `first` runs in the thread that has taken the lock, and `last` in the thread that releases it, just before, even
+    after `first` failed: a hop to another thread costs more than most of the work that is done there. The block gets a
+    function that releases the lock early, to be called in a thread; `last` is not called then. `waiting()` is entered
+    while another process holds the lock.
 
-    While another process holds it, `waiting()` is entered.
+    **Cancellation:** the lock is released before control returns, whether it was held or waited for. `interrupt` is
+    called while `first` runs (see `run_owned`).
 
-    **Cancellation:** while waiting or holding: the lock is given back before control returns. `interrupt` is called
-    where `first` runs (see `run_owned`).
-
-    **Raises:** CacheAccessError when the lock file can't be made; what `first` and `last` raise.
+    **Raises:** CacheAccessError: the lock file can't be made. What `first` and `last` raise.
     """
     lock: BaseFileLock | None = None
 
-    def attempt() -> bool:
+    def begin() -> bool:
         nonlocal lock
         with cache_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Not thread-local: it is released in another thread than the one that took it.
+            # Not thread-local: another thread than the one that takes the lock releases it.
             lock = lock or FileLock(path, thread_local=False, mode=0o664)
             try:
-                lock.acquire(blocking=False)
+                try:
+                    lock.acquire(blocking=False)
+                except NotImplementedError:  # no flock: do as the official client does
+                    lock = SoftFileLock(path, thread_local=False)
+                    lock.acquire(blocking=False)
             except Timeout:
                 return False
-            except NotImplementedError:  # no flock here: the official client does the same
-                lock = SoftFileLock(path, thread_local=False)
-                return attempt()
-            return True
-
-    def begin() -> bool:
-        if not attempt():
-            return False
         first()
         return True
 
@@ -70,7 +66,7 @@ async def blob_lock(
             try:
                 lock.release()
             except OSError:
-                path.unlink(missing_ok=True)  # as WeakFileLock does
+                path.unlink(missing_ok=True)  # as the official client's WeakFileLock does
 
     def end() -> None:
         try:
@@ -78,11 +74,12 @@ async def blob_lock(
         finally:
             release()
 
+    attempt = partial(run_owned, begin, interrupt=interrupt, name="lock")
     try:
-        if not await run_owned(begin, interrupt=interrupt, name="lock"):
+        if not await attempt():
             with waiting():
-                while not await run_owned(begin, interrupt=interrupt, name="lock"):  # noqa: ASYNC110 - flock tells nobody
-                    await anyio.sleep(random.uniform(0.05, 0.25))  # noqa: S311 - spreads waiters, hides nothing
+                while not await attempt():  # noqa: ASYNC110 - flock has no event
+                    await anyio.sleep(random.uniform(0.05, 0.25))  # noqa: S311 - spreads the waiters, hides nothing
         yield release
     finally:
         if lock is not None and lock.is_locked:

@@ -1,4 +1,4 @@
-"""No OSError of the cache escapes raw: each names the path, and says what to do."""
+"""Translates OSErrors of the cache: no OSError escapes raw, and each error names the path and what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 @contextmanager
 def cache_errors(path: Path, *, needed: int = 0) -> Iterator[None]:
-    """Translate what the operating system says about `path`, for which `needed` bytes are still to come.
+    """Translate an OSError about `path`, where `needed` bytes still have to be written.
 
     Raises:
         DiskFullError: for ENOSPC, EDQUOT and EFBIG.
@@ -28,12 +28,10 @@ def cache_errors(path: Path, *, needed: int = 0) -> Iterator[None]:
     except LoaderError:
         raise
     except OSError as error:
-        raise access_error(error, path, needed=needed) from error
+        raise _translated(error, path, needed) from error
 
 
-def access_error(error: OSError, path: Path, *, needed: int = 0) -> LoaderError:
-    """Our error for what the operating system said about `path`."""
-    at = os.fspath(error.filename or path)
+def _translated(error: OSError, path: Path, needed: int) -> LoaderError:
     if error.errno in _FULL:
         free = free_bytes(path)
         return DiskFullError(
@@ -43,25 +41,25 @@ def access_error(error: OSError, path: Path, *, needed: int = 0) -> LoaderError:
             free=free,
             path=str(path),
         )
+    at = os.fspath(error.filename or path)
     if error.errno in _READ_ONLY:
-        return CacheAccessError(
-            f"The cache can't be written at {at}: {error.strerror}. What it has can still be loaded "
-            "(local_files_only=True). Set HF_HUB_CACHE or cache_dir to a directory of your own.",
-            path=at,
-            cause_errno=error.errno,
+        message = (
+            f"The cache can't be written at {at}: {error.strerror}. Files that are in the cache still load with "
+            "local_files_only=True. Set HF_HUB_CACHE or cache_dir to a directory that you may write to."
         )
-    return CacheAccessError(
-        f"The cache failed at {at}: {error.strerror or error}. Nothing half-written is used.",
-        path=at,
-        cause_errno=error.errno,
-    )
+    else:
+        message = (
+            f"The cache failed at {at}: {error.strerror or error}. No incomplete file is used. "
+            "Check the disk, or set HF_HUB_CACHE or cache_dir to another one."
+        )
+    return CacheAccessError(message, path=at, cause_errno=error.errno)
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes free for this user on the file system that has `path`, or will have it; 0 where unknown."""
+    """Free bytes for this user on the file system of `path`, which need not exist yet; 0 where unknown."""
     for folder in (path, *path.parents):
         try:
             return shutil.disk_usage(folder).free
         except OSError:
-            continue  # not there yet; whether it can be made is found out by making it
+            continue  # it does not exist, so its parent is asked
     return 0

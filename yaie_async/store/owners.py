@@ -1,4 +1,4 @@
-"""Whether the owner of a partial is gone, without asking any clock but the file system's own."""
+"""Whether the owner of a partial is gone. Times are compared with the file system's clock only."""
 
 from __future__ import annotations
 
@@ -10,65 +10,65 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from yaie_async.store.blockmap import Owner, data_name
+from yaie_async.store.blockmap import DATA, MapHeader, Owner, file_name
 
-# Twelve times the interval at which owners touch their maps.
+# Seconds without a touch after which an owner counts as silent: twelve times the interval of its touches.
 SILENCE = 60.0
 
 
-class Takeover(Enum):
-    """How an orphan may be taken over."""
+class ClaimMode(Enum):
+    """How an orphan may be claimed."""
 
-    IN_PLACE = "its owner can write no more"
-    BY_COPY = "its owner is silent, and may wake up and write: only what it had recorded is taken, by copy"
+    IN_PLACE = "the owner can no longer write: continue in its files"
+    BY_COPY = "the owner is silent and may still write: copy the recorded blocks into new files"
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
-    """What a claimer knows about itself and the directory.
+class Claimer:
+    """What a claim in one directory is decided by.
 
     Attributes:
-        owner: this process.
-        lock_held: it holds the blob's lock.
-        locks_work: such a lock shuts others out in this directory.
+        process: this process.
+        lock_held: whether this process holds the blob's lock.
+        locks_work: whether flock in this directory excludes a second descriptor.
         clock_ns: the mtime of a file that was touched just now.
     """
 
-    owner: Owner
+    process: Owner
     lock_held: bool
     locks_work: bool
     clock_ns: int
 
-    def is_silent(self, mtime_ns: int) -> bool:
-        return self.clock_ns - mtime_ns >= SILENCE * 1e9
-
-    def takeover(self, owner: Owner, *, released: bool, alive: bool, mtime_ns: int) -> Takeover | None:
-        """How a partial of `owner` may be taken over, or None if it may not.
+    def mode(self, header: MapHeader | None, *, alive: bool, mtime_ns: int) -> ClaimMode | None:
+        """How a partial may be claimed; None if it may not.
 
         Args:
-            released: the owner says that it writes no more.
-            alive: a process of that number runs here, if `owner` is of this boot and process namespace.
-            mtime_ns: when the map was last touched.
+            header: of its map; None for a damaged map, or a data file without a map.
+            alive: whether the owner runs here, if it is of this boot and process namespace.
+            mtime_ns: when the map (or that data file) was last touched.
         """
         if not self.lock_held:
             return None
-        if released or (self.locks_work and not alive and self._has_place_of(owner)):
-            return Takeover.IN_PLACE
-        return Takeover.BY_COPY if self.is_silent(mtime_ns) else None
+        silent = self.clock_ns - mtime_ns >= SILENCE * 1e9
+        if header is None:  # a wrong guess costs the owner a copy (`Partial.rescue`)
+            return ClaimMode.IN_PLACE if self.locks_work or silent else None
+        if header.released or (self.locks_work and not alive and self._shares_pids_with(header.owner)):
+            return ClaimMode.IN_PLACE
+        return ClaimMode.BY_COPY if silent else None
 
-    def _has_place_of(self, owner: Owner) -> bool:
-        mine, theirs = ((o.host, o.boot, o.pid_namespace) for o in (self.owner, owner))
+    def _shares_pids_with(self, owner: Owner) -> bool:
+        mine, theirs = ((o.host, o.boot, o.pid_namespace) for o in (self.process, owner))
         return bool(owner.boot) and mine == theirs
 
 
-def look_around(directory: Path, etag: str, *, lock_held: bool) -> Here:
-    """Find out about this process and `directory`, by one file that is made and removed there."""
-    # A name that `hf cache prune` and our own cleaning know, should we be killed before the unlink.
-    path = directory / data_name(etag, secrets.token_hex(4))
+def probe(directory: Path, etag: str, *, lock_held: bool) -> Claimer:
+    """Probe the directory's clock and flock with a temporary file."""
+    # Named like a partial, so that `hf cache prune` and `discard_orphans` remove it if a kill comes before the unlink.
+    path = directory / file_name(etag, secrets.token_hex(4), DATA)
     first = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         os.utime(first)
-        return Here(this_process(), lock_held, _locks_work(first, path), os.fstat(first).st_mtime_ns)
+        return Claimer(this_process(), lock_held, _locks_work(first, path), os.fstat(first).st_mtime_ns)
     finally:
         os.close(first)
         with suppress(FileNotFoundError):
@@ -76,22 +76,20 @@ def look_around(directory: Path, etag: str, *, lock_held: bool) -> Here:
 
 
 def _locks_work(first: int, path: Path) -> bool:
-    """Whether a second descriptor is refused the lock that the first one has, as filelock takes it."""
+    """Whether a second descriptor can't get the lock (of the kind that filelock takes) that the first one holds."""
     try:
         import fcntl
-    except ImportError:
-        return False
-    try:
+
         second = os.open(path, os.O_RDWR)
-    except OSError:
-        return False  # pruned meanwhile, perhaps
+    except (ImportError, OSError):  # no fcntl on Windows; the file may have been pruned meanwhile
+        return False
     try:
         fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        return False  # no locks here at all
+        return False  # the file system has no locks
     else:
         return False
     finally:
@@ -99,7 +97,7 @@ def _locks_work(first: int, path: Path) -> bool:
 
 
 def this_process() -> Owner:
-    """This process, as another one would look it up. Not remembered: a fork would inherit it."""
+    """This process as an owner. Not cached, because a forked child would inherit it."""
     boot = pid_namespace = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -108,12 +106,12 @@ def this_process() -> Owner:
 
 
 def is_alive(owner: Owner) -> bool:
-    """Whether that very process runs, if it is one of this boot and process namespace."""
+    """Whether this very process runs, provided that it is of this boot and process namespace."""
     return start_time(owner.pid) == owner.started
 
 
 def start_time(pid: int) -> int | None:
-    """When the process started, in ticks since boot; None if there is none, or only what is left of it."""
+    """Start time of a process in ticks since boot; None if it does not run (a zombie does not)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:

@@ -1,16 +1,17 @@
-"""A partial: the data file of a blob that is being fetched, and the map that lets another process go on.
+"""A partial: the data file of a blob that is being fetched, and the map that lets another process resume it.
 
-    blobs/<etag>.yaie-<8 hex>.incomplete       the data: as long as the blob from the start, sparse
+    blobs/<etag>.yaie-<8 hex>.incomplete       the data: sparse, and as long as the blob from the start
     blobs/<etag>.yaie-<8 hex>.map.incomplete   the map (blockmap.py)
 
-What is promised. After a kill -9 at any moment, every block that the map claims is in the data file: it was
-written before, and the page cache outlives the process. After a power loss pages reach the disk in any order,
-so only blocks recorded by `sync` after an `fdatasync` are believed once the boot id has changed. The names end
-in `.incomplete` so that the official tools find and clean them, and never are `<etag>.incomplete`, which old
-clients continue at its end.
+Guarantees: after `kill -9` at any moment, every block that the map records is in the data file, because it was
+written first and the page cache outlives the process. After a power loss pages may have reached the disk in any
+order, so under another boot id only blocks recorded by `sync`, after an `fdatasync`, are believed. The names end in
+`.incomplete` so that the official tools find and remove them. They are never `<etag>.incomplete`, because old clients
+append to that.
 
-All methods block. Writers on several threads may share one Partial; whoever calls `rescue`, `publish`, `keep`
-or `discard` has seen them end before, since those close the descriptors.
+All methods block. Several threads may write to one Partial. `rescue`, `publish`, `keep` and `discard` close the
+descriptors, so their caller has to wait for those threads first. `keep` and `discard` never raise; the other methods
+raise CacheAccessError, or DiskFullError where they write.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from pathlib import Path
 
 from yaie_async.store.arriving_file import ArrivingFile
 from yaie_async.store.blockmap import (
+    DATA,
     HEADER_SIZE,
+    MAP,
     SYNCED,
     WRITTEN,
     MapHeader,
-    data_name,
-    encode_blocks,
     encode_header,
-    held_bytes_of,
-    map_name,
+    file_name,
     marks,
+    recorded_bytes,
 )
 from yaie_async.store.diskio import copy_sparse, fdatasync, sync_directory, write_all
 from yaie_async.store.os_errors import cache_errors
@@ -45,193 +46,158 @@ _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
 
 class Ownership(Enum):
-    """What has become of a partial since it was last touched."""
+    """Whether a partial still is this process's."""
 
     OURS = "ours"
-    LOST = "another process has claimed it: stop writing, wait for that one, never claim back"
-    PRUNED = "its files were removed: `rescue` goes on with the bytes that the open descriptor still has"
+    LOST = "another process has claimed it: stop writing, wait for that process, never claim back"
+    PRUNED = "its files were removed: `rescue` saves the bytes, which the open descriptor still has"
 
 
 class Partial:
     """A partial that this process owns.
 
     Attributes:
-        fd: the data file, for `pwrite` and `pread`; -1 once closed.
+        path: the data file.
+        fd: its descriptor, for `pwrite` and `pread`; -1 once closed.
         etag: the blob's name.
-        size: of the blob and of the data file, in bytes.
-        arriving: told of what is recorded, if there is one.
+        size: size of the blob, and of the data file, in bytes.
+        arriving: if set, recorded blocks are reported to it.
     """
 
-    fd: int
-
     def __init__(self, map_path: Path, header: MapHeader, state: bytearray, fds: tuple[int, int]) -> None:
-        self.etag: str = header.etag
-        self.size: int = header.size
+        self.path = map_path.with_name(header.data)
         self.fd, self._map_fd = fds
+        self.etag = header.etag
+        self.size = header.size
         self.arriving: ArrivingFile | None = None
-        self._directory = map_path.parent
         self._map_path = map_path
-        self._data_path = map_path.with_name(header.data)
         self._header = header
         self._page = encode_header(header)
         self._state = state
-        self._written, self._synced = marks(header, WRITTEN), marks(header, SYNCED)
+        self._marks = marks(header)
         self._lock = threading.Lock()
 
     @classmethod
     def create(cls, directory: Path, etag: str, size: int) -> Partial:
-        """Make a new, empty partial; the directory too, if it is gone.
+        """Make a new, empty partial, and the directory if it does not exist.
 
-        The map comes first: a data file without a map is nobody's.
-
-        Raises:
-            DiskFullError, CacheAccessError.
+        The map is made first: `discard_orphans` removes a data file that has no map.
         """
         unique = secrets.token_hex(4)
-        map_path = directory / map_name(etag, unique)
-        header = MapHeader(etag, size, data_name(etag, unique), this_process())
-        state = bytearray(header.blocks)
+        map_path = directory / file_name(etag, unique, MAP)
+        header = MapHeader(etag, size, file_name(etag, unique, DATA), this_process())
         with cache_errors(directory, needed=size):
             directory.mkdir(parents=True, exist_ok=True)
-            # The kernel applies the umask or the directory's default ACL; nothing is changed afterwards.
-            map_fd = os.open(map_path, _NEW_FILE, 0o666)
-            fd = -1
+            # The kernel applies the umask or the directory's default ACL; the mode is never changed afterwards.
+            partial = cls(map_path, header, bytearray(header.blocks), (-1, os.open(map_path, _NEW_FILE, 0o666)))
             try:
-                write_all(map_fd, encode_header(header) + encode_blocks(header, state), 0)
-                fd = os.open(directory / header.data, _NEW_FILE, 0o666)
-                os.ftruncate(fd, size)
+                write_all(partial._map_fd, partial._page + partial._state, 0)
+                partial.fd = os.open(partial.path, _NEW_FILE, 0o666)
+                os.ftruncate(partial.fd, size)
             except BaseException:
-                cls(map_path, header, state, (fd, map_fd)).discard()
+                partial.discard()
                 raise
-        return cls(map_path, header, state, (fd, map_fd))
+        return partial
 
-    @property
-    def path(self) -> Path:
-        """The data file."""
-        return self._data_path
+    @classmethod
+    def copy(cls, directory: Path, etag: str, size: int, source: int, state: bytes | bytearray) -> Partial:
+        """Make a new partial with the bytes of another data file, and with the recorded blocks of `state`."""
+        partial = cls.create(directory, etag, size)
+        try:
+            with cache_errors(partial.path, needed=recorded_bytes(state, size)):
+                for _ in copy_sparse(source, partial.fd, size):
+                    partial.touch()  # copying 40 GB takes longer than the silence that makes an orphan
+            for match in re.finditer(rb"[^\0]+", state):
+                partial.record(*match.span())
+        except BaseException:
+            partial.discard()
+            raise
+        return partial
 
     @property
     def blocks(self) -> bytes:
-        """One byte a block, 0 where it is missing."""
+        """One byte per block, 0 where the block is missing."""
         return bytes(self._state)
 
     @property
-    def held(self) -> int:
-        """Bytes of the blob that are there."""
-        return held_bytes_of(self._state, self.size)
+    def recorded_bytes(self) -> int:
+        """Bytes of the blob in recorded blocks."""
+        return recorded_bytes(self._state, self.size)
 
     def record(self, first: int, stop: int) -> None:
-        """Record that blocks `first` to `stop` (not included) are wholly written: call it after the `pwrite`.
-
-        Raises:
-            DiskFullError, CacheAccessError.
-        """
-        with self._lock, cache_errors(self._map_path):
-            write_all(self._map_fd, self._written[first:stop], HEADER_SIZE + first)
-            self._state[first:stop] = bytes([WRITTEN]) * (stop - first)
+        """Record that blocks `first` to `stop` (exclusive) are written in full; call it after the `pwrite`."""
+        with cache_errors(self._map_path):
+            self._mark(first, stop, WRITTEN)
         if self.arriving is not None:
-            self.arriving.landed(first, stop)
+            self.arriving.written(first, stop)
 
     def sync(self) -> None:
-        """Put what is recorded on the disk (`fdatasync`), and record that.
+        """Put all recorded blocks on the disk with `fdatasync`, and record that.
 
-        Raises:
-            DiskFullError, CacheAccessError: by then the file system has lost data that it had accepted.
+        An error means that the file system has lost data that it had accepted.
         """
         with self._lock:
             pending = [match.span() for match in re.finditer(b"%c+" % WRITTEN, self._state)]
-        with cache_errors(self._data_path):
+        with cache_errors(self.path):
             fdatasync(self.fd)
             for first, stop in pending:
-                with self._lock:
-                    write_all(self._map_fd, self._synced[first:stop], HEADER_SIZE + first)
-                    self._state[first:stop] = bytes([SYNCED]) * (stop - first)
+                self._mark(first, stop, SYNCED)
+
+    def _mark(self, first: int, stop: int, value: int) -> None:
+        with self._lock:
+            write_all(self._map_fd, self._marks[value][first:stop], HEADER_SIZE + first)
+            self._state[first:stop] = bytes([value]) * (stop - first)
 
     def touch(self) -> Ownership:
-        """Show that the owner lives, every 5 s; say whether it still is the owner.
-
-        Raises:
-            CacheAccessError.
-        """
+        """Update the map's mtime to show that the owner lives (call it every 5 s); return whether it still owns it."""
         with cache_errors(self._map_path):
             if os.pread(self._map_fd, HEADER_SIZE, 0) != self._page:
-                return Ownership.LOST  # a claimer has written its own
+                return Ownership.LOST  # a claimer has written its header
             if 0 in (os.fstat(self._map_fd).st_nlink, os.fstat(self.fd).st_nlink):
                 return Ownership.PRUNED
-            if not self._is_in_place():
-                return Ownership.LOST  # a claimer has renamed it
-            os.utime(self._map_fd)
-            return Ownership.OURS
-
-    def _is_in_place(self) -> bool:
-        try:
-            return os.path.samestat(os.lstat(self._map_path), os.fstat(self._map_fd))
-        except FileNotFoundError:
-            return False
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.lstat(self._map_path), os.fstat(self._map_fd)):
+                    os.utime(self._map_fd)
+                    return Ownership.OURS
+            return Ownership.LOST  # a claimer has renamed the map
 
     def rescue(self) -> Partial:
-        """Copy all that was written into a new partial, and close this one. For one that is PRUNED.
-
-        If it fails this one stays as it was, to be tried again or discarded.
-
-        Raises:
-            DiskFullError, CacheAccessError.
-        """
-        fresh = Partial.create(self._directory, self.etag, self.size)
-        try:
-            fresh.copy_from(self.fd, self._state)
-        except BaseException:
-            fresh.discard()
-            raise
+        """Copy the bytes of a PRUNED partial into a new one, and close this one. After an error it is unchanged."""
+        rescued = Partial.copy(self.path.parent, self.etag, self.size, self.fd, self._state)
         self.discard()
-        return fresh
-
-    def copy_from(self, source: int, state: bytes | bytearray) -> None:
-        """Fill a new partial with the bytes of another data file, and record the blocks that `state` has.
-
-        Raises:
-            DiskFullError, CacheAccessError.
-        """
-        with cache_errors(self._data_path, needed=held_bytes_of(state, self.size)):
-            for _ in copy_sparse(source, self.fd, self.size):
-                os.utime(self._map_fd)  # copying 40 GB takes longer than the silence that makes an orphan
-        for match in re.finditer(rb"[^\0]+", state):
-            self.record(*match.span())
+        return rescued
 
     def publish(self) -> Path:
-        """Give the finished data file its blob's name, durably; return its path. The partial is gone then.
+        """Give the finished data file its blob's name, durably, and return that path. The partial is gone afterwards.
 
-        A kill at any point leaves either a partial with all its blocks or the blob (and perhaps a map without
-        data, which `discard_orphans` removes). Pruned or removed meanwhile: the bytes are copied first.
-
-        Raises:
-            DiskFullError, CacheAccessError: the partial stays.
+        A kill at any point leaves either a partial with all its blocks or the blob, perhaps with a map without data,
+        which `discard_orphans` removes. If the files were pruned meanwhile, the bytes are copied first. After an error
+        the partial stays.
         """
-        blob = self._directory / self.etag
+        blob = self.path.with_name(self.etag)
         with cache_errors(blob):
             fdatasync(self.fd)
             try:
-                os.replace(self._data_path, blob)
+                os.replace(self.path, blob)
             except FileNotFoundError:
                 return self.rescue().publish()
             with suppress(FileNotFoundError):
                 os.unlink(self._map_path)
             self._close()
-            sync_directory(self._directory)
+            sync_directory(blob.parent)
         return blob
 
     def keep(self) -> None:
-        """Close it and leave it to the next who wants it, this process or another. Never raises."""
+        """Close the partial and leave it for the next claim, by this process or another."""
         with suppress(OSError):
-            # Not into the map of a claimer. Should the write fail, it is an orphan once this process is gone.
-            if self._is_in_place() and os.pread(self._map_fd, HEADER_SIZE, 0) == self._page:
+            # Never written into a claimer's map. If the write fails, the partial is an orphan once this process ends.
+            if self.touch() is not Ownership.LOST:
                 write_all(self._map_fd, encode_header(replace(self._header, released=True)), 0)
         self._close()
 
     def discard(self) -> None:
-        """Close it and remove it, unless another process has claimed it. Never raises."""
-        with suppress(OSError):
-            remove(self._map_path, self._data_path)
+        """Close and remove the partial, unless another process has claimed it."""
+        remove(self._map_path, self.path)
         self._close()
 
     def _close(self) -> None:
@@ -241,11 +207,12 @@ class Partial:
                 os.close(fd)
 
 
-def remove(map_path: Path, data_path: Path) -> None:
-    """Remove a partial. Only who removed the map removes the data: a claimer renames the map first."""
-    try:
+def remove(map_path: Path, data_path: Path | None) -> None:
+    """Remove the files of a partial; what can't be removed stays. Never raises.
+
+    The data file goes only if the map could be removed: a claimer renames the map first.
+    """
+    with suppress(OSError):
         os.unlink(map_path)
-    except FileNotFoundError:
-        return
-    with suppress(FileNotFoundError):
-        os.unlink(data_path)
+        if data_path is not None:
+            os.unlink(data_path)
