@@ -1,58 +1,64 @@
-"""Every error this package raises.
+"""Every error of this package.
 
 LoaderError
 ├── InvalidArgumentError      a bad repo id, dtype, keyword or combination; also HFValidationError (ValueError)
-├── TokenMissingError         token=True and none is stored; also LocalTokenNotFoundError (OSError)
+├── TokenMissingError         token=True and no token is stored; also LocalTokenNotFoundError (OSError)
 ├── ModelNotFoundError        no such model or directory; also RepositoryNotFoundError
 ├── RevisionNotFoundError     no such branch, tag or commit; also the official RevisionNotFoundError
 ├── GatedModelError           the model needs a licence accepted or a token; also GatedRepoError
-├── ModelFileNotFoundError    a listed file is not there; also RemoteEntryNotFoundError
+├── ModelFileNotFoundError    a listed file does not exist; also RemoteEntryNotFoundError
 ├── OfflineError              not cached and no network allowed; also OfflineModeIsEnabled, LocalEntryNotFoundError
 ├── HubUnavailableError       attempts used up; also HfHubHTTPError, LocalEntryNotFoundError
 │   └── StalledError          no byte arrived in time; also TimeoutError
-├── IntegrityError            bytes do not have the digest or length that was promised; also OSError
+├── IntegrityError            wrong digest or length; also OSError
 ├── DiskFullError             also OSError with errno ENOSPC
 ├── CacheAccessError          the cache can't be read or written; also OSError
 ├── IncompatibleModelError    not a causal language model, or not loadable; also ValueError
 ├── OutOfMemoryError          also MemoryError
 ├── TokenizerError            the tokenizer can't be built; also ValueError
-├── UnsafeFileError           path traversal, pickle or code that was not consented to; also ValueError
+├── UnsafeFileError           path traversal, or a pickle or code without consent; also ValueError
 ├── ClosedHubError            a Hub used outside its block, loop or process; also RuntimeError
-├── WarmupError               a model of a warm-up was not ready: its deadline, or the server's end
-└── PrefetchError             several models failed: an ExceptionGroup with what succeeded
+├── WarmupError               a model of a warm-up was not ready by its deadline, or before the server ended
+└── PrefetchError             several models failed: an ExceptionGroup, with the snapshots that succeeded
 
-Where huggingface_hub has a class for it, ours inherits from that too, so that handlers which people
-already have keep working. The official classes come from `huggingface_hub.errors`, which imports an
-HTTP stack: this module is imported off the event loop.
+An error also inherits from huggingface_hub's class for the same case, if there is one, so that existing handlers keep
+working. Those classes come from `huggingface_hub.errors`, which imports an HTTP stack: import this module off the
+event loop.
 
-Every error names the model and the file it is about (where there is one), says what to do, survives
-pickling and `copy.copy`, and chains its cause.
+Every error names the model, and the file if it is about one, says what to do, survives pickling and `copy.copy`, and
+chains its cause.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import httpx2
 from huggingface_hub import errors as official
 
 
+@dataclass(eq=False, repr=False)  # Exception's own are kept
 class LoaderError(Exception):
     """Base of every error of this package.
 
     Attributes:
-        model: the repo id or directory it is about, or None.
-        file: the file inside the model that it is about, or None.
+        model: the repo id or directory that it is about, or None.
+        file: the file of the model that it is about, or None.
     """
 
-    def __init__(self, message: str, *, model: str | None = None, file: str | None = None) -> None:
-        # The official bases want other arguments, and OSError would parse ours as (errno, text).
-        Exception.__init__(self, message)
-        self.model = model
-        self.file = file
+    text: InitVar[str]
+    _: KW_ONLY
+    model: str | None = None
+    file: str | None = None
+
+    def __post_init__(self, text: str) -> None:
+        # The other bases' __init__ is never called: the official classes want other arguments, and OSError would
+        # parse two arguments as (errno, text).
+        Exception.__init__(self, text)
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -61,49 +67,43 @@ class LoaderError(Exception):
         return _rebuild, (type(self), str(self), dict(self.__dict__))
 
 
-def _rebuild(cls: type[LoaderError], message: str, attributes: dict[str, Any]) -> LoaderError:
-    error = cls.__new__(cls)
-    Exception.__init__(error, message)
+def _rebuild(cls: type[LoaderError], text: str, attributes: dict[str, Any]) -> LoaderError:
+    error = cls.__new__(cls, text, **attributes)
+    Exception.__init__(error, text)
     error.__dict__.update(attributes)
     return error
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class _ResponseError(LoaderError):
-    """An error that an HTTP answer stands behind: carries what HfHubHTTPError carries.
+    """An error with an HTTP response behind it; it has the attributes of HfHubHTTPError.
 
     Attributes:
-        status: the HTTP status, or None where no answer came.
-        url: the URL that was asked, without its query (signed URLs are secrets), or None.
-        response: an `httpx2.Response` without a body, as handlers of the official errors expect.
+        status: the HTTP status, or None without a response.
+        url: the requested URL without its query (signed URLs are secrets), or None.
+        headers: the response's `x-` and `retry-after` headers.
+        server_message: the Hub's own message, or None.
         request_id: the Hub's id of the request, for support, or None.
-        server_message: what the Hub said, or None.
+        response: an `httpx2.Response` without a body.
     """
 
-    _status_without_answer = 404
+    status: int | None = None
+    url: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    server_message: str | None = None
+    request_id: str | None = field(init=False)
+    response: httpx2.Response = field(init=False)
+    _default_status: ClassVar[int] = 404
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        model: str | None = None,
-        file: str | None = None,
-        status: int | None = None,
-        url: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        server_message: str | None = None,
-    ) -> None:
-        super().__init__(message, model=model, file=file)
-        self.status = status
-        self.url = url
-        self.server_message = server_message
-        kept = {k: v for k, v in (headers or {}).items() if k.lower().startswith("x-") or k.lower() == "retry-after"}
-        request = httpx2.Request("GET", url or "http://unknown.invalid/")
-        # Handlers of the official errors read `error.response.status_code`: there is always one.
-        self.response: httpx2.Response = httpx2.Response(
-            status or self._status_without_answer, headers=kept, request=request
-        )
+    def __post_init__(self, text: str) -> None:
+        super().__post_init__(text)
+        kept = {k: v for k, v in self.headers.items() if k.lower().startswith("x-") or k.lower() == "retry-after"}
+        request = httpx2.Request("GET", self.url or "http://unknown.invalid/")
+        # Handlers of the official errors read `error.response.status_code`, so there always is a response.
+        self.response = httpx2.Response(self.status or self._default_status, headers=kept, request=request)
+        self.headers = kept
         self._request: httpx2.Request | None = request
-        self.request_id: str | None = self.response.headers.get("x-request-id")
+        self.request_id = self.response.headers.get("x-request-id")
 
 
 class InvalidArgumentError(LoaderError, official.HFValidationError):
@@ -111,161 +111,130 @@ class InvalidArgumentError(LoaderError, official.HFValidationError):
 
 
 class TokenMissingError(LoaderError, official.LocalTokenNotFoundError):
-    """Raised when `token=True` asks for the stored token and there is none."""
+    """Raised when `token=True` asks for the stored token and no token is stored."""
 
 
 class ModelNotFoundError(_ResponseError, official.RepositoryNotFoundError):
     """Raised when neither a directory nor a visible Hub model has this name."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class RevisionNotFoundError(_ResponseError, official.RevisionNotFoundError):
     """Raised when the model exists and the revision does not.
 
     Attributes:
-        revision: the branch, tag or commit that was asked for.
+        revision: the requested branch, tag or commit.
     """
 
-    def __init__(self, message: str, *, revision: str, **context: Any) -> None:
-        super().__init__(message, **context)
-        self.revision = revision
+    revision: str
 
 
 class GatedModelError(_ResponseError, official.GatedRepoError):
-    """Raised when the model is gated and the token (or its absence) does not open it."""
+    """Raised when the model is gated and the token, or its absence, gives no access."""
 
 
 class ModelFileNotFoundError(_ResponseError, official.RemoteEntryNotFoundError):
-    """Raised when a file that the model lists is not served."""
+    """Raised when a file that the model lists does not exist."""
 
 
 class OfflineError(LoaderError, official.OfflineModeIsEnabled, official.LocalEntryNotFoundError):
     """Raised when something is not cached and the network may not be used."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class HubUnavailableError(_ResponseError, official.HfHubHTTPError, official.LocalEntryNotFoundError):
-    """Raised when the Hub (or its CDN) could not be reached or kept failing.
+    """Raised when the Hub or its CDN could not be reached or kept failing.
 
     Attributes:
-        attempts: how many requests were made.
-        status: the last HTTP status, or None where no answer came.
+        attempts: the number of requests made.
+        status: the last HTTP status, or None without a response.
     """
 
-    _status_without_answer = 503
-
-    def __init__(self, message: str, *, attempts: int = 1, **context: Any) -> None:
-        super().__init__(message, **context)
-        self.attempts = attempts
+    attempts: int = 1
+    _default_status: ClassVar[int] = 503
 
 
 class StalledError(HubUnavailableError, TimeoutError):
-    """Raised when a connection stayed open and no byte came for HF_HUB_DOWNLOAD_TIMEOUT seconds, repeatedly."""
+    """Raised when open connections repeatedly received no byte for HF_HUB_DOWNLOAD_TIMEOUT seconds."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class IntegrityError(LoaderError, OSError):
-    """Raised when bytes do not have the digest (or the length) that the Hub promised.
+    """Raised when bytes do not have the digest or the length that the Hub promised.
 
     Attributes:
         expected: the promised digest (hex) or length in bytes.
-        found: the digest (hex) or length in bytes of what arrived.
+        found: the actual digest (hex) or length in bytes.
     """
 
-    def __init__(
-        self, message: str, *, expected: str | int, found: str | int, model: str | None = None, file: str | None = None
-    ) -> None:
-        super().__init__(message, model=model, file=file)
-        self.expected = expected
-        self.found = found
+    expected: str | int
+    found: str | int
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class DiskFullError(LoaderError, OSError):
-    """Raised before the first body when the plan does not fit, or when the disk fills up meanwhile.
+    """Raised before the first body when the plan does not fit, or later when the disk fills up.
 
     Attributes:
         needed: bytes that still have to be written.
-        free: bytes that are free on that file system.
+        free: free bytes on that file system.
         path: the directory that is full.
         errno: `errno.ENOSPC`.
     """
 
-    def __init__(
-        self, message: str, *, needed: int, free: int, path: str, model: str | None = None, file: str | None = None
-    ) -> None:
-        super().__init__(message, model=model, file=file)
-        self.needed = needed
-        self.free = free
-        self.path = path
+    needed: int
+    free: int
+    path: str
 
     @property
     def errno(self) -> int:  # type: ignore[override]
         return errno.ENOSPC
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class CacheAccessError(LoaderError, OSError):
     """Raised when a file of the cache can't be read or written (read-only, permissions, I/O error).
 
     Attributes:
         path: the file or directory.
-        cause_errno: the operating system's error number, or None.
+        cause_errno: the operating system's error number, or None; also as `errno`.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        path: str,
-        cause_errno: int | None = None,
-        model: str | None = None,
-        file: str | None = None,
-    ) -> None:
-        super().__init__(message, model=model, file=file)
-        self.path = path
-        self.cause_errno = cause_errno
+    path: str
+    cause_errno: int | None = None
 
     @property
     def errno(self) -> int | None:  # type: ignore[override]
         return self.cause_errno
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class IncompatibleModelError(LoaderError, ValueError):
     """Raised when the checkpoint is not a causal language model, or is damaged.
 
     Attributes:
-        architecture: the architecture that its config names, or None.
+        architecture: the architecture named in its config, or None.
     """
 
-    def __init__(
-        self, message: str, *, architecture: str | None = None, model: str | None = None, file: str | None = None
-    ) -> None:
-        super().__init__(message, model=model, file=file)
-        self.architecture = architecture
+    architecture: str | None = None
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class OutOfMemoryError(LoaderError, MemoryError):
-    """Raised when the model does not fit.
+    """Raised when the model does not fit into memory.
 
     Attributes:
-        needed: bytes that the model's weights need, or None where unknown.
+        needed: bytes of the model's weights, or None where unknown.
         free: bytes that were free when it failed, or None where unknown.
         device: "cpu", "cuda:0", ...
     """
 
-    def __new__(cls, *_args: object, **_kwargs: object) -> Self:
-        return Exception.__new__(cls)  # MemoryError's own refuses subclasses that have two bases
+    needed: int | None
+    free: int | None
+    device: str
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        needed: int | None,
-        free: int | None,
-        device: str,
-        model: str | None = None,
-        file: str | None = None,
-    ) -> None:
-        super().__init__(message, model=model, file=file)
-        self.needed = needed
-        self.free = free
-        self.device = device
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self:
+        return Exception.__new__(cls)  # MemoryError's own refuses subclasses with two bases
 
 
 class TokenizerError(LoaderError, ValueError):
@@ -273,7 +242,7 @@ class TokenizerError(LoaderError, ValueError):
 
 
 class UnsafeFileError(LoaderError, ValueError):
-    """Raised for a file that could harm: a path that leaves its folder, a pickle, code without consent."""
+    """Raised for a file that could do harm: a path that leaves its folder, or a pickle or code without consent."""
 
 
 class ClosedHubError(LoaderError, RuntimeError):
@@ -281,35 +250,25 @@ class ClosedHubError(LoaderError, RuntimeError):
 
 
 class WarmupError(LoaderError):
-    """Raised when a model of a warm-up is not there: the deadline passed, or the server was told to stop."""
+    """Raised when a model of a warm-up was not ready by its deadline, or before the server ended."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class PrefetchError(LoaderError, ExceptionGroup[LoaderError]):
-    """Raised by `Hub.prefetch` at the end, when one model or several could not be fetched.
+    """Raised at the end of `Hub.prefetch` when one or several models could not be fetched.
 
     Attributes:
         failures: model -> its error.
-        snapshots: model -> Path of each snapshot that is complete.
-        exceptions: the errors again, as an exception group has them.
+        snapshots: model -> path of its complete snapshot.
+        exceptions: the errors again, as in every exception group.
     """
 
-    def __new__(cls, message: str, *, failures: Mapping[str, LoaderError], **_: object) -> Self:
-        return ExceptionGroup.__new__(cls, message, list(failures.values()))
+    failures: dict[str, LoaderError]
+    snapshots: dict[str, Path] = field(default_factory=dict)
 
-    def __init__(
-        self, message: str, *, failures: Mapping[str, LoaderError], snapshots: Mapping[str, Path] | None = None
-    ) -> None:
-        LoaderError.__init__(self, message)
-        self.failures: dict[str, LoaderError] = dict(failures)
-        self.snapshots: dict[str, Path] = dict(snapshots or {})
+    def __new__(cls, text: str, *, failures: dict[str, LoaderError], **_: object) -> Self:
+        return ExceptionGroup.__new__(cls, text, list(failures.values()))
 
     def derive(self, excs: Sequence[LoaderError]) -> PrefetchError:  # type: ignore[override]
         kept = {model: error for model, error in self.failures.items() if error in excs}
         return PrefetchError(str(self), failures=kept, snapshots=self.snapshots)
-
-    def __reduce_ex__(self, _protocol: object) -> tuple[Any, ...]:
-        return _rebuild_group, (str(self), self.failures, self.snapshots)
-
-
-def _rebuild_group(message: str, failures: dict[str, LoaderError], snapshots: dict[str, Path]) -> PrefetchError:
-    return PrefetchError(message, failures=failures, snapshots=snapshots)

@@ -175,5 +175,5 @@ def gave_up(error: GaveUpError, asked: Asked) -> LoaderError:
         file=asked.file,
         status=last.status,
         # For whoever tries again later on.
-        headers={"retry-after": str(math.ceil(last.wait))} if last.wait is not None else None,
+        headers={"retry-after": str(math.ceil(last.wait))} if last.wait is not None else {},
     )
