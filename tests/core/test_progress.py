@@ -258,16 +258,16 @@ def test_waiting_is_the_stage_where_nothing_else_is_done() -> None:
     meter = Meter("m", clock)
     meter.stage("downloading")
     meter.expect(total=1000, files=2)
-    with meter.waiting():
-        with meter.working():
+    with meter.blob_stage("waiting"):
+        with meter.blob_stage("downloading"):
             meter.add(400)
             assert meter.snapshot().stage == "downloading"
         clock.now += 1
         event = meter.snapshot()
         assert (event.stage, event.bytes_per_second, event.seconds_left) == ("waiting", 0.0, None)
-        with meter.hashing():  # the other process is done, and what it wrote is not believed
+        with meter.blob_stage("verifying"):  # the other process is done, and what it wrote is not believed
             assert meter.snapshot().stage == "verifying"
-            with meter.working():
+            with meter.blob_stage("downloading"):
                 assert meter.snapshot().stage == "downloading"
         assert meter.snapshot().stage == "waiting"
         meter.stage("building")

@@ -1,4 +1,4 @@
-"""What a load tells while it runs: frozen events, and the meter that counts towards them."""
+"""Progress of a load: the frozen events that users get, and the meter that they are made from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -17,12 +17,14 @@ import anyio
 from yaie_async.core.tasks import task_group
 
 Stage = Literal["resolving", "downloading", "waiting", "verifying", "building", "ready"]
+BlobStage = Literal["downloading", "verifying", "waiting"]
 OnProgress = Callable[["Progress"], object]
 
-# Ten events a second are as many as a person or a log can use; the rate is an average over a few seconds
-# because a range ends only every second or so on a slow link.
-INTERVAL = 0.1
-RATE_WINDOW = 5.0
+INTERVAL = 0.1  # seconds: more than ten events a second are of no use to a person or a log
+RATE_WINDOW = 5.0  # seconds: on a slow link a range ends only every second or so
+
+# The stage of a download is the first of these that one of its blobs is in.
+_BLOB_STAGES: tuple[BlobStage, ...] = ("downloading", "verifying", "waiting")
 
 logger: logging.Logger = logging.getLogger("yaie_async")
 
@@ -32,15 +34,15 @@ class Progress:
     """One event of a load.
 
     Attributes:
-        model: the repo id or directory, as it was asked for.
-        stage: "resolving", "downloading", "waiting" (all that is missing is being fetched by another process),
-            "verifying", "building" or "ready".
-        bytes_done: bytes of this load's files that are on disk, cached ones included.
+        model: the repo id or directory as the caller gave it.
+        stage: "resolving", "downloading", "waiting" (another process fetches all missing files), "verifying",
+            "building" or "ready".
+        bytes_done: bytes of this load's files on disk, cached files included.
         bytes_total: bytes of this load's files; 0 until the listing is known.
-        bytes_per_second: average over the last five seconds of download, 0.0 where nothing arrives.
-        seconds_left: of the download, or None while it can't be told.
-        files_done: files that are complete.
-        files_total: files of this load; 0 until the listing is known.
+        bytes_per_second: average of the last five seconds of the download; 0.0 while no bytes arrive.
+        seconds_left: estimate for the download; None while unknown.
+        files_done: number of complete files.
+        files_total: number of files of this load; 0 until the listing is known.
     """
 
     model: str
@@ -54,14 +56,14 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Share of the bytes that is on disk, 0.0 to 1.0; 1.0 once ready."""
+        """Share of the bytes on disk, 0.0 to 1.0; 1.0 once ready."""
         if self.stage == "ready":
             return 1.0
         return self.bytes_done / self.bytes_total if self.bytes_total else 0.0
 
 
 class Meter:
-    """Counts one load. `add` may be called from the threads that write bytes, all else on the loop's thread."""
+    """Counts the bytes and files of one load. Only `add` and `blob_stage` may be called from any thread."""
 
     def __init__(self, model: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.model = model
@@ -72,24 +74,24 @@ class Meter:
         self._total = 0
         self._files_done = 0
         self._files_total = 0
-        # (when, bytes) of the last seconds; one entry for all of an interval, since the loop's thread adds them up.
+        # (time, bytes) of the last seconds. One entry per interval, because the loop's thread adds them up.
         self._fetched: deque[tuple[float, int]] = deque()
-        self._at_work = self._waiting = self._hashing = 0  # blobs
+        self._blobs: Counter[BlobStage] = Counter()
 
     def stage(self, stage: Stage) -> None:
         self._stage = stage
 
     def expect(self, *, total: int, files: int) -> None:
-        """State the size of the whole load: `total` bytes in `files` files."""
+        """Set the size of the whole load: `total` bytes in `files` files."""
         self._total, self._files_total = total, files
 
     def held(self, size: int) -> None:
-        """Count `size` bytes that were on disk already: progress, but no rate. Negative to take bytes back."""
+        """Count `size` bytes that are on disk already, which does not affect the rate. Negative to take bytes back."""
         with self._lock:
             self._done += size
 
     def cached(self, size: int) -> None:
-        """Count a whole file of `size` bytes that was there already."""
+        """Count a complete file of `size` bytes that is on disk already."""
         self.held(size)
         self._files_done += 1
 
@@ -108,48 +110,29 @@ class Meter:
         self._files_done += 1
 
     @contextmanager
-    def working(self) -> Iterator[None]:
-        """A blob is being fetched, or looked at, during the block."""
-        self._at_work += 1
-        try:
-            yield
-        finally:
-            self._at_work -= 1
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """A blob is another process's during the block. Where nothing else is done that is the stage."""
-        self._waiting += 1
-        try:
-            yield
-        finally:
-            self._waiting -= 1
-
-    @contextmanager
-    def hashing(self) -> Iterator[None]:
-        """A blob that lies there, whoever wrote it, is verified during the block. May be entered in any thread."""
+    def blob_stage(self, stage: BlobStage) -> Iterator[None]:
+        """Count a blob as being in this stage during the block ("waiting": another process fetches it)."""
         with self._lock:
-            self._hashing += 1
+            self._blobs[stage] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._hashing -= 1
+                self._blobs[stage] -= 1
 
     def snapshot(self) -> Progress:
-        """The event of this moment."""
+        """The current event."""
         now = self._clock()
-        stage = self._stage
-        if stage == "downloading" and not self._at_work and (self._hashing or self._waiting):
-            stage = "verifying" if self._hashing else "waiting"
-        rate = 0.0
+        stage, rate = self._stage, 0.0
+        if stage == "downloading":
+            stage = next((of_blob for of_blob in _BLOB_STAGES if self._blobs[of_blob]), stage)
         with self._lock:
             while self._fetched and now - self._fetched[0][0] > RATE_WINDOW:
                 self._fetched.popleft()
             if stage == "downloading" and self._fetched:
                 rate = sum(size for _, size in self._fetched) / max(now - self._fetched[0][0], INTERVAL)
         left = max(0, self._total - self._done)
-        # The digests follow the bytes: once all of those are there, what is waited for is the rest of the digests.
+        # Digests are computed behind the download: once all bytes are on disk, only digests are left.
         verifying = stage == "downloading" and 0 < self._total <= self._done
         return Progress(
             model=self.model,
@@ -165,11 +148,13 @@ class Meter:
 
 @asynccontextmanager
 async def reporting(meter: Meter, on_progress: OnProgress) -> AsyncIterator[None]:
-    """Call `on_progress` on the loop's thread while the block runs: first and last event always, else on change.
+    """Call `on_progress` on the loop's thread during the block: at its start and end, and on changes in between.
 
-    An exception in the callback is logged, once, and the load goes on without further events.
+    An exception in the callback is logged once. The load then goes on without further events.
 
-    **Cancellation:** the last event is sent then too; it tells the stage in which the load ended.
+    **Cancellation:** the last event is sent as well, with the stage that the load had reached.
+
+    **Raises:** what the block raises.
     """
     last: Progress | None = None
     broken = False
@@ -185,7 +170,7 @@ async def reporting(meter: Meter, on_progress: OnProgress) -> AsyncIterator[None
         except Exception:
             broken = True
             facts = {"model": meter.model, "stage": event.stage}
-            logger.exception("on_progress failed for %s; the load goes on without it", meter.model, extra=facts)
+            logger.exception("on_progress failed for %s. The load goes on without events.", meter.model, extra=facts)
 
     async def tick() -> None:
         while True:

@@ -102,10 +102,14 @@ class _Fetch:
         stop = Stop()
         begin = partial(self._begin, stop)
         lock = blob_lock(
-            self._cache.lock(self._etag), self._meter.waiting, first=begin, last=self._keep, interrupt=stop.set
+            self._cache.lock(self._etag),
+            partial(self._meter.blob_stage, "waiting"),
+            first=begin,
+            last=self._keep,
+            interrupt=stop.set,
         )
         async with lock as self._give_lock_back:
-            with self._meter.working():
+            with self._meter.blob_stage("downloading"):
                 return await self._under_lock()
 
     async def _under_lock(self) -> bool:
@@ -147,7 +151,7 @@ class _Fetch:
                     return False
                 if not self._session.verify:
                     return True
-                with self._meter.hashing():
+                with self._meter.blob_stage("verifying"):
                     return digest_of(blob, self._etag, stop.is_set) == self._etag
             except FileNotFoundError:
                 # Without symlinks another process may just have moved it to where it is linked.
