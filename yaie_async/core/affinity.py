@@ -1,15 +1,17 @@
-"""One core is left to the event loop while another thread imports, or builds out of what lands.
+"""Keep one CPU core free for the event loop while another thread imports or builds from a running download.
 
-A late beat of the loop beside an import and a download mostly had no GIL to wait for, but a core: the importing thread
-and those that read bodies are on every core in turn, and a kernel without full preemption takes no core from a thread
-inside a system call. With all of them kept off one core, the 99th percentile of a heartbeat during the imports fell
-from 7 to 3 ms on two cores. Over 1 Gbit/s nothing took longer; over 2 and 10, where readers want most of a core, the
-imports beside them did, by a fifth, and the model was ready 0-5 % later. Keeping only the importing thread off the
-core, or only the readers, changed nothing, nor did shorter slices for the loop's thread, longer ones or SCHED_BATCH for
-the others. In a build of what lands over 1 Gbit/s, where nothing is cast, the percentile fell from 3.7 to 2.4 ms.
+Beside an import and a download, a late heartbeat of the loop mostly waited for a core, not for the GIL. The importing
+thread and the threads that read bodies use all cores in turn, and a kernel without full preemption takes no core from
+a thread inside a system call. With these threads kept off one core, the 99th percentile of a heartbeat during the
+imports fell from 7 to 3 ms on two cores. Over 1 Gbit/s nothing took longer. Over 2 and 10 Gbit/s, where the readers
+need most of a core, the imports took a fifth longer, and the model was ready 0-5 % later. To keep only the importing
+thread or only the readers off the core changed nothing; nor did shorter time slices for the loop's thread, or longer
+ones or SCHED_BATCH for the others. During a build from a download over 1 Gbit/s, where nothing is cast, the percentile
+fell from 3.7 to 2.4 ms.
 
-A lower priority for those threads (nice, SCHED_IDLE) does the same on an idle machine. On one that is busy, the loop
-waits for the GIL while the thread that has it waits for a core behind everybody else: a load of 5 s took 32.
+A lower priority of these threads (nice, SCHED_IDLE) has the same effect on an idle machine. On a busy machine the loop
+then waits for the GIL while the thread that holds it waits for a core behind all other processes: a load of 5 s took
+32 s.
 """
 
 from __future__ import annotations
@@ -21,36 +23,34 @@ from contextlib import contextmanager, suppress
 
 
 class Cores:
-    """Which cores some threads of this process run on. The others, the loop's own among them, are never touched."""
+    """The cores that some threads of this process may run on. Other threads, such as the loop's, are not changed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cores_before: dict[int, set[int]] = {}  # by thread; empty for one that may use all it ever could
+        self._cores_before: dict[int, set[int]] = {}  # by thread id; empty for a thread that is not confined now
         self._users = 0
 
     @contextmanager
     def giving_way(self) -> Iterator[None]:
-        """Around work of the calling thread: it leaves a core free for as long as anybody wants that."""
+        """During the block, keep the calling thread off one core whenever `one_left_free` asks for that."""
         thread = threading.get_native_id()
         with self._lock:
-            gives_way = thread in self._cores_before
-            if not gives_way:
+            nested = thread in self._cores_before
+            if not nested:
                 self._cores_before[thread] = set()
                 if self._users:
                     self._confine(thread)
-        if gives_way:  # and will after this work
-            yield
-            return
         try:
             yield
         finally:
-            with self._lock:  # so that no number is used that may be another thread's by now
-                self._release(thread)
-                del self._cores_before[thread]
+            if not nested:
+                with self._lock:  # no other thread uses this id afterwards, when it may be a new thread's
+                    self._release(thread)
+                    del self._cores_before[thread]
 
     @contextmanager
     def one_left_free(self) -> Iterator[None]:
-        """Have the calling thread and all that give way off one core, of those that each was given."""
+        """Keep the calling thread, and all that are giving way, off one of their cores during the block."""
         with self._lock:
             self._users += 1
             if self._users == 1:
@@ -68,7 +68,7 @@ class Cores:
 
     @contextmanager
     def all_seen(self) -> Iterator[None]:
-        """Let the calling thread use all its cores for a moment: who counts them now does so for good."""
+        """Let the calling thread use all its cores during the block, for a library that counts them only once."""
         thread = threading.get_native_id()
         with self._lock:
             released = self._release(thread)
@@ -80,11 +80,10 @@ class Cores:
                     self._confine(thread)
 
     def _confine(self, thread: int) -> None:
-        # A platform may lack the call, a sandbox may refuse it, and then all is as it was.
+        # Where the platform has no affinity, or a sandbox refuses the call, the thread keeps its cores.
         with suppress(AttributeError, OSError):
             cores = os.sched_getaffinity(thread)
-            # Processes that load at the same time each leave another one.
-            free = sorted(cores)[os.getpid() % len(cores)]
+            free = sorted(cores)[os.getpid() % len(cores)]  # another core for each of several loading processes
             if len(cores) > 1:
                 os.sched_setaffinity(thread, cores - {free})
                 self._cores_before[thread] = cores

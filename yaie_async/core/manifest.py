@@ -1,4 +1,4 @@
-"""What a load wants of a repository, decided once: a frozen manifest, which every later step reads.
+"""Which files of a repository a load needs, decided once: a frozen manifest that every later step reads.
 
 It is drafted from the listing, by the usual names of files, and sharpened once config.json and the shard index can be
 read. Pure: nothing here opens a file.
@@ -23,7 +23,7 @@ _SMALL = re.compile(
 )
 _CODE = re.compile(r".+\.py")
 _INDEX = re.compile(r".+\.index(\..+)?\.json")
-# Weights and pickles of any kind. None of them is a small file, whatever its name (`tokenizer.pkl`, `vocab.bin`).
+# Weights and pickles of any kind. They never count as small files, whatever their name (`tokenizer.pkl`).
 _HEAVY = re.compile(r".+\.(safetensors|bin|pt|pth|pkl|pickle|ckpt|h5|msgpack|onnx|onnx_data|tflite|gguf|ot|mlmodel)")
 # What `transformers_weights` in config.json may name.
 _EXPLICIT = (".safetensors", ".safetensors.index.json")
@@ -64,10 +64,10 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class WeightRules:
-    """What the caller's arguments say about weights.
+    """The caller's arguments about weights.
 
     Attributes:
-        variant: the `variant=` of `from_pretrained`, never picked unasked.
+        variant: the `variant=` of `from_pretrained`, used only on request.
         safetensors: False where `use_safetensors=False` asks for pickles.
         pickle: False where pickles are refused.
     """
@@ -131,7 +131,7 @@ class Manifest:
 
     @property
     def last(self) -> str:
-        """The file that is linked after all others, so that a kill in between never leaves what looks whole.
+        """The file that is linked after all others, so that an incomplete snapshot never looks complete after a kill.
 
         See `yaie_async.store.completeness`: for a load it is config.json; for a choice by patterns, which must never
         look like a finished load, tokenizer_config.json.
@@ -201,7 +201,7 @@ class Manifest:
 
 
 def draft(listing: Listing, need: Need, *, model: str, folder: Path) -> Manifest:
-    """The manifest of a load as far as the names of the files tell.
+    """The manifest of a load as far as the file names decide it.
 
     Raises:
         IncompatibleModelError: no config.json exists, or no file that could be a weight file of a readable kind.
@@ -261,7 +261,7 @@ def _weight_set(
     if not isinstance(explicit, str) or not explicit.endswith(_EXPLICIT):
         raise IncompatibleModelError(
             f"config.json of {model} names the weights {explicit!r} (transformers_weights), which is neither a "
-            "safetensors file nor a safetensors index. Tell the model's authors; another revision may be whole.",
+            "safetensors file nor a safetensors index. Report this to its authors; another revision may be whole.",
             model=model,
             file=CONFIG,
         )

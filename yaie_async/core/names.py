@@ -1,4 +1,4 @@
-"""Names that a server or a caller chooses: paths, etags, commits. One place decides which are safe to use on disk."""
+"""Checks of names that a server or a caller chooses (paths, etags, commits) before they are used on the disk."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_path(path: str, *, model: str, listed_in: str = "its listing") -> None
 
 
 def check_etag(etag: str, *, model: str, file: str) -> None:
-    """Refuse an etag that is not a plain file name: it becomes one.
+    """Refuse an etag that is not a plain file name, because it names a blob.
 
     Raises:
         UnsafeFileError: for anything but a non-empty name without separators.
@@ -44,14 +44,14 @@ def check_etag(etag: str, *, model: str, file: str) -> None:
     if not plain or not _encodes(etag):
         raise UnsafeFileError(
             f"The server names {file} of {model} by the etag {etag!r}, which is not a plain name. "
-            "Nothing was written. Check HF_ENDPOINT: this is not how a Hub answers.",
+            "Nothing was written. Check HF_ENDPOINT: a Hub does not send such etags.",
             model=model,
             file=file,
         )
 
 
 def _encodes(name: str) -> bool:
-    """Whether a name from JSON can be a name on disk. JSON allows a lone surrogate, which no encoding has."""
+    """Whether a name from JSON can be encoded. JSON allows lone surrogates, which no encoding of file names has."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""What a load would do, as users see it before it does anything."""
+"""The plan of a load, shown to users before the load begins."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a load would do, told without doing it.
+    """The files and bytes of a load that has not begun.
 
     Attributes:
         model: repo id or directory.
-        revision: what was asked for ("main" where nothing was); None for a directory.
-        commit: 40 hex digits it stands for, None for a directory.
-        files: what the load needs.
-        free_disk: bytes free where the cache is.
-        memory: estimated bytes of the built model, in the dtype asked for.
+        revision: as given by the caller, "main" by default; None for a directory.
+        commit: the commit (40 hex digits) of the revision; None for a directory.
+        files: the files that the load needs.
+        free_disk: free bytes on the disk of the cache.
+        memory: estimated bytes of the built model in the requested dtype.
     """
 
     model: str
@@ -44,5 +44,5 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the disk has room for what is to be fetched."""
+        """Whether the disk has room for the bytes to fetch."""
         return self.bytes_to_fetch <= self.free_disk

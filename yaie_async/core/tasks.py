@@ -1,4 +1,4 @@
-"""Tasks that share one result, and task groups that raise one error."""
+"""Task groups that raise a single error, and calls that share one result."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def task_group() -> AsyncIterator[anyio.abc.TaskGroup]:
-    """A task group that raises its first error bare, never in an exception group of its own.
+    """A task group that raises its first error itself, not in an exception group, so that `except LoaderError` works.
 
-    Only the groups that task groups make are opened (by exact type): a `PrefetchError` stays what it is.
-    Without this a caller's `except LoaderError` would miss an error that a child task raised.
+    Only the groups that task groups make are unwrapped (by exact type): a `PrefetchError` stays a group.
 
     **Cancellation:** as `anyio.create_task_group`: all children are cancelled and awaited.
+
+    **Raises:** the first error of the block or a child; a KeyboardInterrupt or SystemExit before all others.
     """
     try:
         async with anyio.create_task_group() as group:
@@ -36,13 +37,13 @@ async def task_group() -> AsyncIterator[anyio.abc.TaskGroup]:
 def _first(error: BaseException) -> BaseException:
     while type(error) in (ExceptionGroup, BaseExceptionGroup):
         assert isinstance(error, BaseExceptionGroup)
-        # KeyboardInterrupt and SystemExit are never dropped for an error beside them.
+        # KeyboardInterrupt and SystemExit take precedence over errors.
         error = min(error.exceptions, key=lambda inner: isinstance(inner, Exception))
     return error
 
 
 class _Flight:
-    """One run of the work on one event loop; `error` stays None when it was cancelled."""
+    """One run of the work on one event loop; `error` stays None if it is cancelled."""
 
     def __init__(self) -> None:
         self.done = anyio.Event()
@@ -50,10 +51,10 @@ class _Flight:
 
 
 class SharedCall(Generic[T]):
-    """Work that is done once for all who await it, on any event loop.
+    """Work that is done once for all callers, on any event loop.
 
-    The first caller does the work in its own task; callers on the same loop wait for it. Its result is kept
-    for ever. A failure is not: everyone who waited for it gets a copy of the error, the next call tries again.
+    The first caller does the work in its own task, and callers on the same loop wait for it. The result is kept. A
+    failure is not: each waiter gets a copy of the error, and the next call tries again.
     """
 
     def __init__(self) -> None:
@@ -62,7 +63,7 @@ class SharedCall(Generic[T]):
 
     @property
     def result(self) -> T | None:
-        """The kept result, or None."""
+        """The kept result, or None before there is one."""
         return self._results[0] if self._results else None
 
     def forget(self) -> None:
@@ -72,12 +73,12 @@ class SharedCall(Generic[T]):
     async def __call__(self, work: Callable[[], Awaitable[T]]) -> T:
         """Return the kept result, or the result of `work()`.
 
-        **Cancellation:** of a waiter, nothing happens; of the one that does the work, the next waiter starts
-        over with its own `work`.
+        **Cancellation:** if a waiter is cancelled, the work goes on. If the caller that does the work is cancelled,
+        the next waiter starts over with its own `work`.
 
         **Raises:** what `work` raises; each waiter gets its own instance, with the same cause.
         """
-        # Event loops meet nowhere else: a flight is only ever waited for on the loop that runs it.
+        # By loop, because an event can only be awaited on its own loop.
         loop = anyio.lowlevel.current_token().native_token
         while not self._results:
             flight = self._flights.get(loop)

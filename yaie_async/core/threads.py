@@ -1,12 +1,12 @@
-"""How blocking work leaves the event loop: owned threads, and detached ones.
+"""The two ways in which blocking work leaves the event loop: owned and detached threads.
 
-anyio's shield does not stop *native* asyncio cancellation (`asyncio.timeout`, `task.cancel()`, the Ctrl-C
-of `asyncio.run`): `anyio.to_thread.run_sync` then returns at once while its thread still runs, and a
-`finally: os.close(fd)` after it lets that thread write into whatever file got the same number. So a thread
-that owns a descriptor is awaited to its end here, whatever happens to the task.
+anyio's shield does not stop *native* asyncio cancellation (`asyncio.timeout`, `task.cancel()`, the Ctrl-C of
+`asyncio.run`). On such a cancel `anyio.to_thread.run_sync` returns at once while its thread runs on. After a
+`finally: os.close(fd)` the thread then writes into any other file that gets the same number. Here a thread that owns
+a descriptor is always awaited to its end.
 
-The threads are daemons of our own: the pool of anyio and the default executor are joined at interpreter exit,
-which would keep Ctrl-C waiting for a build, and are shared with the application.
+The threads are daemons of this package. The thread pools of anyio and of asyncio's default executor are shared with
+the application, and joined when the interpreter exits, so that a Ctrl-C would wait for a build.
 """
 
 from __future__ import annotations
@@ -30,19 +30,18 @@ from yaie_async.core.workers import Workers, is_there
 
 T = TypeVar("T")
 
-
 _POLL = 0.005  # seconds
 
-# Seconds: how long the end of the process waits for detached work, and how often it is told to end meanwhile.
+# Seconds that the end of the process waits for detached work, and between two exceptions that are raised in it.
 _PATIENCE = 1.0
-_AGAIN = 0.05
+_RAISE_AGAIN = 0.05
 
 _workers = Workers()
-_detached: set[threading.Thread] = set()  # that run what the end of the process waits for
+_detached: set[threading.Thread] = set()  # running threads that the end of the process waits for
 
 
 def _renew() -> None:
-    global _workers  # noqa: PLW0603 - no thread of the parent is there in a forked child
+    global _workers  # noqa: PLW0603 - a forked child has none of the parent's threads
     _workers = Workers()
     _detached.clear()
 
@@ -52,46 +51,47 @@ os.register_at_fork(after_in_child=_renew)
 
 @atexit.register
 def _end_threads() -> None:
-    """End what runs or waits, before the interpreter does.
+    """End detached work and idle threads before the interpreter ends.
 
-    A daemon thread is ended where it next asks for the GIL. Deep in torch's C++, as in a build whose load was cancelled
-    by Ctrl-C, that aborted the process ("terminate called without an active exception", in 25 of 30 runs).
+    The ending interpreter kills a daemon thread that asks for the GIL. Deep in torch's C++, as in a build whose load
+    was cancelled by Ctrl-C, that aborted the process ("terminate called without an active exception", in 25 of 30
+    runs).
     """
     if _detached:
-        with suppress(ImportError, AttributeError):  # another interpreter than CPython
+        with suppress(ImportError, AttributeError):  # not CPython
             _end_detached()
     _workers.end_idle()
 
 
 def _end_detached() -> None:
-    import ctypes  # not before: most processes end without
+    import ctypes  # only here: most processes end without detached work
 
     hook = sys.unraisablehook
 
-    def not_ours(lost: sys.UnraisableHookArgs) -> None:
-        if lost.exc_type is not SystemExit:
-            hook(lost)
+    def hide_exit(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is not SystemExit:
+            hook(unraisable)
 
-    sys.unraisablehook = not_ours
-    there = set(_detached)
-    again, deadline = 0.0, time.monotonic() + _PATIENCE
-    while there and (now := time.monotonic()) < deadline:
-        if now >= again:  # once more, because it is lost where it is raised inside a destructor
-            again = now + _AGAIN
-            for thread in there & _detached:
+    sys.unraisablehook = hide_exit
+    threads = set(_detached)
+    next_raise, deadline = 0.0, time.monotonic() + _PATIENCE
+    while threads and (now := time.monotonic()) < deadline:
+        if now >= next_raise:  # repeated, because an exception inside a destructor is swallowed
+            next_raise = now + _RAISE_AGAIN
+            for thread in threads & _detached:
                 number, error = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(number, error)
         time.sleep(0.001)
-        there = set(filter(is_there, there))
+        threads = set(filter(is_there, threads))
 
 
 def cores() -> Cores:
-    """What the threads that run owned work may run on."""
+    """The cores that the threads of owned work may run on."""
     return _workers.cores
 
 
 class _Call(Generic[T]):
-    """One function running in its own thread, and the event that tells the loop of its end."""
+    """One function that runs in its own thread, and the event that is set on the loop when it ends."""
 
     def __init__(self, fn: Callable[[], T], name: str, *, last: bool = False, awaited_at_exit: bool = False) -> None:
         self.done = anyio.Event()
@@ -111,13 +111,13 @@ class _Call(Generic[T]):
             if self._awaited_at_exit:
                 _detached.add(self.thread)
             self._value = self._fn()
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the task
+        except BaseException as error:  # noqa: BLE001 - `result` raises it in the task
             self._error = error
         finally:
             _detached.discard(self.thread)
-            del self._fn  # what it closes over may be large, and the task may be gone
+            del self._fn  # its closure may be large, and the task may be gone
             self.ended = True
-            with suppress(RuntimeError):  # the loop ended first: nobody waits
+            with suppress(RuntimeError):  # the loop has been closed
                 self._tell(self.done.set)
 
     def result(self) -> T:
@@ -125,7 +125,7 @@ class _Call(Generic[T]):
             try:
                 raise self._error
             finally:
-                self._error = None  # breaks the cycle error -> traceback -> this frame -> self
+                self._error = None  # break the cycle error -> traceback -> this frame -> self
         return self._value
 
 
@@ -139,68 +139,68 @@ def _teller() -> Callable[[Callable[[], object]], object]:
 
 
 def reserve_threads(count: int) -> None:
-    """Have `count` threads at hand for the calls of the next second."""
+    """Start threads now, so that `count` of them are idle for the calls of the next second."""
     _workers.reserve(count)
 
 
 async def run_owned(fn: Callable[[], T], *, interrupt: Callable[[], None] | None = None, name: str = "io") -> T:
-    """Run `fn` in a thread and return what it returns, after the thread has ended in every case.
+    """Run `fn` in a thread and return its result. Control never returns before the thread has ended.
 
-    `fn` opens, uses and closes its descriptors itself; no task ever closes one under it.
+    `fn` opens, uses and closes its descriptors itself; no task ever closes one that it uses.
 
-    **Cancellation:** the first cancel (of any kind, KeyboardInterrupt included) calls `interrupt()` on the
-    loop's thread, then the thread's end is awaited while further cancels are absorbed, then the first one
-    is raised again. What `fn` returned is dropped. Without `interrupt`, `fn` must be short. `interrupt` is
-    called again where a second Ctrl-C strikes inside it.
+    **Cancellation:** the first cancellation (of any kind, KeyboardInterrupt included) calls `interrupt()` on the
+    loop's thread. Further ones are absorbed until the thread has ended; then the first one is raised again, and the
+    result of `fn` is dropped. Without `interrupt`, `fn` must be short. If a KeyboardInterrupt hits inside `interrupt`,
+    it is called again.
 
     **Raises:** what `fn` raises.
     """
     call = _Call(fn, name)
     try:
         await call.done.wait()
-    except BaseException as error:  # noqa: BLE001 - it is raised again below
+    except BaseException as error:  # noqa: BLE001 - raised again below
         first = error
     else:
         return call.result()
-    await _see_end(call, interrupt)
+    await _wait_for_end(call, interrupt)
     try:
         raise first
     finally:
         del first
 
 
-async def _see_end(call: _Call[T], interrupt: Callable[[], None] | None) -> None:
-    """Wait until the thread has ended, whatever strikes meanwhile."""
-    # Entered once, and before the interrupt tells an impatient user that something happens: a Ctrl-C in the middle of
-    # entering a scope has the task group outside fail by a RuntimeError.
+async def _wait_for_end(call: _Call[T], interrupt: Callable[[], None] | None) -> None:
+    """Interrupt the thread and wait until it has ended, absorbing cancellations and KeyboardInterrupt."""
+    # Entered once, and before `interrupt`, after which an impatient user may press Ctrl-C again: a Ctrl-C while a scope
+    # is being entered makes the enclosing task group fail with a RuntimeError.
     with anyio.CancelScope(shield=True):
         while not call.ended:
             try:
                 if interrupt is not None:
                     interrupt()
                     interrupt = None
-                # A wake-up can be lost to a Ctrl-C at the wrong bytecode; the flag can't.
+                # The flag is polled, because a Ctrl-C at the wrong bytecode can lose a wake-up.
                 await anyio.sleep(_POLL)
-            except BaseException as error:  # noqa: BLE001 - the first is what is told
+            except BaseException as error:  # noqa: BLE001 - `run_owned` raises the first one
                 if isinstance(error, Exception):
-                    interrupt = None  # it failed itself; a second Ctrl-C inside it has it called again
+                    interrupt = None  # it failed; after a KeyboardInterrupt inside it, it is called again
 
 
 async def run_detached(fn: Callable[[], T], *, name: str, awaited_at_exit: bool = True) -> T:
-    """Run `fn` in a thread that may outlive this task: DNS, imports, a stock build. It owns no file.
+    """Run `fn` in a thread that may outlive this task: DNS, imports, a stock build. `fn` owns no file.
 
-    The thread ends with it: torch keeps settings per thread, and nothing else is to run under those. Where the process
-    ends first, SystemExit is raised in `fn`, and the process waits up to a second for it to end; with
-    `awaited_at_exit=False` neither, for a call of C that nothing interrupts and that is no C++.
+    The thread runs nothing else afterwards, because torch keeps settings per thread. If the process ends first,
+    SystemExit is raised in `fn`, and the process waits up to a second for its end. With `awaited_at_exit=False` it does
+    neither: for a call of C, not C++, that can't be interrupted.
 
-    **Cancellation:** control returns at once; the thread runs on to its end and its result is dropped.
+    **Cancellation:** control returns at once; the thread runs to its end, and its result is dropped.
 
     **Raises:** what `fn` raises.
     """
     call = _Call(fn, name, last=True, awaited_at_exit=awaited_at_exit)
     await call.done.wait()
-    # To its very end: what torch keeps for a thread can't be destroyed beside an interpreter that ends, as that of a
-    # script does that has what it wanted. The process was aborted ("terminate called"), in one of 16 runs.
-    while call.thread.is_alive():  # noqa: ASYNC110 - nothing tells it
+    # Wait until the thread is gone: torch's data of a thread must not be destroyed while the interpreter ends, for
+    # example that of a script that has its result. That aborted the process ("terminate called") in one of 16 runs.
+    while call.thread.is_alive():  # noqa: ASYNC110 - the end of a thread has no event
         await anyio.sleep(0.001)
     return call.result()

@@ -1,6 +1,6 @@
-"""A timeline of what a process does, in Chrome's trace format: Perfetto and chrome://tracing open it.
+"""A timeline of a process in Chrome's trace format, which Perfetto and chrome://tracing open.
 
-One recording runs at a time. While none does, a span costs a microsecond.
+One recording runs at a time. Without one, a span costs a microsecond.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Trace:
         self._events: list[dict[str, Any]] = []
 
     def add(self, track: str, name: str, start: int, stop: int, arguments: dict[str, Any]) -> None:
-        """Record what was done from `start` to `stop` (perf_counter_ns). On one track spans lie apart or within."""
+        """Add a span from `start` to `stop` (perf_counter_ns). Spans of one track may be nested, but not overlap."""
         with self._lock:
             thread = self._tracks.setdefault(track, len(self._tracks) + 1)
             self._events.append(
@@ -39,10 +39,10 @@ class Trace:
             )
 
     def document(self) -> dict[str, Any]:
-        """What belongs into the file, as JSON."""
+        """The content of the trace file, to be written as JSON."""
         with self._lock:
             tracks = sorted(self._tracks.items())
-            # What lies within another begins after it, or stands behind it: readers take them in this order.
+            # Readers expect an outer span before those inside it.
             spans = sorted(self._events, key=lambda event: (event["ts"], -event["dur"]))
             names = [
                 {"ph": "M", "name": kind, "pid": os.getpid(), "tid": thread, "args": {key: value}}
@@ -58,7 +58,7 @@ _trace: Trace | None = None
 @contextmanager
 def recording() -> Iterator[Trace]:
     """Record all spans of this process that end during the block."""
-    global _trace  # noqa: PLW0603 - one for all threads and loops, or it would have to be handed through every layer
+    global _trace  # noqa: PLW0603 - one for all threads and loops, which need not pass it through every layer
     before, _trace = _trace, Trace()
     try:
         yield _trace
@@ -68,7 +68,7 @@ def recording() -> Iterator[Trace]:
 
 @contextmanager
 def span(track: str, name: str, **arguments: Any) -> Iterator[None]:
-    """Record the block, if anything records. The arguments are what JSON can hold."""
+    """Record the block, if a recording runs. The arguments must be JSON values."""
     trace = _trace
     if trace is None:
         yield

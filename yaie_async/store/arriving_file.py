@@ -38,7 +38,7 @@ class ArrivingFile:
     def __init__(self, path: str, size: int, *finished: Path) -> None:
         self.path = path
         self.size = size
-        self.failed = False
+        self.failed: bool = False
         self._written = bytearray(block_count(size))
         self._finished = finished
         self._places: tuple[Path, ...] = ()

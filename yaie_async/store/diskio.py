@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 _COPY_SIZE = 1 << 20
 
-fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:

@@ -64,11 +64,13 @@ class Partial:
         arriving: if set, recorded blocks are reported to it.
     """
 
+    fd: int
+
     def __init__(self, map_path: Path, header: MapHeader, state: bytearray, fds: tuple[int, int]) -> None:
-        self.path = map_path.with_name(header.data)
+        self.path: Path = map_path.with_name(header.data)
         self.fd, self._map_fd = fds
-        self.etag = header.etag
-        self.size = header.size
+        self.etag: str = header.etag
+        self.size: int = header.size
         self.arriving: ArrivingFile | None = None
         self._map_path = map_path
         self._header = header
