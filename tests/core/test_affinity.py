@@ -1,4 +1,4 @@
-"""One core is left to the event loop, of those that there are, and each thread gets back what it had."""
+"""One core is kept free for the event loop, and each thread gets its own cores back afterwards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_one_less(found: set[int]) -> bool:
 
 
 class Reader:
-    """A thread that gives way until it is told to end, or with `imports` asks others to."""
+    """A thread that gives way until `end`; with `imports` it asks the others to give way."""
 
     def __init__(self, shared: Cores, allowed: set[int] = ALL, *, imports: bool = False) -> None:
         self._end, self._there = threading.Event(), threading.Event()
@@ -64,7 +64,7 @@ def reading(*threads: Reader) -> Iterator[None]:
 
 
 def in_a_thread(fn: Callable[[], None]) -> None:
-    """Run it where settings of a thread end with it."""
+    """Run `fn` in a new thread, whose settings end with it."""
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -80,8 +80,8 @@ def in_a_thread(fn: Callable[[], None]) -> None:
         raise errors[0]
 
 
-def test_whoever_gives_way_leaves_the_same_core_free_meanwhile() -> None:
-    """Those that were there, the one that asks for it, and those that come; afterwards all cores are theirs again."""
+def test_all_threads_that_give_way_leave_the_same_core_free() -> None:
+    """The core is free of the thread that asks, of threads that gave way before, and of later ones, until the end."""
 
     def check() -> None:
         shared = Cores()
@@ -98,8 +98,8 @@ def test_whoever_gives_way_leaves_the_same_core_free_meanwhile() -> None:
     in_a_thread(check)
 
 
-def test_nobody_else_is_touched() -> None:
-    """The thread of the event loop, and those of the application, may run where they could."""
+def test_other_threads_keep_their_cores() -> None:
+    """The thread of the event loop and the application's threads keep all their cores."""
     shared, number = Cores(), threading.get_native_id()
 
     def check() -> None:
@@ -109,8 +109,8 @@ def test_nobody_else_is_touched() -> None:
     in_a_thread(check)
 
 
-def test_a_thread_that_ends_meanwhile_gets_its_cores_back_first() -> None:
-    """It may have other work to do."""
+def test_a_thread_that_stops_giving_way_gets_its_cores_back() -> None:
+    """Its cores come back at the end of its own block, while the core is still kept free."""
 
     def check() -> None:
         shared = Cores()
@@ -121,7 +121,7 @@ def test_a_thread_that_ends_meanwhile_gets_its_cores_back_first() -> None:
 
 
 def test_the_last_of_several_gives_the_core_back() -> None:
-    """Two threads that import, and one of them fails: the core stays free until the other is done."""
+    """The core stays free until the last of two importing threads has ended, even if the other one fails."""
 
     def check() -> None:
         shared = Cores()
@@ -139,8 +139,8 @@ def test_the_last_of_several_gives_the_core_back() -> None:
     in_a_thread(check)
 
 
-def test_a_thread_that_gives_way_may_ask_for_it() -> None:
-    """And does so once more: it has all its cores when it is through with both."""
+def test_a_thread_that_gives_way_may_ask_for_a_free_core() -> None:
+    """The blocks may be nested in both orders, and the thread gets all its cores back at the end."""
 
     def check() -> None:
         shared = Cores()
@@ -156,7 +156,7 @@ def test_a_thread_that_gives_way_may_ask_for_it() -> None:
 
 
 def test_a_thread_that_may_use_one_core_keeps_it() -> None:
-    """An application that has pinned a thread finds it where it was."""
+    """A thread that the application has pinned to one core stays there."""
     shared = Cores()
     reader = Reader(shared, {min(ALL)})
     with reading(reader):
@@ -169,8 +169,8 @@ def test_a_thread_that_may_use_one_core_keeps_it() -> None:
         assert reader.cores == {min(ALL)}
 
 
-def test_who_counts_cores_for_a_moment_sees_them_all() -> None:
-    """In the thread that imports, also one inside the other; other threads are not asked."""
+def test_all_cores_are_seen_inside_all_seen() -> None:
+    """The importing thread gets all its cores for a while, in nested blocks too; other threads are not changed."""
 
     def check() -> None:
         shared = Cores()
@@ -196,8 +196,8 @@ def _refuse(*_: object) -> None:
 
 @pytest.mark.parametrize("lacking", ["sched_getaffinity", "sched_setaffinity"])
 @pytest.mark.parametrize("how", ["missing", "refused"])
-def test_a_platform_that_lacks_it_is_none_the_worse(monkeypatch: pytest.MonkeyPatch, lacking: str, how: str) -> None:
-    """macOS has no affinity, a sandbox may refuse it: the imports go on as they would."""
+def test_nothing_fails_without_affinity(monkeypatch: pytest.MonkeyPatch, lacking: str, how: str) -> None:
+    """On macOS, which has no affinity, and in a sandbox that refuses it, the imports run unchanged."""
     if how == "missing":
         monkeypatch.delattr(os, lacking)
     else:
@@ -212,8 +212,8 @@ def test_a_platform_that_lacks_it_is_none_the_worse(monkeypatch: pytest.MonkeyPa
     assert done == [True]
 
 
-def test_threads_that_come_and_go_while_cores_do() -> None:
-    """No thread is left with a core too few, and none that is gone is asked for."""
+def test_threads_start_and_end_while_cores_are_taken_and_given_back() -> None:
+    """No thread loses a core for good, and no call is made for a thread that has ended."""
     shared, left, failed = Cores(), [], []
     stop = time.monotonic() + 1
 
@@ -237,8 +237,8 @@ def test_threads_that_come_and_go_while_cores_do() -> None:
 
 
 @pytest.mark.anyio
-async def test_our_threads_give_way_but_for_detached_work(anyio_backend: object) -> None:
-    """Those that read bodies do; a build does not, whose threads would keep to those cores for good."""
+async def test_owned_work_gives_way_and_detached_work_does_not(anyio_backend: object) -> None:
+    """Threads that read bodies give way. A build does not, because the threads that it starts would stay confined."""
     entered, release = threading.Event(), threading.Event()
 
     def importing() -> set[int]:
@@ -252,7 +252,7 @@ async def test_our_threads_give_way_but_for_detached_work(anyio_backend: object)
     async def import_() -> None:
         found.append(await run_detached(importing, name="imports"))
 
-    await run_owned(lambda: None)  # a thread that waits for more now
+    await run_owned(lambda: None)  # leaves an idle thread
     async with anyio.create_task_group() as group:
         group.start_soon(import_)
         await until(entered.is_set)

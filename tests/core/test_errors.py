@@ -1,4 +1,4 @@
-"""The error tree: what each error is, carries and survives."""
+"""The error tree: base classes, attributes, pickling."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ each = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).
 
 
 def attributes(error: errors.LoaderError) -> dict[str, Any]:
-    """What an error carries, requests and answers as text (they compare by identity)."""
+    """The attributes of an error, with requests and responses as text (they compare by identity)."""
     carried = {}
     for name, value in vars(error).items():
         if name in ("failures",):
@@ -83,7 +83,7 @@ def attributes(error: errors.LoaderError) -> dict[str, Any]:
 
 
 def test_there_is_an_example_of_every_error() -> None:
-    """The list above is whole, so that the tests below hold for every error there is."""
+    """The list above has every error class, so that the tests below cover them all."""
     tree = {
         value
         for value in vars(errors).values()
@@ -108,7 +108,7 @@ def test_it_survives_pickling_and_copying(error: errors.LoaderError) -> None:
 
 @each
 def test_it_is_what_people_already_catch(error: errors.LoaderError) -> None:
-    """Each error is also of the class that the official client or Python has for it."""
+    """Each error also has the base class that the official client or Python has for its case."""
     assert isinstance(error, errors.LoaderError)
     for base in BASES.get(type(error), ()):
         assert isinstance(error, base), base
@@ -116,20 +116,20 @@ def test_it_is_what_people_already_catch(error: errors.LoaderError) -> None:
 
 @each
 def test_its_text_is_its_message(error: errors.LoaderError) -> None:
-    """The bases, which format their own, do not change the text."""
+    """Base classes that format their own text do not change the message."""
     assert str(error).startswith("x")
     assert repr(error)
 
 
 def test_the_tree_is_drawn_as_it_is() -> None:
-    """The module's docstring names every error, under its parent."""
+    """The module's docstring names every error."""
     drawn = errors.__doc__ or ""
     for error in EXAMPLES:
         assert f"{type(error).__name__} " in drawn or type(error) is errors.LoaderError
 
 
-def test_an_answer_is_kept_without_its_secrets() -> None:
-    """An error of an answer has status, request id and response as the official ones have; cookies are not kept."""
+def test_a_response_is_kept_without_its_secrets() -> None:
+    """An error has status, request id and response like the official ones; cookies are not kept."""
     error = EXAMPLES[3]
     assert isinstance(error, errors.ModelNotFoundError)
     assert error.response.status_code == error.status == 401
@@ -138,8 +138,8 @@ def test_an_answer_is_kept_without_its_secrets() -> None:
     assert "set-cookie" not in error.response.headers
 
 
-def test_without_an_answer_there_is_a_status_all_the_same() -> None:
-    """Handlers read `error.response.status_code`: it is there where no answer came, while `status` is None."""
+def test_an_error_without_a_response_still_has_a_status() -> None:
+    """`error.response.status_code`, which handlers read, always exists; `status` is None without a response."""
     error = errors.HubUnavailableError("x")
     assert error.status is None
     assert error.response.status_code == 503
@@ -152,7 +152,7 @@ def test_a_full_disk_has_its_errno() -> None:
 
 
 def test_a_prefetch_error_is_a_group_of_its_failures() -> None:
-    """`except*` and `split` work on it, and what is split off keeps the models and the snapshots."""
+    """`except*` and `split` work on it, and the parts keep their models and the snapshots."""
     failures = {"a": errors.OfflineError("1", model="a"), "b": errors.IntegrityError("2", expected="", found="")}
     group = errors.PrefetchError("two", failures=failures, snapshots={"c": Path("/c")})
     assert list(group.exceptions) == list(failures.values())
@@ -172,7 +172,7 @@ def test_a_prefetch_error_is_a_group_of_its_failures() -> None:
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    """`import yaie_async` brings neither torch, transformers nor huggingface_hub, and little more than anyio and httpx."""
+    """`import yaie_async` imports neither torch, transformers nor huggingface_hub, and costs little more than anyio and httpx."""
     script = """if True:
         import time, sys
         import anyio, httpx
@@ -190,7 +190,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    """Each name of `__all__` can be looked up and is what its module calls it; others are not there."""
+    """Every name of `__all__` can be imported under the name that its module gives it; other names fail."""
     for name in yaie_async.__all__:
         assert getattr(yaie_async, name).__name__ == name
     assert set(yaie_async.__all__) <= set(dir(yaie_async))

@@ -1,4 +1,4 @@
-"""Which files a load takes: pure decisions on listings."""
+"""Which files a load takes, decided on listings alone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def names(manifest: Manifest) -> list[str]:
 
 
 def test_a_repo_in_seven_formats_costs_one_weight_set() -> None:
-    """Of a repository laid out like gpt2's, only safetensors and what a tokenizer reads is taken, config.json last."""
+    """A repository like gpt2's gives only its safetensors and tokenizer files, with config.json last."""
     wanted = chosen(
         *BASE,
         "merges.txt",
@@ -95,7 +95,7 @@ def test_a_repo_in_seven_formats_costs_one_weight_set() -> None:
     ],
 )
 def test_a_file_that_a_tokenizer_reads_is_taken(path: str) -> None:
-    """Every file that some tokenizer reads is taken, for a tokenizer alone too."""
+    """Every file that some tokenizer reads is taken, with and without weights."""
     assert path in names(chosen(*BASE, path, weights=False))
     assert path in names(chosen(*BASE, path, "model.safetensors"))
 
@@ -121,13 +121,13 @@ def test_a_file_that_a_tokenizer_reads_is_taken(path: str) -> None:
         "README.md",
     ],
 )
-def test_a_file_that_nobody_needs_is_left(path: str) -> None:
-    """Pickles, other formats, folders, code, and the index of a set that is not taken stay where they are."""
+def test_a_file_that_no_load_needs_is_left_out(path: str) -> None:
+    """Pickles, other formats, folders, code, and the index of a weight set that is not taken are left out."""
     assert path not in names(chosen(*BASE, path, "model.safetensors"))
 
 
 def test_code_is_taken_with_consent_only() -> None:
-    """`.py` files, in folders too, are taken where code is wanted, and then before tokenizer_config.json."""
+    """`.py` files, in folders too, are taken only if code is wanted, and linked before tokenizer_config.json."""
     files = (*BASE, "modeling_x.py", "lib/util.py", "model.safetensors")
     assert not [name for name in names(chosen(*files)) if name.endswith(".py")]
     with_code = names(chosen(*files, code=True))
@@ -144,8 +144,8 @@ def test_code_is_taken_with_consent_only() -> None:
         ((), "not a transformers model"),
     ],
 )
-def test_without_config_it_says_what_is_there_instead(files: tuple[str, ...], says: str) -> None:
-    """A repository without config.json is refused, by the name of what it seems to be."""
+def test_without_config_the_error_says_what_the_repository_has(files: tuple[str, ...], says: str) -> None:
+    """A repository without config.json is refused with an error that says what it seems to be."""
     with pytest.raises(IncompatibleModelError, match=rf"org/name.*{says}") as caught:
         chosen(*files)
     assert caught.value.model == "org/name"
@@ -200,12 +200,12 @@ def test_without_config_it_says_what_is_there_instead(files: tuple[str, ...], sa
 def test_the_weight_set_is_the_one_that_from_pretrained_takes(
     files: tuple[str, ...], rules: WeightRules, expected: list[str]
 ) -> None:
-    """safetensors before pickles, one file before a sharded set, the variant that was asked for and no other."""
+    """safetensors come before pickles, and one file before a sharded set; only the requested variant counts."""
     assert [file.path for file in chosen(*BASE, *files, rules=rules).weights] == expected
 
 
-def test_the_index_decides_once_it_is_there() -> None:
-    """An index that can be read names the shards, each once and sorted, whatever the files are called."""
+def test_the_index_decides_once_it_can_be_read() -> None:
+    """An index names the shards, each once and sorted, whatever the files are called."""
     files = (*BASE, "model.safetensors.index.json", "b.safetensors", "a.safetensors", "model-1-of-1.safetensors")
     weight_map = {"x": "b.safetensors", "y": "a.safetensors", "z": "b.safetensors"}
     index = {"metadata": {}, "weight_map": weight_map}
@@ -216,7 +216,7 @@ def test_the_index_decides_once_it_is_there() -> None:
 
 
 def test_the_config_may_name_the_weights() -> None:
-    """`transformers_weights` in config.json goes before every usual name, as in from_pretrained."""
+    """`transformers_weights` in config.json has priority over the usual names, as in from_pretrained."""
     wanted = chosen(
         *BASE,
         "model.safetensors",
@@ -239,7 +239,7 @@ def test_an_index_without_a_weight_map_is_refused(index: Any) -> None:
 @pytest.mark.parametrize("content", [[], "text", 3])
 @pytest.mark.parametrize("path", ["config.json", "model.safetensors.index.json"])
 def test_json_that_is_no_object_is_refused(path: str, content: Any) -> None:
-    """A config.json or an index of another kind is an IncompatibleModelError that names it."""
+    """A config.json or index that is not a JSON object is an IncompatibleModelError that names the file."""
     files = (*BASE, "model.safetensors.index.json", "model-00001-of-00001.safetensors")
     with pytest.raises(
         IncompatibleModelError, match=rf"org/name: {path} can't be read \(it is not a JSON object\)"
@@ -249,7 +249,7 @@ def test_json_that_is_no_object_is_refused(path: str, content: Any) -> None:
 
 
 def test_an_index_without_metadata_is_refused_as_stock_refuses_it() -> None:
-    """transformers fails on an index without "metadata" by a KeyError, so it is refused before any weights arrive."""
+    """transformers fails with a KeyError on an index without "metadata", so it is refused before the weights are fetched."""
     index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}}
     files = (*BASE, "model.safetensors.index.json", "model-00001-of-00001.safetensors")
     with pytest.raises(IncompatibleModelError, match="no metadata"):
@@ -267,8 +267,8 @@ def test_a_weight_map_that_leaves_the_folder_is_unsafe(name: str) -> None:
         assert repr(name) in str(caught.value)
 
 
-def test_a_shard_that_is_not_there_is_named() -> None:
-    """A shard that the index names and the repository lacks is a ModelFileNotFoundError."""
+def test_a_missing_shard_is_named() -> None:
+    """A shard that is in the index but not in the repository is a ModelFileNotFoundError."""
     index = {"metadata": {}, "weight_map": {"x": "gone.safetensors"}}
     files = (*BASE, "model.safetensors.index.json")
     with pytest.raises(ModelFileNotFoundError, match=r"org/name names gone\.safetensors") as caught:
@@ -277,7 +277,7 @@ def test_a_shard_that_is_not_there_is_named() -> None:
 
 
 def test_refused_pickles_say_how_to_accept_them() -> None:
-    """Where only pickles are and those are refused, the error says so, for a sharded set too."""
+    """If only pickles exist and they are refused, the error says how to accept them, for a sharded set too."""
     for files in (
         ("pytorch_model.bin",),
         ("pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"),
@@ -296,14 +296,14 @@ def test_refused_pickles_say_how_to_accept_them() -> None:
         (("sub/model.safetensors",), WeightRules(), "no weight files at all"),
     ],
 )
-def test_without_weights_it_says_what_is_there(files: tuple[str, ...], rules: WeightRules, says: str) -> None:
-    """A repository without weights that can be read is refused, with the names of what it has."""
+def test_without_weights_the_error_names_the_files(files: tuple[str, ...], rules: WeightRules, says: str) -> None:
+    """A repository without readable weights is refused with the names of its weight files."""
     with pytest.raises(IncompatibleModelError, match=f"org/name.*{says}"):
         chosen(*BASE, *files, rules=rules)
 
 
 def test_a_tokenizer_needs_no_weights() -> None:
-    """Without weights wanted none are looked for, so a repository without any gives its tokenizer."""
+    """A repository without weights gives its tokenizer."""
     wanted = chosen(*BASE, weights=False)
     assert names(wanted) == ["tokenizer.json", "tokenizer_config.json", "config.json"]
 
@@ -329,10 +329,10 @@ _LISTABLE = st.sampled_from(
 
 
 @given(st.sets(_LISTABLE), st.booleans(), st.booleans(), st.booleans())
-def test_what_is_chosen_is_listed_once_and_config_is_last(
+def test_chosen_files_are_listed_once_and_config_is_last(
     paths: set[str], weights: bool, code: bool, pickle: bool
 ) -> None:
-    """Whatever is listed, the choice is of listed files, each once, one kind of weights, and config.json is last."""
+    """For any listing, the chosen files are listed ones, each once, with one kind of weights and config.json last."""
     try:
         wanted = chosen("config.json", *paths, weights=weights, code=code, rules=WeightRules(pickle=pickle))
     except LoaderError:

@@ -1,4 +1,4 @@
-"""Names that a server or a caller chooses: paths, etags, commits."""
+"""Checks of paths, etags and commits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from yaie_async.core.names import check_etag, check_path, digest_kind, is_commit
     ],
 )
 def test_a_path_that_could_leave_its_folder_is_unsafe(path: str) -> None:
-    """Paths that leave their folder on POSIX or on Windows are refused, by name."""
+    """A path that leaves its folder on POSIX or Windows is refused, and the error names it."""
     with pytest.raises(UnsafeFileError, match="org/name") as caught:
         check_path(path, model="org/name")
     assert caught.value.file == path
@@ -52,13 +52,13 @@ def test_an_ordinary_path_passes(path: str) -> None:
 @given(st.text(alphabet="ab./\\:~\0 C", max_size=12) | st.text(max_size=20))
 @example("a/b")
 def test_a_path_that_passes_stays_below_its_folder(path: str) -> None:
-    """Whatever passes stays below the folder it is joined to, by the rules of both systems."""
+    """Any accepted path stays below the folder that it is joined to, by the rules of both systems."""
     try:
         check_path(path, model="m")
     except UnsafeFileError:
         return
     top = Path("/top/folder")
-    # normpath alone would forgive `a/../b`, so the parts are looked at as well.
+    # normpath alone accepts `a/../b`, so the parts are checked as well.
     joined = top.joinpath(*path.split("/"))
     assert joined.is_relative_to(top)
     assert joined != top
@@ -70,13 +70,13 @@ def test_a_path_that_passes_stays_below_its_folder(path: str) -> None:
 
 @pytest.mark.parametrize("etag", ["", ".", "..", "a/b", "../x", "a\\b", "a\0", "\ud800", "x" * 201])
 def test_an_etag_that_is_no_plain_name_is_unsafe(etag: str) -> None:
-    """An etag that could not be the name of a blob is refused, and the error names file and model."""
+    """An etag that can't name a blob is refused, and the error names file and model."""
     with pytest.raises(UnsafeFileError, match=r"a\.json of org/name"):
         check_etag(etag, model="org/name", file="a.json")
 
 
 def test_an_ordinary_etag_passes() -> None:
-    """Digests, and the odd etags of mirrors, are accepted."""
+    """Digests and the unusual etags of mirrors are accepted."""
     for etag in ("0" * 40, "f" * 64, "5d41402a-3", 'W"x'):
         check_etag(etag, model="m", file="f")
 
@@ -93,12 +93,12 @@ def test_an_ordinary_etag_passes() -> None:
     ],
 )
 def test_a_commit_is_forty_lower_case_hex_digits(revision: str, expected: bool) -> None:
-    """A commit is told from a branch as the official client does."""
+    """Commits and branches are distinguished by the rule of the official client."""
     assert is_commit(revision) is expected
 
 
 def test_an_etag_is_a_digest_by_its_length() -> None:
-    """64 hex digits are sha256, 40 git's sha1, and anything else promises nothing."""
+    """64 hex digits are sha256, 40 are git's sha1, and any other etag is no digest."""
     assert digest_kind("0" * 64) == "sha256"
     assert digest_kind("0" * 40) == "git-sha1"
     assert digest_kind("0" * 41) is None

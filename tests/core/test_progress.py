@@ -1,4 +1,4 @@
-"""Counting a load, and telling whoever watches."""
+"""The meter of a load, and its events."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_new_meter_knows_nothing() -> None:
 
 
 def test_bytes_make_a_rate_and_a_time_left(meter: Meter, clock: Clock) -> None:
-    """The rate is that of the last seconds, and the time left follows from it."""
+    """The rate is the average of the last seconds, and the time left follows from it."""
     meter.add(100)
     clock.now += 1
     meter.add(100)
@@ -57,8 +57,8 @@ def test_bytes_make_a_rate_and_a_time_left(meter: Meter, clock: Clock) -> None:
     assert event.fraction == 0.2
 
 
-def test_the_rate_forgets_what_is_long_past(meter: Meter, clock: Clock) -> None:
-    """A rate is over the last five seconds: after a pause of that length it is zero, and no time left is told."""
+def test_the_rate_covers_the_last_five_seconds(meter: Meter, clock: Clock) -> None:
+    """After a pause of more than five seconds the rate is zero and the time left is unknown."""
     meter.add(500)
     clock.now += RATE_WINDOW + 0.1
     event = meter.snapshot()
@@ -67,14 +67,14 @@ def test_the_rate_forgets_what_is_long_past(meter: Meter, clock: Clock) -> None:
 
 
 def test_cached_files_are_progress_without_a_rate(meter: Meter) -> None:
-    """What was cached counts as done, and makes nothing look fast."""
+    """Cached bytes count as done and do not affect the rate."""
     meter.cached(400)
     event = meter.snapshot()
     assert (event.bytes_done, event.files_done, event.bytes_per_second) == (400, 1, 0.0)
 
 
 def test_bytes_that_are_taken_back_do_not_count(meter: Meter, clock: Clock) -> None:
-    """A file that is fetched anew counts once: its bytes are taken back first, and the total stays."""
+    """A file that is fetched again counts once: its bytes are taken back first, and the total stays."""
     meter.add(300)
     clock.now += 1
     meter.add(-300)
@@ -85,8 +85,8 @@ def test_bytes_that_are_taken_back_do_not_count(meter: Meter, clock: Clock) -> N
     assert meter.snapshot().bytes_total == 1000
 
 
-def test_no_rate_is_told_outside_the_download(meter: Meter, clock: Clock) -> None:
-    """While a model is built nothing arrives, so no rate and no time left are told; ready is all of it."""
+def test_there_is_no_rate_outside_the_download(meter: Meter, clock: Clock) -> None:
+    """While a model is built there is no rate and no time left; once ready, the fraction is 1."""
     meter.add(500)
     clock.now += 1
     meter.stage("building")
@@ -98,7 +98,7 @@ def test_no_rate_is_told_outside_the_download(meter: Meter, clock: Clock) -> Non
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.integers(-50, 400)), max_size=40))
 def test_an_event_is_never_out_of_bounds(steps: list[tuple[float, int]]) -> None:
-    """Whatever is added or taken back, an event never tells more than the total, nor a negative rate."""
+    """Whatever is added or taken back, an event never has more bytes than the total, nor a negative rate."""
     clock = Clock()
     meter = Meter("m", clock)
     meter.expect(total=1000, files=1)
@@ -116,8 +116,8 @@ def test_an_event_is_never_out_of_bounds(steps: list[tuple[float, int]]) -> None
         assert event.seconds_left is None or event.seconds_left >= 0
 
 
-def test_threads_may_add_while_the_loop_looks() -> None:
-    """Bytes that several threads add at once are all counted, while snapshots are taken."""
+def test_threads_may_add_while_snapshots_are_taken() -> None:
+    """Bytes that several threads add at once are all counted while snapshots are taken."""
     meter = Meter("m")
     meter.expect(total=10**9, files=1)
     meter.stage("downloading")
@@ -135,7 +135,7 @@ def test_threads_may_add_while_the_loop_looks() -> None:
 
 
 def test_events_are_frozen() -> None:
-    """An event can't be changed by whoever gets it."""
+    """A callback can't change an event."""
     with pytest.raises(AttributeError):
         Progress("m", "ready").stage = "building"  # type: ignore[misc]
 
@@ -145,7 +145,7 @@ def test_events_are_frozen() -> None:
 
 @pytest.mark.anyio
 async def test_the_first_and_the_last_event_always_come(anyio_backend: Any) -> None:
-    """However short the block, there is an event at its start and one that tells how it ended."""
+    """Even a short block gives an event at its start and one with its last stage."""
     events: list[Progress] = []
     meter = Meter("m")
     async with reporting(meter, events.append):
@@ -171,13 +171,13 @@ async def test_events_are_at_most_ten_a_second_and_on_the_loops_thread(anyio_bac
     took = events[-1][0] - start
     assert 4 <= len(events) <= took / 0.1 + 2
     assert {ident for _, ident, _ in events} == {threading.get_ident()}
-    told = [event for _, _, event in events]
-    assert all(one != other for one, other in zip(told, told[1:], strict=False))
+    sent = [event for _, _, event in events]
+    assert all(one != other for one, other in zip(sent, sent[1:], strict=False))
 
 
 @pytest.mark.anyio
-async def test_nothing_is_told_twice(anyio_backend: Any) -> None:
-    """While nothing changes there are no events."""
+async def test_no_event_is_sent_without_a_change(anyio_backend: Any) -> None:
+    """While nothing changes, no events are sent."""
     events: list[Progress] = []
     async with reporting(Meter("m"), events.append):
         with anyio.move_on_after(0.25):
@@ -187,7 +187,7 @@ async def test_nothing_is_told_twice(anyio_backend: Any) -> None:
 
 @pytest.mark.anyio
 async def test_a_callback_that_fails_is_logged_once(anyio_backend: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """An exception in the callback is logged with its traceback, once, and the block goes on."""
+    """An exception in the callback is logged once, with its traceback, and the block goes on."""
     calls: list[Progress] = []
 
     def broken(event: Progress) -> None:
@@ -209,7 +209,7 @@ async def test_a_callback_that_fails_is_logged_once(anyio_backend: Any, caplog: 
 
 @pytest.mark.anyio
 async def test_an_error_of_the_block_comes_out_bare(anyio_backend: Any) -> None:
-    """An error inside the block is raised as it is, not in a group, after the last event."""
+    """An error inside the block is raised itself, not in a group, after the last event."""
     events: list[Progress] = []
     meter = Meter("m")
     with pytest.raises(KeyError):
@@ -220,8 +220,8 @@ async def test_an_error_of_the_block_comes_out_bare(anyio_backend: Any) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_cancelled_block_tells_where_it_ended(anyio_backend: Any) -> None:
-    """After a cancel the last event still comes."""
+async def test_a_cancelled_block_sends_its_last_stage(anyio_backend: Any) -> None:
+    """After a cancel the last event is still sent."""
     events: list[Progress] = []
     meter = Meter("m")
     with anyio.CancelScope() as scope:
@@ -232,8 +232,8 @@ async def test_a_cancelled_block_tells_where_it_ended(anyio_backend: Any) -> Non
     assert [event.stage for event in events] == ["resolving", "downloading"]
 
 
-def test_what_is_left_when_all_bytes_are_there_is_verifying() -> None:
-    """Once every byte is on disk a load tells that its digests are what is waited for, and no time left."""
+def test_a_download_is_verifying_once_all_bytes_are_on_disk() -> None:
+    """Once every byte is on disk, only digests are left: the stage is "verifying", without a time left."""
     clock = Clock()
     meter = Meter("m", clock)
     meter.stage("downloading")
@@ -245,15 +245,15 @@ def test_what_is_left_when_all_bytes_are_there_is_verifying() -> None:
     meter.add(1)
     event = meter.snapshot()
     assert (event.stage, event.bytes_done, event.seconds_left) == ("verifying", 1000, None)
-    meter.held(-1000)  # the digest was wrong: all of it comes again
+    meter.held(-1000)  # the digest was wrong: all bytes are fetched again
     assert meter.snapshot().stage == "downloading"
     meter.add(1000)
     meter.stage("ready")
     assert meter.snapshot().stage == "ready"
 
 
-def test_waiting_is_the_stage_where_nothing_else_is_done() -> None:
-    """As long as one blob is at work the load is downloading; with others' blobs alone it waits, at no rate."""
+def test_a_load_is_waiting_only_while_no_blob_of_its_own_is_busy() -> None:
+    """With one blob downloading, the load is downloading; with only other processes' blobs it is waiting, at no rate."""
     clock = Clock()
     meter = Meter("m", clock)
     meter.stage("downloading")
@@ -265,7 +265,7 @@ def test_waiting_is_the_stage_where_nothing_else_is_done() -> None:
         clock.now += 1
         event = meter.snapshot()
         assert (event.stage, event.bytes_per_second, event.seconds_left) == ("waiting", 0.0, None)
-        with meter.blob_stage("verifying"):  # the other process is done, and what it wrote is not believed
+        with meter.blob_stage("verifying"):  # the other process is done, and its blob is verified
             assert meter.snapshot().stage == "verifying"
             with meter.blob_stage("downloading"):
                 assert meter.snapshot().stage == "downloading"

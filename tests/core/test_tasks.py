@@ -1,4 +1,4 @@
-"""Tasks that share one result, and task groups that raise one error."""
+"""Task groups that raise a single error, and calls that share one result."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.anyio
 # -- SharedCall ---------------------------------------------------------------------------------------------
 
 
-async def test_all_who_await_at_once_share_one_run(anyio_backend: Any) -> None:
-    """Concurrent and later callers get the one object that the first caller's work returned."""
+async def test_concurrent_callers_share_one_run(anyio_backend: Any) -> None:
+    """Concurrent and later callers get the same object from the first caller's work."""
     shared: SharedCall[object] = SharedCall()
     runs: list[int] = []
     release = anyio.Event()
@@ -48,8 +48,8 @@ async def test_all_who_await_at_once_share_one_run(anyio_backend: Any) -> None:
     assert shared.result is results[0]
 
 
-async def test_the_next_takes_over_when_the_worker_is_cancelled(anyio_backend: Any) -> None:
-    """If the one that does the work is cancelled, exactly one of those who wait starts over, and all are served."""
+async def test_a_waiter_takes_over_when_the_working_caller_is_cancelled(anyio_backend: Any) -> None:
+    """If the caller that does the work is cancelled, exactly one waiter starts over, and all others get its result."""
     shared: SharedCall[str] = SharedCall()
     runs: list[str] = []
     release = anyio.Event()
@@ -79,8 +79,8 @@ async def test_the_next_takes_over_when_the_worker_is_cancelled(anyio_backend: A
     assert results == [runs[1]] * 2
 
 
-async def test_a_cancelled_waiter_disturbs_nobody(anyio_backend: Any) -> None:
-    """Cancelling one that waits leaves the work and the others alone."""
+async def test_a_cancelled_waiter_does_not_affect_the_others(anyio_backend: Any) -> None:
+    """A cancelled waiter leaves the work and the other callers alone."""
     shared: SharedCall[int] = SharedCall()
     release = anyio.Event()
     runs: list[int] = []
@@ -104,7 +104,7 @@ async def test_a_cancelled_waiter_disturbs_nobody(anyio_backend: Any) -> None:
 
 
 async def test_each_waiter_gets_its_own_error(anyio_backend: Any) -> None:
-    """A failure reaches everyone as an instance of its own, equal in type, text, attributes and cause."""
+    """Each caller gets its own instance of a failure, equal in type, text, attributes and cause."""
     shared: SharedCall[int] = SharedCall()
     release = anyio.Event()
     errors: list[ModelNotFoundError] = []
@@ -155,7 +155,7 @@ async def test_a_failure_is_not_remembered(anyio_backend: Any) -> None:
 
 
 async def test_loops_in_different_threads_do_not_wait_for_each_other(anyio_backend: Any) -> None:
-    """A second event loop never awaits a task of the first: it does the work itself, or takes the kept result."""
+    """A second event loop never awaits a task of the first: it does the work itself or takes the kept result."""
     shared: SharedCall[str] = SharedCall()
     started, results = threading.Event(), []
 
@@ -184,7 +184,7 @@ async def test_loops_in_different_threads_do_not_wait_for_each_other(anyio_backe
 
 
 async def test_an_error_of_a_child_comes_out_bare(anyio_backend: Any) -> None:
-    """The first error of a child is raised by itself, with its cause, through nested groups too."""
+    """The first error of a child is raised itself, with its cause, through nested groups too."""
 
     async def fail() -> None:
         try:
@@ -202,7 +202,7 @@ async def test_an_error_of_a_child_comes_out_bare(anyio_backend: Any) -> None:
 
 
 async def test_an_error_of_the_block_comes_out_bare(anyio_backend: Any) -> None:
-    """An error raised in the block itself cancels the children and comes out bare."""
+    """An error raised in the block itself cancels the children and is raised itself."""
     ended: list[bool] = []
 
     async def child() -> None:
@@ -220,8 +220,8 @@ async def test_an_error_of_the_block_comes_out_bare(anyio_backend: Any) -> None:
     assert ended == [True]
 
 
-async def test_a_prefetch_error_stays_what_it_is(anyio_backend: Any) -> None:
-    """A PrefetchError is a group by itself, and is not opened."""
+async def test_a_prefetch_error_stays_a_group(anyio_backend: Any) -> None:
+    """A PrefetchError is not unwrapped."""
 
     async def fail() -> None:
         raise PrefetchError("some", failures={"a": LoaderError("x")}, snapshots={"b": Path("/b")})
@@ -233,11 +233,11 @@ async def test_a_prefetch_error_stays_what_it_is(anyio_backend: Any) -> None:
 
 
 class Leaving(BaseException):
-    """As KeyboardInterrupt and SystemExit, which asyncio would take out of its loop at once."""
+    """Stands for KeyboardInterrupt and SystemExit, which would end asyncio's loop at once."""
 
 
 async def test_an_interrupt_is_not_dropped_for_an_error(anyio_backend: Any) -> None:
-    """Where one child is interrupted while another fails, the interrupt comes out, whichever was first."""
+    """If one child is interrupted while another fails, the interrupt is raised, in whichever order they came."""
 
     async def leave(error: BaseException) -> None:
         await ready.wait()

@@ -1,4 +1,4 @@
-"""Threads that own descriptors are awaited to their end, whatever kind of cancel hits the task."""
+"""Threads that own descriptors are awaited to their end after any kind of cancellation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def our_threads() -> list[threading.Thread]:
 
 
 class Work:
-    """Work that holds a descriptor until it is told to stop, and says when it has given it back."""
+    """Work that holds a descriptor until `stop` is set, and records that it has closed it."""
 
     def __init__(self) -> None:
         self.started = threading.Event()
@@ -39,7 +39,7 @@ class Work:
         try:
             self.started.set()
             assert self.stop.wait(10)
-            time.sleep(0.02)  # an interrupted call takes a moment to come back
+            time.sleep(0.02)  # an interrupted call takes a moment to return
             return "done"
         finally:
             os.close(fd)
@@ -55,7 +55,7 @@ class Work:
 
 @ours
 async def test_it_returns_what_the_function_returns(anyio_backend: Any) -> None:
-    """The function runs in a daemon thread, named after it, with the caller's context; its result comes back."""
+    """The function runs in a named daemon thread with the caller's context, and its result is returned."""
     variable = contextvars.ContextVar("variable", default="unset")
     variable.set("mine")
     thread = threading.current_thread
@@ -68,7 +68,7 @@ async def test_it_returns_what_the_function_returns(anyio_backend: Any) -> None:
 
 @ours
 async def test_it_raises_what_the_function_raises(anyio_backend: Any) -> None:
-    """An exception of the function is raised in the task, of any kind, as the very object."""
+    """Any exception of the function is raised in the task, as the same object."""
     for error in (KeyError("x"), SystemExit(3), StopIteration()):
 
         def fail(error: BaseException = error) -> None:
@@ -112,7 +112,7 @@ async def test_an_anyio_timeout_waits_for_the_thread(anyio_backend: Any) -> None
 
 
 @ours
-async def test_without_an_interrupt_a_cancel_waits_all_the_same(anyio_backend: Any) -> None:
+async def test_a_cancel_without_an_interrupt_waits_for_the_thread(anyio_backend: Any) -> None:
     """A function that can't be interrupted is awaited, and the cancel is raised when it has ended."""
     work = Work()
     with anyio.CancelScope() as scope:
@@ -125,7 +125,7 @@ async def test_without_an_interrupt_a_cancel_waits_all_the_same(anyio_backend: A
 
 @ours
 async def test_an_error_after_a_cancel_does_not_hide_the_cancel(anyio_backend: Any) -> None:
-    """What an interrupted function raises is dropped: the task sees its cancel."""
+    """An error of an interrupted function is dropped: the task gets its cancel."""
     stop = threading.Event()
 
     def fail() -> None:
@@ -140,7 +140,7 @@ async def test_an_error_after_a_cancel_does_not_hide_the_cancel(anyio_backend: A
 
 @ours
 async def test_an_interrupt_that_is_interrupted_is_called_again(anyio_backend: Any) -> None:
-    """A Ctrl-C that strikes inside `interrupt` does not leave the thread waiting for ever."""
+    """A Ctrl-C inside `interrupt` does not leave the thread waiting for ever."""
     work = Work()
     strikes = [KeyboardInterrupt()]
 
@@ -158,7 +158,7 @@ async def test_an_interrupt_that_is_interrupted_is_called_again(anyio_backend: A
 
 @ours
 async def test_an_interrupt_that_fails_does_not_lose_the_thread(anyio_backend: Any) -> None:
-    """Where `interrupt` itself fails, the thread is awaited all the same, and the cancel is raised."""
+    """If `interrupt` itself fails, the thread is still awaited, and the cancel is raised."""
     work = Work()
 
     def interrupt() -> None:
@@ -181,7 +181,7 @@ def asyncio_runner(request: pytest.FixtureRequest) -> Any:
 
 
 def test_a_native_timeout_waits_for_the_thread(asyncio_runner: Any) -> None:
-    """`asyncio.timeout` is a cancel that anyio's shield does not stop; the thread is awaited all the same."""
+    """The thread is awaited after `asyncio.timeout` too, which anyio's shield does not stop."""
     work = Work()
 
     async def main() -> None:
@@ -196,7 +196,7 @@ def test_a_native_timeout_waits_for_the_thread(asyncio_runner: Any) -> None:
 
 
 def test_a_task_that_is_cancelled_twice_waits_for_the_thread(asyncio_runner: Any) -> None:
-    """A second `task.cancel()` while the thread ends is absorbed: one interrupt, no descriptor left."""
+    """A second `task.cancel()` while the thread ends is absorbed: one interrupt, no open descriptor."""
     work = Work()
     interrupted = threading.Event()
 
@@ -219,7 +219,7 @@ def test_a_task_that_is_cancelled_twice_waits_for_the_thread(asyncio_runner: Any
 
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 def test_ctrl_c_twice_waits_for_the_thread(backend: str) -> None:
-    """The second Ctrl-C too comes back only after the thread has closed its descriptor, and ends by KeyboardInterrupt."""
+    """After a second Ctrl-C, too, KeyboardInterrupt is raised only when the thread has closed its descriptor."""
     script = """if True:
         import anyio, os, sys, threading, time
         from yaie_async.core.threads import run_owned
@@ -256,13 +256,13 @@ def test_ctrl_c_twice_waits_for_the_thread(backend: str) -> None:
         child.send_signal(signal.SIGINT)
         assert child.stdout.readline() == "interrupted\n"
         child.send_signal(signal.SIGINT)
-        # Once more "interrupted" where the second one strikes inside the interrupt.
+        # "interrupted" is printed again if the second Ctrl-C hits inside the interrupt.
         assert child.stdout.read().removeprefix("interrupted\n") == "KeyboardInterrupt True\n"
     assert child.returncode == 0
 
 
-def test_no_thread_waits_for_work_while_the_process_ends() -> None:
-    """They are gone before libraries give up what they keep for all threads, or OpenSSL corrupts the heap."""
+def test_idle_threads_end_before_the_process_does() -> None:
+    """They end before libraries free the data of all threads; otherwise OpenSSL corrupts the heap."""
     script = """if True:
         import atexit, os
         atexit.register(lambda: print(len(os.listdir("/proc/self/task"))))  # called after those registered later
@@ -282,8 +282,8 @@ def test_no_thread_waits_for_work_while_the_process_ends() -> None:
 
 
 @ours
-async def test_a_detached_thread_is_gone_with_its_result() -> None:
-    """What a library keeps for the thread is destroyed by then: at the end of the process it may be too late."""
+async def test_a_detached_thread_has_ended_when_its_result_is_returned() -> None:
+    """A library's data of the thread is destroyed by then, because at the end of the process it may be too late."""
 
     class Kept:
         def __del__(self) -> None:
@@ -312,7 +312,7 @@ async def test_a_detached_thread_returns_and_raises(anyio_backend: Any) -> None:
 
 @ours
 async def test_a_detached_thread_is_left_behind_on_a_cancel(anyio_backend: Any) -> None:
-    """On a cancel control returns at once; the thread goes on to its end and its result is dropped."""
+    """On a cancel control returns at once; the thread runs to its end and its result is dropped."""
     work = Work()
     with anyio.move_on_after(0.02) as scope:
         await run_detached(work, name="left")
@@ -324,7 +324,7 @@ async def test_a_detached_thread_is_left_behind_on_a_cancel(anyio_backend: Any) 
 
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 def test_a_thread_that_outlives_its_loop_ends_quietly(backend: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """A detached thread whose loop is closed by the time it ends raises nothing, anywhere."""
+    """A detached thread whose loop is closed before it ends raises nothing and prints nothing."""
     work = Work()
 
     async def main() -> None:
@@ -341,15 +341,15 @@ def test_a_thread_that_outlives_its_loop_ends_quietly(backend: str, capfd: pytes
 
 
 def _ends(script: str) -> tuple[int, str, str]:
-    """The exit code, output and errors of a process that is left to end by itself."""
+    """The exit code, output and errors of a process that ends by itself."""
     imports = "import atexit, os, sys, threading, time, anyio\nfrom yaie_async.core.threads import run_detached\n"
     command = [sys.executable, "-c", imports + script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_process_that_ends_in_a_build_left_behind_is_not_aborted() -> None:
-    """An interpreter that ends beside a thread in torch's C++ has the process aborted, where nothing ends that first."""
+def test_a_process_that_ends_during_a_cancelled_build_is_not_aborted() -> None:
+    """The process is not aborted although the interpreter ends while a thread runs torch's C++."""
     code, _, errors = _ends("""if True:
         import torch
         begun = threading.Event()
@@ -367,8 +367,8 @@ def test_a_process_that_ends_in_a_build_left_behind_is_not_aborted() -> None:
     assert (code, errors) == (0, "")
 
 
-def test_the_end_of_the_process_ends_what_was_left_behind() -> None:
-    """Its `finally` blocks run, and the end comes through although a destructor swallowed it at first."""
+def test_the_end_of_the_process_ends_detached_work() -> None:
+    """Its `finally` blocks run, although a destructor has swallowed the first SystemExit."""
     code, output, errors = _ends("""if True:
         begun = threading.Event()
         class Stubborn:
@@ -394,8 +394,8 @@ def test_the_end_of_the_process_ends_what_was_left_behind() -> None:
 
 
 @pytest.mark.parametrize(("option", "least"), [("True", 1.0), ("False", 0.0)])
-def test_the_end_of_the_process_does_not_wait_for_what_sleeps(option: str, least: float) -> None:
-    """C that sleeps can't be told to end: it has a second, and none where the caller says that it is harmless."""
+def test_the_end_of_the_process_does_not_wait_for_a_sleeping_call(option: str, least: float) -> None:
+    """A sleeping call of C can't be ended: it is awaited for a second, or not at all with `awaited_at_exit=False`."""
     code, output, errors = _ends(f"""if True:
         begun = threading.Event()
         def work():

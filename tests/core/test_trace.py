@@ -1,4 +1,4 @@
-"""The timeline: what a span leaves in it, from any thread, and that it costs nothing while nobody records."""
+"""The timeline: recorded spans, and their cost without a recording."""
 
 import threading
 import timeit
@@ -10,7 +10,7 @@ from yaie_async.core.trace import recording, span
 
 
 def test_a_span_is_a_complete_event_on_its_track() -> None:
-    """Microseconds, arguments, one track a name, whichever thread it came from, in order; failures are recorded too."""
+    """Spans of any thread have microseconds and arguments, are on one track per name, and are in order; failed ones too."""
     with recording() as kept:
 
         def work() -> None:
@@ -32,7 +32,7 @@ def test_a_span_is_a_complete_event_on_its_track() -> None:
 
 
 def test_nothing_is_kept_outside_of_a_recording() -> None:
-    """Spans before and after it are lost, and an inner recording gives back to the outer one."""
+    """Spans before and after a recording are dropped, and the outer recording continues after an inner one."""
     with span("t", "before"), recording() as outer:
         with recording() as inner, span("t", "inner"):
             pass
@@ -45,8 +45,8 @@ def test_nothing_is_kept_outside_of_a_recording() -> None:
     assert names == [["inner"], ["outer"]]
 
 
-def test_it_costs_next_to_nothing_when_off() -> None:
-    """Some microseconds at the most, against bodies of milliseconds."""
+def test_a_span_costs_microseconds_without_a_recording() -> None:
+    """A few microseconds at most, beside bodies that take milliseconds."""
 
     def one() -> None:
         with span("track", "name", file="x", start=1, stop=2):

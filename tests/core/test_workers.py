@@ -1,4 +1,4 @@
-"""Work that is handed over runs at once, in threads that are used again and end when nothing more comes."""
+"""Submitted work runs at once, in threads that are reused and end when idle."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Log:
-    """Work that notes the thread it runs in."""
+    """Submits work that records the thread it runs in."""
 
     def __init__(self, pool: Workers) -> None:
         self._pool = pool
@@ -47,7 +47,7 @@ def _has_ended(thread: threading.Thread) -> bool:
 
 
 def test_all_work_runs_at_once() -> None:
-    """However much is submitted together, each piece has a thread: none waits for another to end."""
+    """Each of many pieces of work gets a thread: none waits for another to end."""
     pool, together, met = Workers(), threading.Barrier(30), threading.Semaphore(0)
 
     def meet() -> None:
@@ -61,8 +61,8 @@ def test_all_work_runs_at_once() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_thread_is_used_again_and_ends_when_nothing_comes(anyio_backend: object) -> None:
-    """Threads wait for more for a while, none of them for ever."""
+async def test_a_thread_is_reused_and_ends_when_idle(anyio_backend: object) -> None:
+    """Threads wait for more work for a while, and not for ever."""
     log = Log(Workers())
     used = {log.run() for _ in range(50)}
     assert len(used) < 10
@@ -72,7 +72,7 @@ async def test_a_thread_is_used_again_and_ends_when_nothing_comes(anyio_backend:
 
 @pytest.mark.anyio
 async def test_a_last_piece_of_work_ends_its_thread(anyio_backend: object) -> None:
-    """What torch has set for its thread is never seen by other work."""
+    """Torch's settings of a thread never apply to other work."""
     log = Log(Workers())
     for _ in range(5):
         last = log.run(last=True)
@@ -80,8 +80,8 @@ async def test_a_last_piece_of_work_ends_its_thread(anyio_backend: object) -> No
         await until(partial(_has_ended, last))
 
 
-def test_work_that_comes_as_its_thread_gives_up_waiting_is_done() -> None:
-    """A thread that is counted on waits on, however long its work takes to come."""
+def test_work_submitted_while_its_thread_gives_up_waiting_is_done() -> None:
+    """A thread that work was submitted to keeps waiting for it, however long it takes to arrive."""
 
     class Late(queue.SimpleQueue[Any]):
         delay = 0.0
@@ -97,14 +97,14 @@ def test_work_that_comes_as_its_thread_gives_up_waiting_is_done() -> None:
     assert log.run() is thread
 
 
-def test_whoever_submits_does_not_wait_for_a_thread_to_begin() -> None:
-    """Beside busy threads a new one takes tens of milliseconds to get its first turn."""
+def test_submit_does_not_wait_for_a_thread_to_begin() -> None:
+    """Beside busy threads a new thread takes tens of milliseconds to run for the first time."""
     log, before, interval = Log(Workers()), set(threading.enumerate()), sys.getswitchinterval()
-    sys.setswitchinterval(5)  # nothing but a wait of its own takes the GIL from this thread
+    sys.setswitchinterval(5)  # this thread loses the GIL only when it waits
     try:
         log.submit()
         (started,) = set(threading.enumerate()) - before
-        assert not started.is_alive()  # by its own account
+        assert not started.is_alive()  # as far as Python knows
     finally:
         sys.setswitchinterval(interval)
     assert log.wait() is started
@@ -112,10 +112,10 @@ def test_whoever_submits_does_not_wait_for_a_thread_to_begin() -> None:
 
 @pytest.mark.anyio
 async def test_a_forked_child_has_threads_of_its_own(anyio_backend: object) -> None:
-    """The parent's are not there in the child, and its count of them neither."""
+    """A forked child has neither the parent's threads nor their count."""
     await run_owned(lambda: None)
     child = os.fork()
-    if not child:  # a new loop: the parent's is not to be touched
+    if not child:  # with a new loop, because the parent's must not be used
         try:
             answer: list[int] = []
             thread = threading.Thread(target=lambda: answer.append(anyio.run(run_owned, lambda: 3)))
@@ -128,11 +128,11 @@ async def test_a_forked_child_has_threads_of_its_own(anyio_backend: object) -> N
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_reserved_threads_take_the_work_that_comes() -> None:
-    """What is submitted to threads that were reserved starts none."""
+def test_reserved_threads_do_the_next_work() -> None:
+    """Work that is submitted to reserved threads starts no other thread."""
     pool = Workers()
     pool.reserve(5)
-    pool.reserve(3)  # of those there are enough
+    pool.reserve(3)  # enough of them are idle already
     log, there = Log(pool), set(threading.enumerate())
     together = threading.Barrier(6)
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""Bytes as they land, seen by a reader in another thread."""
+"""A file that is being written, read by another thread."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Waiting = Callable[[ArrivingFile, Future[Any]], None]
 
 @pytest.fixture
 def waiting(readers: Callable[..., int]) -> Waiting:
-    """Wait until a job waits for bytes of a landing."""
+    """Wait until a job waits for bytes of an arriving file."""
 
     def wait(arriving: ArrivingFile, job: Future[Any]) -> None:
         while not readers(arriving):
@@ -42,7 +42,7 @@ def waiting(readers: Callable[..., int]) -> Waiting:
 
 
 def test_open_and_wait(tmp_path: Path, pool: ThreadPoolExecutor, waiting: Waiting) -> None:
-    """A reader gets the file when it begins, and its bytes when the last of their blocks has landed."""
+    """A reader gets the file once the download begins, and its bytes once the last of their blocks is written."""
     arriving = ArrivingFile("a", 3 * BLOCK + 5)
     (tmp_path / "data").touch()
     opening = pool.submit(arriving.open, never)
@@ -66,7 +66,7 @@ def test_open_and_wait(tmp_path: Path, pool: ThreadPoolExecutor, waiting: Waitin
 def test_failure(
     tmp_path: Path, pool: ThreadPoolExecutor, end: Callable[[ArrivingFile, Path], None], waiting: Waiting
 ) -> None:
-    """A failed download, and one that starts over in another file, end every wait at once and for good."""
+    """If a download fails or starts over in another file, every wait ends at once and for good."""
     arriving = ArrivingFile("a", BLOCK)
     arriving.begin(tmp_path / "one", b"\0")
     job = pool.submit(arriving.wait, 0, BLOCK, never)
@@ -83,7 +83,7 @@ def test_failure(
 
 
 def test_reader_that_gives_up(tmp_path: Path, pool: ThreadPoolExecutor, waiting: Waiting) -> None:
-    """A reader that no longer wants to wait does not, within a tenth of a second; bytes that are there it gets."""
+    """A cancelled reader stops waiting within a tenth of a second, and still gets bytes that are written."""
     arriving = ArrivingFile("a", 2 * BLOCK)
     arriving.begin(tmp_path / "data", b"\1\0")
     given_up = threading.Event()
@@ -99,7 +99,7 @@ def test_reader_that_gives_up(tmp_path: Path, pool: ThreadPoolExecutor, waiting:
 
 
 def test_file_that_is_published_or_pruned(tmp_path: Path) -> None:
-    """Under its final names the file is opened too; one that is gone is a failure of this reader."""
+    """The file can be opened under its final names too; a removed file is an error for this reader."""
     blob, pointer = tmp_path / "blob", tmp_path / "pointer"
     arriving = ArrivingFile("a", 1, blob, pointer)
     (tmp_path / "partial").touch()
@@ -115,8 +115,8 @@ def test_file_that_is_published_or_pruned(tmp_path: Path) -> None:
         arriving.open(never)
 
 
-def test_file_that_was_there(tmp_path: Path) -> None:
-    """What never landed here is read where it is."""
+def test_file_that_existed_before(tmp_path: Path) -> None:
+    """A file that was not downloaded is read from its place in the cache."""
     arriving = ArrivingFile("a", 1, tmp_path / "blob", tmp_path / "pointer")
     (tmp_path / "pointer").touch()
     arriving.complete()

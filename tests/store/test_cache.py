@@ -1,5 +1,7 @@
-"""One repository's folder: refs, links and the official listing. That it equals the official client's is tested in
-tests/loader/test_official_client.py."""
+"""One repository's folder: refs, links and the official listing.
+
+tests/loader/test_official_client.py tests that it equals the folder of the official client.
+"""
 
 import json
 import os
@@ -26,7 +28,7 @@ def cache(tmp_path: Path) -> RepoCache:
 
 @pytest.fixture
 def without_symlinks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """HF_HUB_DISABLE_SYMLINKS, which is read at import."""
+    """Set HF_HUB_DISABLE_SYMLINKS, which is read at import."""
     monkeypatch.setattr(file_download.constants, "HF_HUB_DISABLE_SYMLINKS", True)
 
 
@@ -39,7 +41,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("revision", ["main", "refs/pr/1", "v1.0"])
 def test_a_ref_is_the_commit_and_nothing_more(revision: str, cache: RepoCache) -> None:
-    """A ref holds 40 digits without a newline, nested where the revision has slashes, and leaves no other file."""
+    """A ref holds 40 digits without a newline, is nested where the revision has slashes, and leaves no other file."""
     cache.write_ref(revision, COMMIT)
     cache.write_ref(revision, OTHER)
     assert (cache.folder / "refs" / revision).read_bytes() == OTHER.encode()
@@ -48,14 +50,14 @@ def test_a_ref_is_the_commit_and_nothing_more(revision: str, cache: RepoCache) -
 
 
 def test_a_commit_gets_no_ref(cache: RepoCache) -> None:
-    """A revision that is a full commit stands for itself, and is not remembered."""
+    """A revision that is a full commit resolves to itself and is not stored."""
     cache.write_ref(COMMIT, COMMIT)
     assert not (cache.folder / "refs").exists()
     assert cache.commit_of(COMMIT) == COMMIT
 
 
-def test_a_ref_that_says_the_same_is_not_written(cache: RepoCache) -> None:
-    """Written only where it changes: a read-only cache is usable, and readers see no new file."""
+def test_an_unchanged_ref_is_not_written(cache: RepoCache) -> None:
+    """A ref is written only if it changes, so that a read-only cache is usable and readers see no new file."""
     cache.write_ref("main", COMMIT)
     ref = cache.folder / "refs" / "main"
     inode = ref.stat().st_ino
@@ -63,8 +65,8 @@ def test_a_ref_that_says_the_same_is_not_written(cache: RepoCache) -> None:
     assert ref.stat().st_ino == inode
 
 
-def test_a_newline_is_read_over_and_repaired(cache: RepoCache) -> None:
-    """A ref that some tool ended by a newline is understood, and then written as the official client wants it."""
+def test_a_newline_is_ignored_and_removed(cache: RepoCache) -> None:
+    """A ref that another tool ended with a newline is read, and then rewritten as the official client expects it."""
     ref = cache.folder / "refs" / "main"
     ref.parent.mkdir()
     ref.write_text(COMMIT + "\n")
@@ -75,7 +77,7 @@ def test_a_newline_is_read_over_and_repaired(cache: RepoCache) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"main", b"\xff\xfe\x00", COMMIT[:39].encode(), COMMIT.upper().encode()])
 def test_a_damaged_ref_is_no_ref(content: bytes, cache: RepoCache) -> None:
-    """What is no commit is as good as nothing, and is replaced."""
+    """A ref that holds no commit counts as missing and is replaced."""
     ref = cache.folder / "refs" / "main"
     ref.parent.mkdir()
     ref.write_bytes(content)
@@ -84,8 +86,8 @@ def test_a_damaged_ref_is_no_ref(content: bytes, cache: RepoCache) -> None:
     assert cache.commit_of("main") == COMMIT
 
 
-def test_a_ref_that_can_t_be_written_is_done_without(cache: RepoCache) -> None:
-    """A ref is a convenience: where it can't be written nothing is raised, and nothing is left."""
+def test_a_ref_that_can_t_be_written_is_no_error(cache: RepoCache) -> None:
+    """If a ref can't be written, nothing is raised and no file is left."""
     (cache.folder / "refs").write_text("a file where the folder should be")
     cache.write_ref("main", COMMIT)
     (cache.folder / "refs").unlink()
@@ -100,7 +102,7 @@ def test_a_ref_that_can_t_be_written_is_done_without(cache: RepoCache) -> None:
 
 @pytest.mark.parametrize("path", ["config.json", "sub/dir/config.json"])
 def test_a_link_is_relative(path: str, cache: RepoCache) -> None:
-    """An entry of a snapshot points to its blob by a relative path, so that a cache can be moved."""
+    """A link in a snapshot is relative, so that a cache can be moved."""
     cache.link(COMMIT, path, ETAG, fresh=True)
     pointer = cache.pointer(COMMIT, path)
     assert os.readlink(pointer) == "../" * (2 + path.count("/")) + f"blobs/{ETAG}"
@@ -120,7 +122,7 @@ def test_a_good_link_is_left_alone(cache: RepoCache) -> None:
 
 @pytest.mark.parametrize("stale", ["dangling", "file"])
 def test_a_stale_entry_is_replaced(stale: str, cache: RepoCache) -> None:
-    """A dangling link or a stale copy is replaced, and no temporary name stays."""
+    """A dangling link or a stale copy is replaced, and no temporary file is left."""
     pointer = cache.pointer(COMMIT, "config.json")
     pointer.symlink_to("../../blobs/gone") if stale == "dangling" else pointer.write_bytes(b"stale")
     assert cache.has(COMMIT, "config.json") is (stale == "file")
@@ -129,8 +131,8 @@ def test_a_stale_entry_is_replaced(stale: str, cache: RepoCache) -> None:
     assert names(cache.blobs) == [ETAG]
 
 
-def test_a_dangling_link_is_a_file_that_is_not_there(cache: RepoCache) -> None:
-    """A link whose blob is gone does not count as a file of the snapshot."""
+def test_a_dangling_link_is_a_missing_file(cache: RepoCache) -> None:
+    """A link to a removed blob does not count as a file of the snapshot."""
     cache.link(COMMIT, "config.json", ETAG, fresh=True)
     cache.blob(ETAG).unlink()
     assert not cache.has(COMMIT, "config.json")
@@ -139,7 +141,7 @@ def test_a_dangling_link_is_a_file_that_is_not_there(cache: RepoCache) -> None:
 
 @pytest.mark.usefixtures("without_symlinks")
 def test_without_symlinks_a_fresh_blob_is_moved_and_an_older_one_copied(cache: RepoCache) -> None:
-    """As the official client does: what was just fetched moves into the snapshot, what was there is copied."""
+    """As the official client does, a fresh blob is moved into the snapshot and an older one copied."""
     cache.link(COMMIT, "old.json", ETAG, fresh=False)
     assert names(cache.blobs) == [ETAG]
     cache.link(COMMIT, "new.json", ETAG, fresh=True)
@@ -151,7 +153,7 @@ def test_without_symlinks_a_fresh_blob_is_moved_and_an_older_one_copied(cache: R
 
 @pytest.mark.usefixtures("without_symlinks")
 def test_without_symlinks_a_blob_that_another_load_has_just_moved(cache: RepoCache) -> None:
-    """Whoever finds the blob moved to where it wanted it is content; if it is nowhere that is an error."""
+    """If the blob is already at the place to link it to, nothing is raised; if it is nowhere, that is an error."""
     cache.link(COMMIT, "config.json", ETAG, fresh=True)
     cache.link(COMMIT, "config.json", ETAG, fresh=False)
     with pytest.raises(CacheAccessError):
@@ -161,7 +163,7 @@ def test_without_symlinks_a_blob_that_another_load_has_just_moved(cache: RepoCac
 
 
 def test_a_shared_blob_is_linked_through_and_never_written(cache: RepoCache, tmp_path: Path) -> None:
-    """A blob that is itself a link into the official shared store keeps its name, its target and its mode."""
+    """A blob that is a link into the official shared store keeps its name, its target and its mode."""
     store = cache.root / "blobs" / "cc"
     store.mkdir(parents=True)
     payload = store / "payload"
@@ -176,8 +178,8 @@ def test_a_shared_blob_is_linked_through_and_never_written(cache: RepoCache, tmp
     assert payload.stat().st_mode & 0o777 == 0o444
 
 
-def test_an_entry_that_can_t_be_made_is_an_error_of_ours(cache: RepoCache) -> None:
-    """A file where a folder has to be is a CacheAccessError that names it."""
+def test_a_link_that_can_t_be_made_is_a_cache_access_error(cache: RepoCache) -> None:
+    """A file in the place of a folder is a CacheAccessError that names it."""
     cache.pointer(COMMIT, "sub").write_text("")
     with pytest.raises(CacheAccessError, match="sub"):
         cache.link(COMMIT, "sub/config.json", ETAG, fresh=True)
@@ -193,7 +195,7 @@ def write_tree(cache: RepoCache, content: object) -> None:
 
 
 def test_the_official_listing_is_read(cache: RepoCache) -> None:
-    """Sizes and etags are those of the contents: of LFS files sha256 and size, never those of the pointer."""
+    """Sizes and etags are those of the content: for LFS files sha256 and size, never those of the pointer file."""
     files = {
         "config.json": {"size": 3, "blob_id": "d" * 40},
         "model.safetensors": {"size": 135, "blob_id": "e" * 40, "lfs_sha256": ETAG, "lfs_size": 9000},
@@ -215,7 +217,7 @@ _DAMAGED_LISTINGS: list[object] = [[], {"a": None}, {"a": {}}, {"a": {"size": 1}
     + [{"format_version": 1, "files": files} for files in _DAMAGED_LISTINGS],
 )
 def test_a_listing_of_another_format_is_not_used(content: object, cache: RepoCache) -> None:
-    """What is damaged or of a later format is as good as no listing."""
+    """A damaged listing, or one of a later format, counts as missing."""
     write_tree(cache, content)
     assert cache.tree(COMMIT) is None
 
@@ -223,8 +225,8 @@ def test_a_listing_of_another_format_is_not_used(content: object, cache: RepoCac
 # -- folders ------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_made_before_something_is_written(tmp_path: Path) -> None:
-    """Asking a cache that is not there makes no folder."""
+def test_reading_creates_nothing(tmp_path: Path) -> None:
+    """Reading a cache that does not exist makes no folder."""
     cache = RepoCache(tmp_path / "cache", "org/name")
     assert cache.commit_of("main") is None
     assert cache.files(COMMIT) == {}
@@ -234,7 +236,7 @@ def test_nothing_is_made_before_something_is_written(tmp_path: Path) -> None:
 
 
 def test_preparing_twice_changes_nothing(cache: RepoCache) -> None:
-    """The folders and the cache tag are made once; a tag that is there is not written over."""
+    """The folders and the cache tag are made once; an existing tag is not overwritten."""
     (cache.root / "CACHEDIR.TAG").write_text("theirs")
     cache.prepare(COMMIT)
     assert (cache.root / "CACHEDIR.TAG").read_text() == "theirs"

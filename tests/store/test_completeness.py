@@ -1,4 +1,4 @@
-"""How much of a model a snapshot holds: never more is believed than the disk proves."""
+"""How complete a snapshot is for a load, as far as the disk proves it."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def cache(tmp_path: Path) -> RepoCache:
 
 
 def enter(cache: RepoCache, *paths: str, content: str = "{}") -> None:
-    """Link files one after the other, as far apart as the file system can tell."""
+    """Link files one after the other, with different times."""
     for path in paths:
         etag = path.replace("/", "_").ljust(40, "0")
         cache.blob(etag).write_text(content)
@@ -51,21 +51,21 @@ def write_tree(cache: RepoCache, *paths: str) -> None:
     tree.write_text(json.dumps({"format_version": 1, "files": files}))
 
 
-def test_what_we_have_linked_to_the_end_is_whole(cache: RepoCache) -> None:
-    """All files in our order are whole, for the tokenizer and for the model."""
+def test_all_files_linked_in_our_order_are_complete(cache: RepoCache) -> None:
+    """All files in this package's order are complete, for the tokenizer and for the model."""
     enter(cache, *ORDER)
     assert completeness_of(cache) is completeness_of(cache, weights=False) is Completeness.COMPLETE
 
 
 @pytest.mark.parametrize("count", range(len(ORDER)))
 def test_a_kill_before_any_link_is_seen(count: int, cache: RepoCache) -> None:
-    """Any shorter run in our order has no config.json, and holds nothing for anyone."""
+    """After a kill between two links config.json is missing, so no load is complete."""
     enter(cache, *ORDER[:count])
     assert completeness_of(cache) is completeness_of(cache, weights=False) is Completeness.MISSING
 
 
 def test_weights_after_a_tokenizer(cache: RepoCache) -> None:
-    """A tokenizer that was fetched alone is whole; the model is when its weights have come, in either shape."""
+    """A tokenizer fetched alone is complete; the model is once its weights are linked."""
     *small, config = [path for path in ORDER if path != "model.safetensors"]
     enter(cache, *small, config)
     assert (completeness_of(cache, weights=False), completeness_of(cache)) == (
@@ -76,8 +76,8 @@ def test_weights_after_a_tokenizer(cache: RepoCache) -> None:
     assert completeness_of(cache) is Completeness.COMPLETE
 
 
-def test_a_sharded_set_is_whole_with_its_last_shard(cache: RepoCache) -> None:
-    """The index names the shards: without one of them, or without the index, the model is not there."""
+def test_a_sharded_set_is_complete_with_its_last_shard(cache: RepoCache) -> None:
+    """Without one of the index's shards, or without the index, the model is missing."""
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     enter(cache, *shards)
     enter(cache, *(path for path in ORDER if path != "model.safetensors"))
@@ -101,13 +101,13 @@ def test_a_sharded_set_is_whole_with_its_last_shard(cache: RepoCache) -> None:
     ],
 )
 def test_another_order_proves_nothing(order: tuple[str, ...], cache: RepoCache) -> None:
-    """Files that transformers fetched one by one are usable offline, and online the Hub is asked what is missing."""
+    """Files that transformers fetched one by one are usable offline; online the Hub is asked for missing files."""
     enter(cache, *order)
     assert completeness_of(cache, weights=False) is Completeness.USABLE
 
 
 def test_a_copied_cache_is_usable(cache: RepoCache) -> None:
-    """A cache that was copied with other times has lost the proof, and nothing else."""
+    """A cache that was copied with other times is no longer proved complete, but usable."""
     enter(cache, *ORDER)
     for path in reversed(ORDER):
         pointer = cache.pointer(COMMIT, path)
@@ -119,14 +119,14 @@ def test_a_copied_cache_is_usable(cache: RepoCache) -> None:
 
 
 def test_code_is_never_proved_by_order(cache: RepoCache) -> None:
-    """Which .py files a repository has is known from a listing only."""
+    """Only a listing proves which .py files a repository has."""
     enter(cache, "modeling_x.py", *ORDER)
     assert completeness_of(cache, code=True) is Completeness.USABLE
     assert completeness_of(cache) is Completeness.COMPLETE
 
 
 def test_the_official_listing_decides(cache: RepoCache) -> None:
-    """With the official client's listing every subset of the files is whole only if it is all of them."""
+    """With the official client's listing only all of the files are complete, and no subset of them."""
     write_tree(cache, *ORDER, "modeling_x.py", "README.md", "onnx/model.onnx")
     for count in range(len(ORDER)):
         for some in combinations(ORDER, count):
@@ -143,15 +143,15 @@ def test_the_official_listing_decides(cache: RepoCache) -> None:
 
 
 def test_a_dangling_link_is_missing(cache: RepoCache) -> None:
-    """A file whose blob was removed is not there, whatever the snapshot lists."""
+    """A file whose blob was removed is missing, whatever the snapshot lists."""
     enter(cache, *ORDER)
     os.unlink(cache.pointer(COMMIT, "model.safetensors").resolve())
     assert completeness_of(cache) is Completeness.MISSING
     assert completeness_of(cache, weights=False) is Completeness.COMPLETE
 
 
-def test_weights_of_another_kind_are_not_there(cache: RepoCache) -> None:
-    """A snapshot with a pickle holds nothing for whom pickles are refused, nor for another variant."""
+def test_weights_of_another_kind_do_not_count(cache: RepoCache) -> None:
+    """A pickle does not count if pickles are refused, nor if another variant is requested."""
     enter(cache, *("pytorch_model.bin" if path == "model.safetensors" else path for path in ORDER))
     assert completeness_of(cache) is Completeness.COMPLETE
     assert completeness_of(cache, rules=WeightRules(pickle=False)) is Completeness.MISSING
@@ -159,7 +159,7 @@ def test_weights_of_another_kind_are_not_there(cache: RepoCache) -> None:
 
 
 def test_a_file_is_read_from_the_link_or_the_blob(cache: RepoCache) -> None:
-    """A file that is verified and not yet linked can be read; one that is neither is None."""
+    """A file that is verified but not linked yet can be read; a file that is neither is None."""
     etag = "d" * 40
     listing, file = Listing(COMMIT, {}), RepoFile("config.json", 2, etag)
     assert read(cache, listing, file) is None
@@ -171,7 +171,7 @@ def test_a_file_is_read_from_the_link_or_the_blob(cache: RepoCache) -> None:
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000])
 def test_a_damaged_config_is_an_error_of_the_model(content: bytes, cache: RepoCache) -> None:
-    """What is no JSON, or nested without end, is no whole model, and the error says why."""
+    """A config.json that is no JSON, or nested without end, gives no complete model but an error that says why."""
     enter(cache, *ORDER)
     cache.pointer(COMMIT, "config.json").resolve().write_bytes(content)
     found = completeness.snapshot_state(cache, COMMIT, Need(weights=True))

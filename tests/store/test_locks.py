@@ -1,4 +1,4 @@
-"""The official lock file of a blob, from both sides."""
+"""The official lock file of a blob, taken by this package and by the official client."""
 
 import fcntl
 import os
@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 
 
 async def test_it_is_the_lock_that_the_official_client_takes(anyio_backend: Any, path: Path) -> None:
-    """Held, it keeps the official client's lock out; afterwards the file stays, free, with mode 0664."""
+    """While it is held, the official client can't take it; afterwards the file stays, free, with mode 0664."""
     before = os.umask(0o077)
     try:
         async with blob_lock(path):
@@ -67,14 +67,14 @@ def other(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 async def test_it_waits_for_another_process(anyio_backend: Any, path: Path, other: subprocess.Popen[str]) -> None:
-    """While another process has it the loop runs on; it is ours soon after the other has died."""
-    turns, held, told = 0, anyio.Event(), []
+    """The loop keeps running while another process holds the lock, and gets it soon after that process is killed."""
+    beats, held, seen = 0, anyio.Event(), []
 
     @contextmanager
     def waiting() -> Iterator[None]:
-        told.append("waits")
+        seen.append("waits")
         yield
-        told.append("has it")
+        seen.append("has it")
 
     async def take() -> None:
         async with blob_lock(path, waiting):
@@ -84,40 +84,40 @@ async def test_it_waits_for_another_process(anyio_backend: Any, path: Path, othe
         group.start_soon(take)
         with anyio.move_on_after(0.2):
             while True:
-                turns += 1
+                beats += 1
                 await anyio.sleep(0.002)
-        assert turns > 20
+        assert beats > 20
         assert not held.is_set()
-        assert told == ["waits"]
+        assert seen == ["waits"]
         other.kill()
         with anyio.fail_after(5):
             await held.wait()
-        assert told == ["waits", "has it"]
+        assert seen == ["waits", "has it"]
     async with blob_lock(path, waiting):
-        assert told == ["waits", "has it"]
+        assert seen == ["waits", "has it"]
 
 
-async def test_two_tasks_never_have_it_together(anyio_backend: Any, path: Path) -> None:
-    """Tasks of one process exclude each other too, and all get their turn."""
-    inside = most = turns = 0
+async def test_two_tasks_never_hold_it_together(anyio_backend: Any, path: Path) -> None:
+    """Tasks of one process exclude each other too, and all of them get the lock."""
+    inside = most = taken = 0
 
     async def take() -> None:
-        nonlocal inside, most, turns
+        nonlocal inside, most, taken
         async with blob_lock(path):
             inside += 1
             most = max(most, inside)
             await anyio.sleep(0.005)
             inside -= 1
-            turns += 1
+            taken += 1
 
     async with anyio.create_task_group() as group:
         for _ in range(4):
             group.start_soon(take)
-    assert (most, turns) == (1, 4)
+    assert (most, taken) == (1, 4)
 
 
-async def test_a_cancel_gives_it_back(anyio_backend: Any, path: Path) -> None:
-    """Cancelled while waiting or while holding, nothing stays locked and no thread stays."""
+async def test_a_cancel_releases_it(anyio_backend: Any, path: Path) -> None:
+    """After a cancel while waiting or holding, nothing stays locked and no thread is left."""
     holding = anyio.Event()
 
     async def hold() -> None:
@@ -138,8 +138,8 @@ async def test_a_cancel_gives_it_back(anyio_backend: Any, path: Path) -> None:
     await until(lambda: not [t for t in threading.enumerate() if t.name.startswith("yaie_async")])
 
 
-async def test_an_error_inside_gives_it_back(anyio_backend: Any, path: Path) -> None:
-    """What is raised in the block comes out as it is, and the lock is free."""
+async def test_an_error_inside_releases_it(anyio_backend: Any, path: Path) -> None:
+    """An error in the block is raised unchanged, and the lock is free."""
     with pytest.raises(KeyError):
         async with blob_lock(path):
             raise KeyError

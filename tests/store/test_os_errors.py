@@ -1,4 +1,4 @@
-"""What the operating system says of the cache becomes an error that names the place and a way out."""
+"""Each OSError of the cache becomes an error that names the path and says what to do."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from yaie_async.store.os_errors import cache_errors, free_bytes
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk(number: int, tmp_path: Path) -> None:
-    """No space, no quota and too large a file are all a DiskFullError with bytes needed and free."""
+    """No space, no quota and a file that is too large are a DiskFullError with the bytes needed and free."""
     says = rf"full at {tmp_path}: 1,234 bytes .* HF_HUB_CACHE"
     with pytest.raises(DiskFullError, match=says) as caught, cache_errors(tmp_path, needed=1234):
         raise OSError(number, os.strerror(number))
@@ -24,7 +24,7 @@ def test_a_full_disk(number: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
 def test_a_cache_that_may_not_be_written(number: int, tmp_path: Path) -> None:
-    """The error says that what is there still loads, and names the file that the system named."""
+    """The error says that cached files still load, and names the file of the OSError."""
     inner = str(tmp_path / "inner")
     says = r"can't be written at .*local_files_only=True"
     with pytest.raises(CacheAccessError, match=says) as caught, cache_errors(tmp_path):
@@ -33,7 +33,7 @@ def test_a_cache_that_may_not_be_written(number: int, tmp_path: Path) -> None:
 
 
 def test_any_other_failure(tmp_path: Path) -> None:
-    """An I/O error is a CacheAccessError with the system's words; what is no OSError is left alone."""
+    """An I/O error is a CacheAccessError with the system's message; other exceptions pass unchanged."""
     with pytest.raises(CacheAccessError, match="Input/output error") as caught, cache_errors(tmp_path):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     assert caught.value.errno == errno.EIO
@@ -41,7 +41,7 @@ def test_any_other_failure(tmp_path: Path) -> None:
         raise KeyError
 
 
-def test_an_error_of_ours_passes(tmp_path: Path) -> None:
+def test_a_loader_error_passes_unchanged(tmp_path: Path) -> None:
     """IntegrityError is an OSError too, and is not translated again."""
     ours = IntegrityError("x", expected="a", found="b")
     with pytest.raises(IntegrityError) as caught, cache_errors(tmp_path):
@@ -49,8 +49,8 @@ def test_an_error_of_ours_passes(tmp_path: Path) -> None:
     assert caught.value is ours
 
 
-def test_free_bytes_of_what_is_not_there_yet(tmp_path: Path) -> None:
-    """The free space of a folder that will be made is that of the file system it will be on."""
+def test_free_bytes_of_a_missing_folder(tmp_path: Path) -> None:
+    """The free space of a folder that does not exist yet is that of its future file system."""
     stat = os.statvfs(tmp_path)
     for path in (tmp_path, tmp_path / "a" / "b" / "c"):
         assert abs(free_bytes(path) - stat.f_bavail * stat.f_frsize) < 1 << 30

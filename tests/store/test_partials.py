@@ -1,4 +1,4 @@
-"""Partials on a real disk: killed at any point, claimed by several at once, pruned, damaged, out of space."""
+"""Partials on a real disk: killed at any point, claimed by several processes, pruned, damaged, out of space."""
 
 import errno
 import os
@@ -72,7 +72,7 @@ def _claim(directory: Path, *, lock_held: bool = True) -> Partial:
 
 
 def _have(partial: Partial) -> list[int]:
-    """The blocks that it claims to have; each must be right on the disk."""
+    """The recorded blocks; each must be right on the disk."""
     have = [i for i, there in enumerate(partial.blocks) if there]
     assert all(os.pread(partial.fd, BLOCK, i * BLOCK) == _block(i) for i in have)
     return have
@@ -93,7 +93,7 @@ def _age(path: Path, seconds: float) -> None:
 
 
 def _forge(path: Path, **changes: Any) -> None:
-    """Change what a map says, and let it be a valid map all the same."""
+    """Change fields of a map's header and keep it a valid map."""
     raw = path.read_bytes()
     found = decode(raw, ETAG)
     assert found is not None
@@ -102,9 +102,9 @@ def _forge(path: Path, **changes: Any) -> None:
 
 
 def _fork(fn: Callable[[], object]) -> int:
-    """Run `fn` in a child process, which ends with 0, or with 1 if it raises. Return its id."""
+    """Run `fn` in a child process, which exits with 0, or with 1 if it raises. Return its id."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that are not used in the child
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child uses none of the threads
         pid = os.fork()
     if pid == 0:
         try:
@@ -121,7 +121,7 @@ def _wait(pid: int) -> int:
 
 
 def _left_behind(directory: Path, *blocks: int, sync: bool = False) -> None:
-    """Let a process write blocks and die without a word."""
+    """Have a process write blocks and get killed."""
 
     def child() -> None:
         partial = Partial.create(directory, ETAG, SIZE)
@@ -156,7 +156,7 @@ class TestOneProcess:
         partial.discard()
         assert _names(blobs) == []
 
-    def test_what_was_recorded_is_found_again_by_the_next_one(self, blobs: Path) -> None:
+    def test_recorded_blocks_are_found_by_the_next_claim(self, blobs: Path) -> None:
         partial = _claim(blobs)
         _write(partial, 0, 2, 5)
         partial.keep()
@@ -184,7 +184,7 @@ class TestOneProcess:
         assert len(_names(blobs)) == 4
         other.discard()
 
-    def test_published_it_has_the_blobs_name_and_nothing_is_left(self, blobs: Path) -> None:
+    def test_a_published_partial_has_the_blobs_name_and_leaves_nothing(self, blobs: Path) -> None:
         _left_behind(blobs, 1)
         partial = claim_or_create(blobs, ETAG, SIZE, lock_held=False)
         _write(partial, *range(6))
@@ -222,7 +222,7 @@ class TestOneProcess:
 
         assert _wait(_fork(child)) == 0
 
-    def test_another_size_or_a_missing_or_wrong_data_file_is_no_partial(self, blobs: Path) -> None:
+    def test_a_partial_of_another_size_or_without_its_data_file_is_discarded(self, blobs: Path) -> None:
         for spoil in ("size", "missing", "shorter"):
             _left_behind(blobs, 0, 1)
             (data,) = set(blobs.glob("*.incomplete")) - set(blobs.glob("*.map.incomplete"))
@@ -257,9 +257,9 @@ class TestOneProcess:
         _write(partial, *range(6))
         assert victim.read_bytes() == bytes(SIZE)
 
-    def test_of_several_orphans_the_fullest_is_taken_and_the_others_go_in_the_end(self, blobs: Path) -> None:
+    def test_the_fullest_of_several_orphans_is_claimed_and_the_others_are_removed(self, blobs: Path) -> None:
         _left_behind(blobs, 0)
-        _left_behind(blobs, 0, 1)  # a new one: the first is not claimed by `create`
+        _left_behind(blobs, 0, 1)  # `create` makes a new partial and does not claim the first
         _left_behind(blobs, 5)
         partial = _claim(blobs)
         assert _have(partial) == [0, 1]
@@ -307,7 +307,7 @@ class TestOneProcess:
 
 
 class TestKilled:
-    def test_at_random_moments_every_block_in_the_map_is_right_and_none_is_lost(self, blobs: Path) -> None:
+    def test_at_random_moments_every_recorded_block_is_right_and_none_is_lost(self, blobs: Path) -> None:
         rng = random.Random(0)
         have: set[int] = set()
 
@@ -340,8 +340,8 @@ class TestKilled:
     def test_between_any_two_lines_of_the_store(
         self, tmp_path: Path, action: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Each line makes one system call at most, so this is between any two of those as well."""
-        monkeypatch.setitem(globals(), "SIZE", BLOCK + 1000)  # hundreds of times
+        """Each line makes at most one system call, so this is between any two system calls as well."""
+        monkeypatch.setitem(globals(), "SIZE", BLOCK + 1000)  # small, because it is written hundreds of times
         monkeypatch.setattr(diskio, "_COPY_SIZE", BLOCK)
         for line in range(1, 2000):
             blobs = tmp_path / str(line)
@@ -354,7 +354,7 @@ class TestKilled:
                 assert line > 5
                 return
             if action == "claim by copy":
-                # Killed between the claim and its end, its orphan counts as the silent owner's.
+                # After a kill in the middle of a claim, the orphan counts as the silent owner's.
                 for path in blobs.glob("*.map.incomplete"):
                     _age(path, 61)
             if not (blobs / ETAG).exists():
@@ -371,7 +371,7 @@ class TestKilled:
 
 
 def _killed_in(action: str, blobs: Path, line: int) -> None:
-    """Do `action`, and die at the n-th line of the store's code that it runs."""
+    """Run `action`, and kill the process at the given line of the store's code."""
     partial = None
     if action in ("keep", "publish", "rescue"):
         partial = Partial.create(blobs, ETAG, SIZE)
@@ -399,18 +399,18 @@ def _killed_in(action: str, blobs: Path, line: int) -> None:
 
 class TestClaims:
     def test_of_two_processes_exactly_one_wins(self, tmp_path: Path) -> None:
-        """Whether locks work or not: here both believe that they hold the lock."""
+        """Both processes believe that they hold the lock, so this does not depend on working locks."""
         for attempt in range(15):
             blobs = tmp_path / str(attempt)
             _left_behind(blobs, 0, 1, 2)
-            # A pipe for each step: of one, the faster child could take the slower one's byte.
+            # A pipe for each step: from one pipe the faster child could read the slower one's byte.
             begin, end = os.pipe(), os.pipe()
 
             def child(blobs: Path = blobs, begin: int = begin[0], end: int = end[0]) -> None:
                 os.read(begin, 1)
                 partial = _claim(blobs)
                 (blobs / f"{os.getpid()}.{len(_have(partial))}").touch()
-                os.read(end, 1)  # stays its owner until both are through
+                os.read(end, 1)  # stays the owner until both have claimed
                 assert partial.touch() is Ownership.OURS
 
             pids = [_fork(child) for _ in range(2)]
@@ -423,7 +423,7 @@ class TestClaims:
                 os.close(fd)
             assert sorted(path.suffix for path in blobs.glob("*.[03]")) == [".0", ".3"]
 
-    def test_a_living_owner_is_left_alone(self, blobs: Path) -> None:
+    def test_a_partial_of_a_living_owner_is_not_claimed(self, blobs: Path) -> None:
         ready, go = os.pipe()
 
         def child() -> None:
@@ -437,7 +437,7 @@ class TestClaims:
             assert _have(_claim(blobs)) == []
         finally:
             os.kill(pid, signal.SIGKILL)
-        # Dead, though nobody has waited for it.
+        # Dead, but a zombie: it has not been waited for.
         while owners.start_time(pid) is not None:
             time.sleep(0.001)
         assert _have(_claim(blobs)) == [0]
@@ -445,13 +445,13 @@ class TestClaims:
         os.close(ready)
         os.close(go)
 
-    def test_the_living_keep_their_files_when_orphans_are_discarded(self, blobs: Path) -> None:
+    def test_discarding_orphans_keeps_partials_of_living_owners(self, blobs: Path) -> None:
         partial = _claim(blobs)
         discard_orphans(blobs, ETAG, lock_held=True)
         assert partial.touch() is Ownership.OURS
         assert len(_names(blobs)) == 2
 
-    def test_a_process_number_used_again_is_another_process(self, blobs: Path) -> None:
+    def test_a_reused_process_id_is_another_process(self, blobs: Path) -> None:
         partial = _claim(blobs)
         _write(partial, 0)
         owner = owners.this_process()
@@ -459,7 +459,7 @@ class TestClaims:
         assert _have(_claim(blobs)) == [0]
 
     @pytest.mark.parametrize("field", ["host", "boot", "pid_namespace"])
-    def test_elsewhere_only_silence_is_proof(self, blobs: Path, field: str) -> None:
+    def test_an_owner_elsewhere_is_gone_only_after_a_silence(self, blobs: Path, field: str) -> None:
         _left_behind(blobs, 0, 1, sync=True)
         changed: dict[str, Any] = {"pid": 2**22 + 1, field: "other"}
         _forge(_map(blobs), owner=replace(owners.this_process(), **changed))
@@ -473,7 +473,7 @@ class TestClaims:
         assert len(_names(blobs)) == 2
 
     @pytest.mark.usefixtures("no_locks")
-    def test_where_locks_do_not_work_only_silence_is_proof(self, blobs: Path) -> None:
+    def test_without_working_locks_an_owner_is_gone_only_after_a_silence(self, blobs: Path) -> None:
         _left_behind(blobs, 0, 1)
         other = _claim(blobs)
         assert _have(other) == []
@@ -481,16 +481,16 @@ class TestClaims:
         _age(_map(blobs), 61)
         assert _have(_claim(blobs)) == [0, 1]
 
-    def test_the_clock_is_the_file_systems(self, blobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A machine whose clock is an hour ahead finds no owner silent."""
+    def test_times_are_compared_with_the_file_systems_clock(self, blobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No owner is silent for a machine whose own clock is an hour ahead."""
         _left_behind(blobs, 0, sync=True)
         _forge(_map(blobs), owner=HOST)
         ahead = time.time() + 3600
         monkeypatch.setattr(time, "time", lambda: ahead)
         assert _have(_claim(blobs)) == []
 
-    def test_a_silent_owner_that_wakes_up_harms_nobody(self, blobs: Path) -> None:
-        """It writes into its own inode whatever comes, until it sees that it has lost."""
+    def test_a_silent_owner_that_wakes_up_does_no_harm(self, blobs: Path) -> None:
+        """It writes into its own inode only, until it sees that another process has claimed the partial."""
         sleeper = _claim(blobs)
         _write(sleeper, 0, 1)
         sleeper.sync()
@@ -511,7 +511,7 @@ class TestClaims:
     def test_a_claim_by_copy_that_was_killed_leaves_the_owner_silent_and_not_dead(
         self, blobs: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The claimer is known to be dead; the owner before it may still wake up and write into the inode."""
+        """The dead claimer is not the last writer: the silent owner before it may still write into the inode."""
         _left_behind(blobs, 0, 1, sync=True)
         _forge(_map(blobs), owner=HOST)
         _age(_map(blobs), 61)
@@ -531,7 +531,7 @@ class TestClaims:
         assert [_have(one) for one in taken] == [[], [0, 1]]
         assert inode not in [os.fstat(one.fd).st_ino for one in taken]
 
-    def test_the_owner_of_one_shows_that_it_lives(self, blobs: Path) -> None:
+    def test_a_touch_shows_that_the_owner_lives(self, blobs: Path) -> None:
         partial = _claim(blobs)
         _age(_map(blobs), 3600)
         assert partial.touch() is Ownership.OURS
@@ -542,7 +542,7 @@ class TestClaims:
         shutil.rmtree(blobs)
         assert not has_live_owner(blobs, ETAG)
 
-    def test_also_while_it_copies(self, blobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_copying_owner_shows_that_it_lives(self, blobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pruned = _claim(blobs)
         _write(pruned, 0)
         shutil.rmtree(blobs)
@@ -559,7 +559,7 @@ class TestClaims:
         assert len(ages) == 4
         assert max(ages) < 60
 
-    def test_a_loser_discards_nothing_of_the_winner(self, blobs: Path) -> None:
+    def test_discard_removes_nothing_of_a_claimer(self, blobs: Path) -> None:
         loser = _claim(blobs)
         _write(loser, 0)
         _map(blobs).rename(blobs / f"{ETAG}.yaie-00000000.map.incomplete")
@@ -572,7 +572,7 @@ class TestClaims:
     def test_a_map_that_was_read_before_another_claim_is_given_back(
         self, blobs: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Without locks: B reads the map, A claims it, B renames what A has renamed."""
+        """Without locks: B reads the map, A claims it, and B renames the map that A has renamed."""
         first = _claim(blobs)
         _write(first, 0)
         first.keep()
@@ -584,7 +584,7 @@ class TestClaims:
         assert _have(b) == []
         assert a.touch() is b.touch() is Ownership.OURS
 
-    def test_after_a_reboot_only_what_was_synced_is_believed(self, blobs: Path) -> None:
+    def test_after_a_reboot_only_synced_blocks_are_believed(self, blobs: Path) -> None:
         partial = _claim(blobs)
         _write(partial, 0, 1)
         partial.sync()
@@ -596,9 +596,9 @@ class TestClaims:
         assert _have(again) == [0, 1]
         again.keep()
         again = _claim(blobs)
-        assert _have(again) == [0, 1], "the disbelieved block came back"
+        assert _have(again) == [0, 1], "the disbelieved block was recorded again"
 
-    def test_what_a_kill_left_of_a_publication_is_removed(self, blobs: Path) -> None:
+    def test_a_map_left_by_a_killed_publication_is_removed(self, blobs: Path) -> None:
         _left_behind(blobs, 0)
         (data,) = set(blobs.glob("*.incomplete")) - set(blobs.glob("*.map.incomplete"))
         data.rename(blobs / ETAG)
@@ -606,7 +606,7 @@ class TestClaims:
         assert _names(blobs) == [ETAG]
 
     @pytest.mark.usefixtures("no_locks")
-    def test_data_without_a_map_goes_after_a_silence(self, blobs: Path) -> None:
+    def test_data_without_a_map_is_removed_after_a_silence(self, blobs: Path) -> None:
         blobs.mkdir()
         stray = blobs / f"{ETAG}.yaie-01234567.incomplete"
         stray.touch()
@@ -622,16 +622,16 @@ class TestDamagedMaps:
     STATE = bytes([0, WRITTEN, SYNCED, 0, WRITTEN, 0])
     RAW = encode_header(HEADER) + encode_blocks(HEADER, STATE)
 
-    def test_what_is_encoded_is_decoded(self) -> None:
+    def test_an_encoded_map_is_decoded(self) -> None:
         assert decode(self.RAW, ETAG) == (self.HEADER, bytearray(self.STATE))
 
     @given(length=st.integers(0, len(RAW) + 5))
-    def test_truncated_or_longer_it_is_refused(self, length: int) -> None:
+    def test_a_map_of_another_length_is_refused(self, length: int) -> None:
         if length != len(self.RAW):
             assert decode(self.RAW[:length].ljust(length, b"\0"), ETAG) is None
 
     @given(at=st.integers(0, len(RAW) - 1), garbage=st.binary(min_size=1, max_size=50))
-    def test_garbled_anywhere_it_is_right_or_refused(self, at: int, garbage: bytes) -> None:
+    def test_a_garbled_map_is_right_or_refused(self, at: int, garbage: bytes) -> None:
         raw = (self.RAW[:at] + garbage + self.RAW[at + len(garbage) :])[: len(self.RAW)]
         found = decode(raw, ETAG)
         if found is None:
@@ -641,11 +641,11 @@ class TestDamagedMaps:
         every = [encode_blocks(header, bytes([value]) * 6) for value in (WRITTEN, SYNCED)]
         for block, value in enumerate(state):
             byte = raw[HEADER_SIZE + block]
-            # A byte that was hit may only claim something by being the one right value of 127.
+            # A garbled byte may record a block only by being the one right value of 127.
             assert value == 0 or self.STATE[block] or byte in (every[0][block], every[1][block])
 
     @given(at=st.integers(HEADER_SIZE, len(RAW) - 1), fill=st.sampled_from([b"\x01", b"\xff", b"\x7f"]))
-    def test_a_run_of_one_byte_claims_nothing(self, at: int, fill: bytes) -> None:
+    def test_a_run_of_one_byte_records_nothing(self, at: int, fill: bytes) -> None:
         raw = self.RAW[:at] + fill * (len(self.RAW) - at)
         assert decode(raw, ETAG) is None or raw == self.RAW
 
@@ -670,7 +670,7 @@ class TestDamagedMaps:
         cut=st.integers(0, HEADER_SIZE + 6),
         garbage=st.binary(max_size=8),
     )
-    def test_on_the_disk_it_is_right_or_discarded(self, blobs: Path, cut: int, garbage: bytes) -> None:
+    def test_a_damaged_map_on_the_disk_is_right_or_discarded(self, blobs: Path, cut: int, garbage: bytes) -> None:
         shutil.rmtree(blobs, ignore_errors=True)
         partial = _claim(blobs)
         _write(partial, 1, 2, 4)
@@ -684,7 +684,7 @@ class TestDamagedMaps:
         discard_orphans(blobs, ETAG, lock_held=True)
         assert _names(blobs) == [ETAG]
 
-    def test_one_that_might_be_somebodys_stays_for_a_minute(self, blobs: Path, no_locks: None) -> None:
+    def test_a_damaged_map_without_working_locks_stays_for_a_minute(self, blobs: Path, no_locks: None) -> None:
         blobs.mkdir()
         path = blobs / f"{ETAG}.yaie-01234567.map.incomplete"
         path.touch()
@@ -714,7 +714,7 @@ class TestPruned:
         assert rescued.publish().read_bytes() == WHOLE
 
     @pytest.mark.parametrize("which", ["*.map.incomplete", "*[0-9a-f].incomplete"])
-    def test_half_way_through_the_pruning(self, blobs: Path, which: str) -> None:
+    def test_one_of_the_two_files_is_pruned(self, blobs: Path, which: str) -> None:
         partial = _claim(blobs)
         _write(partial, 0)
         (path,) = blobs.glob(which)
@@ -727,8 +727,8 @@ class TestPruned:
         assert _names(blobs) == [ETAG]
 
     @pytest.mark.parametrize("folder", [False, True])
-    def test_just_before_the_publication(self, blobs: Path, folder: bool) -> None:
-        """`hf cache prune`, or `hf cache rm` of the whole repository: the folder comes back with the blob."""
+    def test_pruned_just_before_the_publication(self, blobs: Path, folder: bool) -> None:
+        """By `hf cache prune`, or by `hf cache rm` of the whole repository: the folder is made again with the blob."""
         partial = _claim(blobs)
         _write(partial, *range(6))
         if folder:
@@ -739,14 +739,14 @@ class TestPruned:
         assert partial.publish().read_bytes() == WHOLE
         assert _names(blobs) == [ETAG]
 
-    def test_the_whole_folder_mid_way(self, blobs: Path) -> None:
+    def test_the_whole_folder_is_removed(self, blobs: Path) -> None:
         partial = _claim(blobs)
         _write(partial, 0, 1)
         shutil.rmtree(blobs)
         assert partial.touch() is Ownership.PRUNED
         assert _have(partial.rescue()) == [0, 1]
 
-    def test_kept_or_discarded_after_it_nothing_comes_back(self, blobs: Path) -> None:
+    def test_keep_and_discard_make_nothing_again(self, blobs: Path) -> None:
         for end in ("keep", "discard"):
             partial = _claim(blobs)
             shutil.rmtree(blobs)
@@ -754,7 +754,7 @@ class TestPruned:
             assert not blobs.exists()
 
     def test_the_official_tool(self, tmp_path: Path) -> None:
-        """`hf cache prune` sees what we leave, and removes it."""
+        """`hf cache prune` finds the files of a partial."""
         from huggingface_hub import scan_cache_dir
 
         repo = tmp_path / "models--org--name"
@@ -782,7 +782,7 @@ class TestDisk:
         finally:
             subprocess.run(["umount", "-l", str(path)], check=True)
 
-    def test_full_when_it_is_made(self, tmp_path: Path) -> None:
+    def test_a_full_disk_when_a_partial_is_made(self, tmp_path: Path) -> None:
         with self._small_disk(tmp_path / "disk", 64 << 10) as blobs:
             blobs.mkdir()
             with pytest.raises(OSError, match="No space"):
@@ -792,7 +792,7 @@ class TestDisk:
             assert (caught.value.needed, caught.value.free, caught.value.errno) == (SIZE, 0, errno.ENOSPC)
             assert _names(blobs) == ["filler"]
 
-    def test_full_in_the_middle_the_partial_stays_and_goes_on_when_there_is_room(self, tmp_path: Path) -> None:
+    def test_a_partial_on_a_full_disk_stays_and_can_be_resumed(self, tmp_path: Path) -> None:
         with self._small_disk(tmp_path / "disk", 2 * BLOCK + (128 << 10)) as blobs:
             partial = _claim(blobs)
             _write(partial, 0)
@@ -804,7 +804,7 @@ class TestDisk:
             assert 0 in _have(again)
             again.discard()
 
-    def test_full_while_rescuing_the_pruned_one_stays_open(self, tmp_path: Path) -> None:
+    def test_a_full_disk_during_a_rescue_leaves_the_pruned_partial_open(self, tmp_path: Path) -> None:
         with self._small_disk(tmp_path / "disk", 3 * BLOCK + (128 << 10)) as blobs:
             partial = _claim(blobs)
             _write(partial, 0, 1)
@@ -817,7 +817,7 @@ class TestDisk:
             assert _have(partial) == [0, 1]
             partial.discard()
 
-    def test_a_directory_that_can_not_be_made(self, tmp_path: Path) -> None:
+    def test_a_directory_that_can_t_be_made(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(CacheAccessError):
             _claim(tmp_path / "file" / "blobs")
@@ -836,7 +836,7 @@ class TestDisk:
         assert len(_names(blobs)) == 2
         partial.keep()
 
-    def test_bytes_held(self) -> None:
+    def test_recorded_bytes(self) -> None:
         assert recorded_bytes(b"", 0) == 0
         assert recorded_bytes(b"\1\0\1", 2 * BLOCK + 7) == BLOCK + 7
         assert recorded_bytes(b"\1\0\0", 2 * BLOCK + 7) == BLOCK
