@@ -94,7 +94,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The files that are wanted of a repository at one commit, and where they are.
+    """The files that a load needs of a repository at one commit, and their folder.
 
     Attributes:
         model: repo id, or the path of a directory.
@@ -105,7 +105,8 @@ class Manifest:
         weights: the shards, in the order in which a build reads them; all files of a choice by patterns.
         index: path of the shard index among `small`; None where one file holds all weights.
         config: the parsed config.json; None until it can be read, and for a tokenizer, which needs no config.
-        sharp: decided. A draft of a load with weights goes by the usual names, until config.json and the index decide.
+        sharp: whether the choice is final. A draft guesses the weights by their usual names, until config.json and the
+            index decide.
         complete: the folder has all of the files.
     """
 

@@ -24,19 +24,10 @@ class Trace:
 
     def add(self, track: str, name: str, start: int, stop: int, arguments: dict[str, Any]) -> None:
         """Add a span from `start` to `stop` (perf_counter_ns). Spans of one track may be nested, but not overlap."""
+        microseconds = {"ts": (start - self._start) / 1000, "dur": (stop - start) / 1000}
+        event = {"ph": "X", "name": name, "pid": os.getpid(), "args": arguments, **microseconds}
         with self._lock:
-            thread = self._tracks.setdefault(track, len(self._tracks) + 1)
-            self._events.append(
-                {
-                    "ph": "X",
-                    "name": name,
-                    "pid": os.getpid(),
-                    "tid": thread,
-                    "ts": (start - self._start) / 1000,  # microseconds
-                    "dur": (stop - start) / 1000,
-                    "args": arguments,
-                }
-            )
+            self._events.append({**event, "tid": self._tracks.setdefault(track, len(self._tracks) + 1)})
 
     def document(self) -> dict[str, Any]:
         """The content of the trace file, to be written as JSON."""

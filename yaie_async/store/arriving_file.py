@@ -16,7 +16,10 @@ _POLL = 0.005
 
 
 class ArrivalError(Exception):
-    """The bytes will not arrive: the download failed, was cancelled or starts over, or the reader gave up waiting."""
+    """The bytes will not arrive: the download failed, was cancelled or starts over, or the reader gave up waiting.
+
+    Its text is the file's path in the repository.
+    """
 
 
 class ArrivingFile:
@@ -44,9 +47,9 @@ class ArrivingFile:
         self._places: tuple[Path, ...] = ()
 
     def begin(self, source: Path, blocks: bytes) -> None:
-        """The download writes to `source`; `blocks` has a non-zero byte for each 4 MiB block that is written already.
+        """Start the file at `source`; `blocks` has a non-zero byte for each 4 MiB block that is written already.
 
-        A second source makes the file fail for readers of the first.
+        A second call makes the file fail, because readers have the first source.
         """
         if self._places:
             self.fail()
@@ -55,17 +58,17 @@ class ArrivingFile:
         self._places = (source, *self._finished)
 
     def written(self, first: int, stop: int) -> None:
-        """Blocks `first` to `stop` (exclusive) are written."""
+        """Report that blocks `first` to `stop` (exclusive) are written."""
         self._written[first:stop] = b"\1" * (stop - first)
 
     def complete(self) -> None:
-        """The whole file exists. This changes nothing for readers of a file whose blocks were all reported."""
+        """Report that the whole file exists, also if no download has begun."""
         if not self._places:
             self._places = self._finished
         self.written(0, len(self._written))
 
     def fail(self) -> None:
-        """Nothing more will arrive: every waiting reader gets ArrivalError within milliseconds."""
+        """End every wait for the file with ArrivalError, within milliseconds."""
         self.failed = True
 
     def open(self, cancelled: Callable[[], bool]) -> int:
@@ -74,7 +77,7 @@ class ArrivingFile:
         for place in self._places:
             with suppress(OSError):  # it has been moved to the next place
                 return os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        raise ArrivalError(f"{self.path} was removed from the cache while it was read.")
+        raise ArrivalError(self.path)  # it was removed from the cache
 
     def wait(self, start: int, stop: int, cancelled: Callable[[], bool]) -> None:
         """Block until the bytes `start` to `stop` (exclusive) are written."""
@@ -84,5 +87,5 @@ class ArrivingFile:
     def _wait_for(self, arrived: Callable[[], bool], cancelled: Callable[[], bool]) -> None:
         while self.failed or not arrived():
             if self.failed or cancelled():
-                raise ArrivalError(f"{self.path} will not arrive.")
+                raise ArrivalError(self.path)
             time.sleep(_POLL)

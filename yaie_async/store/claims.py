@@ -172,7 +172,7 @@ def _continue_in_place(path: Path, old: MapHeader, state: bytearray, fds: tuple[
 def _continue_by_copy(path: Path, old: MapHeader, state: bytearray, fds: tuple[int, int], claimer: Claimer) -> Partial:
     """Continue in new files, because the silent owner may wake up and write after any check made here."""
     # The new header shows the owner that the map was claimed and not pruned. It has no boot id: if this process dies
-    # here, the old owner still counts as silent, and not as dead, so that nobody continues in place.
+    # here, the old owner still counts as silent, and not as dead, so that no process continues in place.
     write_all(fds[1], encode_header(replace(old, owner=replace(claimer.process, boot=""))), 0)
     partial = Partial.copy(path.parent, old.etag, old.size, fds[0], state)
     remove(path, path.with_name(old.data))

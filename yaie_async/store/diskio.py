@@ -47,7 +47,7 @@ def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable. Errors are ignored: the files are whole without this, too."""
+    """Make the names in a directory durable. Errors are ignored: the content of the files does not depend on it."""
     with suppress(OSError):
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
