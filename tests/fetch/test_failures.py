@@ -166,7 +166,7 @@ def test_what_is_said_in_the_end(last: TransientError, expected: type[Any], says
     error: Any = gave_up(GaveUpError(6, last), asked("f"))
     assert type(error) is expected
     assert (error.attempts, error.status, error.model, error.file) == (6, last.status, "org/name", "f")
-    with pytest.raises(expected, match=f"Gave up on x after 6 attempts.*{says}.*is kept"):
+    with pytest.raises(expected, match=rf"Gave up after 6 attempts: x\. .*{says}.*is kept"):
         raise error
 
 

@@ -84,7 +84,7 @@ async def test_a_head_stops_where_the_hub_ends(anyio_backend: Any, hub: HubServe
         (None, "more than 20 redirects, the last to 127.0.0.1"),
         ("ftp://127.0.0.1/x", "redirects from http to ftp"),
         ("file:///etc/passwd", "redirects from http to file"),
-        ("http://[bad", "a URL that is none"),
+        ("http://[bad", "the server redirected to an invalid URL"),
     ],
 )
 async def test_a_redirect_that_leads_nowhere(

@@ -25,6 +25,18 @@ def _scheduler(*files: FetchFile, connections: int = 4, verify: bool = False) ->
     return scheduler
 
 
+def _write(scheduler: Scheduler, one: Range, position: int, now: float) -> None:
+    """What a reading thread and the tick after it do: everything up to `position` is written, and seen."""
+    one.advance(position)
+    scheduler.look(now)
+
+
+def _finish(scheduler: Scheduler, one: Range, now: float) -> None:
+    """Everything of the range is written, and its worker gives it back."""
+    one.advance(one.stop)
+    scheduler.give_back(one, now)
+
+
 def _drain(scheduler: Scheduler, seed: int = 0) -> list[Range]:
     """Everything it hands out, with a full house of workers that finish in random order."""
     rng, running, seen = random.Random(seed), [], []
@@ -34,7 +46,7 @@ def _drain(scheduler: Scheduler, seed: int = 0) -> list[Range]:
             seen.append(one)
         if not running:
             return seen
-        scheduler.done(running.pop(rng.randrange(len(running))), 0.0)
+        _finish(scheduler, running.pop(rng.randrange(len(running))), 0.0)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -94,13 +106,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), share=st.floats(0, 1))
     def progress(self, data: st.DataObject, share: float) -> None:
         one = data.draw(st.sampled_from(self.running))
-        self.scheduler.progress(one, one.position + int((one.stop - one.position) * share), self.now)
+        _write(self.scheduler, one, one.position + int((one.stop - one.position) * share), self.now)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), share=st.floats(0, 1))
+    def progress_that_is_not_looked_at_yet(self, data: st.DataObject, share: float) -> None:
+        one = data.draw(st.sampled_from(self.running))
+        one.advance(one.position + int((one.stop - one.position) * share))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def done(self, data: st.DataObject) -> None:
         one = self._pop(data)
-        self.scheduler.done(one, self.now)
+        _finish(self.scheduler, one, self.now)
         self.written[one.file.key].append((one.start, one.stop))
 
     @precondition(lambda self: self.running)
@@ -120,12 +138,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.removed)
     @rule(finished=st.booleans())
     def end_a_removed_one(self, finished: bool) -> None:
-        (self.scheduler.done if finished else self.scheduler.give_back)(self.removed.pop(), self.now)
+        one = self.removed.pop()
+        if finished:
+            one.advance(one.stop)
+        self.scheduler.give_back(one, self.now)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def restart(self, data: st.DataObject) -> None:
-        self.scheduler.restart(data.draw(st.sampled_from(self.running)))
+        data.draw(st.sampled_from(self.running)).restart()
 
     @rule(seconds=st.floats(0, 8))
     def time_passes(self, seconds: float) -> None:
@@ -177,7 +198,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if not self.running:
                 break
             one = self.running.pop(0)
-            self.scheduler.done(one, self.now)
+            _finish(self.scheduler, one, self.now)
             self.written[one.file.key].append((one.start, one.stop))
         for key, file in self.files.items():
             assert self.scheduler.front(key) == file.size
@@ -263,7 +284,7 @@ def test_equal_models_never_differ_by_more_than_two_ranges(
         model = rng.choice(running).file.model
         oldest = next(one for one in running if one.file.model == model)
         running.remove(oldest)
-        scheduler.done(oldest, 0.0)
+        _finish(scheduler, oldest, 0.0)
     assert len(set(handed.values())) == 1
 
 
@@ -272,14 +293,14 @@ def test_a_newcomer_gets_its_share_and_not_all_that_it_missed() -> None:
     for _ in range(30):
         one = scheduler.next(0.0)
         assert one is not None
-        scheduler.done(one, 0.0)
+        _finish(scheduler, one, 0.0)
     scheduler.add(FetchFile("new", "b", 2000 * BLOCK))
     models = []
     for _ in range(20):
         one = scheduler.next(0.0)
         assert one is not None
         models.append(one.file.model)
-        scheduler.done(one, 0.0)
+        _finish(scheduler, one, 0.0)
     assert 9 <= models.count("a") <= 11
 
 
@@ -352,7 +373,7 @@ def _busy(connections: int, size: int, *, hashed: float, spread: float) -> float
             target = front
         now, _, ended = heapq.heappop(events)
         if ended is not None:
-            scheduler.done(ended, now)
+            _finish(scheduler, ended, now)
         else:
             verified, hashing = target, False
             scheduler.verified("f", verified)
@@ -372,7 +393,7 @@ def test_no_more_finished_ranges_than_connections_lie_ahead_of_the_verified_fron
     scheduler = _scheduler(FetchFile("f", "m", 3000 * BLOCK), verify=True)
     ahead = []
     while (one := scheduler.next(0.0)) is not None:
-        scheduler.done(one, 0.0)
+        _finish(scheduler, one, 0.0)
         ahead.append(one)
     assert len(ahead) == 4
     assert scheduler.front("f") == ahead[-1].stop
@@ -381,7 +402,7 @@ def test_no_more_finished_ranges_than_connections_lie_ahead_of_the_verified_fron
     scheduler.verified("f", ahead[0].stop)
     last = scheduler.next(0.0)
     assert last is not None
-    scheduler.done(last, 0.0)
+    _finish(scheduler, last, 0.0)
     assert scheduler.next(0.0) is None
 
 
@@ -393,7 +414,7 @@ def test_a_range_given_back_behind_finished_ones_is_not_ahead() -> None:
     for _ in range(4):
         one = scheduler.next(0.0)
         assert one is not None
-        scheduler.done(one, 0.0)
+        _finish(scheduler, one, 0.0)
     assert scheduler.next(0.0) is None
     scheduler.give_back(failed, 0.0)
     again = scheduler.next(0.0)
@@ -406,7 +427,7 @@ def test_a_file_that_waits_for_its_digest_lets_others_pass() -> None:
     keys = []
     while (one := scheduler.next(0.0)) is not None:
         keys.append(one.file.key)
-        scheduler.done(one, 0.0)
+        _finish(scheduler, one, 0.0)
     assert keys.count("f") == keys.count("g") == 4
 
 
@@ -417,9 +438,9 @@ def test_without_verification_one_stuck_range_holds_its_file_back() -> None:
     for _ in range(4):
         one = scheduler.next(0.0)
         assert one is not None
-        scheduler.done(one, 0.0)
+        _finish(scheduler, one, 0.0)
     assert scheduler.next(0.0) is None
-    scheduler.done(stuck, 0.0)
+    _finish(scheduler, stuck, 0.0)
     assert scheduler.next(0.0) is not None
 
 
@@ -429,7 +450,7 @@ def test_a_range_given_back_goes_on_at_the_very_byte() -> None:
     requests = 0
     while (one := scheduler.next(0.0)) is not None:
         requests += 1
-        scheduler.progress(one, min(one.stop, one.start + MiB), 0.0)
+        _write(scheduler, one, min(one.stop, one.start + MiB), 0.0)
         scheduler.give_back(one, 0.0)
     assert requests == 20
     assert scheduler.front("f") == 5 * BLOCK
@@ -439,7 +460,7 @@ def test_one_given_back_in_the_middle_of_a_block_is_cut_at_blocks_again() -> Non
     scheduler = _scheduler(FetchFile("f", "m", 3000 * BLOCK, weights=False), connections=1)
     one = scheduler.next(0.0)
     assert one is not None
-    scheduler.progress(one, 5, 0.0)
+    _write(scheduler, one, 5, 0.0)
     scheduler.give_back(one, 0.0)
     again = scheduler.next(0.0)
     assert again is not None
@@ -452,7 +473,7 @@ def test_neighbours_given_back_are_asked_for_together() -> None:
     assert first is not None
     assert second is not None
     assert first.stop == second.start
-    scheduler.progress(first, first.stop - 1, 0.0)
+    _write(scheduler, first, first.stop - 1, 0.0)
     scheduler.give_back(first, 0.0)
     scheduler.give_back(second, 0.0)
     again = scheduler.next(0.0)
@@ -477,7 +498,7 @@ def test_the_front_passes_a_range_that_is_written_and_not_yet_done() -> None:
     scheduler = _scheduler(FetchFile("f", "m", 3 * BLOCK, done=b"\0\1\0"))
     one = scheduler.next(0.0)
     assert one is not None
-    scheduler.progress(one, BLOCK, 0.0)
+    _write(scheduler, one, BLOCK, 0.0)
     assert scheduler.front("f") == 2 * BLOCK
 
 
@@ -504,7 +525,7 @@ def test_progress_outside_of_the_range_is_refused() -> None:
     assert one is not None
     for position in (-1, BLOCK + 1):
         with pytest.raises(ValueError, match="outside"):
-            scheduler.progress(one, position, 0.0)
+            _write(scheduler, one, position, 0.0)
 
 
 def test_a_key_stands_for_one_file_and_a_map_for_its_blocks() -> None:
@@ -521,8 +542,8 @@ def test_a_file_added_again_owes_nothing_to_the_ranges_of_its_first_life() -> No
     assert old is not None
     assert scheduler.remove("f") == [old]
     scheduler.add(FetchFile("f", "m", 2 * BLOCK))
-    scheduler.progress(old, BLOCK, 0.0)
-    scheduler.done(old, 0.0)
+    _write(scheduler, old, BLOCK, 0.0)
+    _finish(scheduler, old, 0.0)
     assert scheduler.front("f") == 0
     assert [one.start for one in _drain(scheduler)] == [0, BLOCK]
 
@@ -565,10 +586,10 @@ class TestSlow:
         for tick in range(int(seconds * 4)):
             now = tick / 4
             for one, rate in zip(running, rates, strict=True):
-                scheduler.progress(one, int(min(one.stop, one.start + rate * now)), now)
+                _write(scheduler, one, int(min(one.stop, one.start + rate * now)), now)
             if now == restart_at:
                 for one in running:
-                    scheduler.restart(one)
+                    one.restart()
             slow = scheduler.slow(now)
             if slow:
                 return [running.index(one) for one in slow], now
@@ -597,13 +618,25 @@ class TestSlow:
     def test_a_request_made_again_starts_anew(self) -> None:
         assert self._run([1e6, 1e6, 1e6, 0.1e6], 9, restart_at=4.0)[0] == []
 
+    def test_a_request_made_again_without_a_byte_is_left_to_its_time_limit(self) -> None:
+        """What the range had before does not start the clock: connecting again is not slow, it has a time limit."""
+        scheduler = _scheduler(FetchFile("f", "m", 3000 * BLOCK, weights=False), connections=4)
+        running = [one for _ in range(4) if (one := scheduler.next(0.0)) is not None]
+        for now in range(1, 20):
+            for one in running:
+                if one is not running[-1] or now < 3:
+                    _write(scheduler, one, one.position + 100_000, float(now))
+            if now == 3:
+                running[-1].restart()
+            assert scheduler.slow(float(now)) == []
+
     def test_one_that_recovers_stays(self) -> None:
         scheduler = _scheduler(FetchFile("f", "m", 3000 * BLOCK, weights=False), connections=3)
         running = [one for _ in range(3) if (one := scheduler.next(0.0)) is not None]
         for now in range(1, 20):
             for i, one in enumerate(running):
                 step = 100 if i == 2 and now % 4 else 100_000
-                scheduler.progress(one, one.position + step, float(now))
+                _write(scheduler, one, one.position + step, float(now))
             assert scheduler.slow(float(now)) == []
 
     def test_one_that_soon_runs_alone_is_measured_against_those_that_finished(self) -> None:
@@ -614,17 +647,17 @@ class TestSlow:
         for _ in range(4):
             one = scheduler.next(0.0)
             assert one is not None
-            scheduler.done(one, 0.5)
+            _finish(scheduler, one, 0.5)
         assert scheduler.next(0.5) is None
         for second in range(1, 7):
-            scheduler.progress(slow, slow.start + second, float(second))
+            _write(scheduler, slow, slow.start + second, float(second))
             found = scheduler.slow(float(second))
         assert found == [slow]
         scheduler.give_back(slow, 6.0)
         again = scheduler.next(6.0)
         assert again is not None
         for second in range(7, 30):
-            scheduler.progress(again, again.start + 1000 * second, float(second))
+            _write(scheduler, again, again.start + 1000 * second, float(second))
             assert scheduler.slow(float(second)) == [], "the link as a whole may have become slow"
 
 
@@ -635,7 +668,7 @@ def test_a_huge_file_is_cheap() -> None:
     steps = 0
     while (one := scheduler.next(0.0)) is not None:
         assert len(one.state.gaps) <= 2
-        scheduler.done(one, 0.0)
+        _finish(scheduler, one, 0.0)
         steps += 1
     assert scheduler.front("f") == size
     assert steps < 10_000

@@ -1,10 +1,11 @@
-"""One blob: fetched once for all who want it, verified, and published into the cache."""
+"""One blob: fetched once for all tasks that need it, verified, and published into the cache."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 import anyio
@@ -13,7 +14,8 @@ from yaie_async.core.errors import IntegrityError
 from yaie_async.core.manifest import RepoFile
 from yaie_async.core.progress import Meter
 from yaie_async.core.threads import run_owned
-from yaie_async.fetch.assembly import Assembly, LostError, PrunedError, RangesIgnoredError
+from yaie_async.fetch.assembly import Assembly, LostError, PrunedError
+from yaie_async.fetch.body import RangesIgnoredError
 from yaie_async.fetch.digest import digest_of
 from yaie_async.fetch.location import Location, OtherBytesError
 from yaie_async.fetch.session import Session
@@ -27,7 +29,7 @@ from yaie_async.store.partials import Partial
 
 logger: logging.Logger = logging.getLogger("yaie_async")
 
-# Seconds between looks at whether the process that took our partial over has finished.
+# Seconds between checks whether the process that claimed our partial has finished.
 _LOOK = 1.0
 
 
@@ -41,207 +43,162 @@ async def fetch_blob(
     weights: bool,
     arriving: ArrivingFile | None = None,
 ) -> bool:
-    """Make `blobs/<etag>` exist; return whether this call wrote it, or it was there (or linked) already.
+    """Make `blobs/<etag>` exist. Return whether this call wrote it; otherwise it was there, or linked, already.
 
-    `arriving` is told of the bytes as they come, where this call is the one that fetches them.
+    Written blocks are reported to `arriving`, if this call is the one that fetches them.
 
-    **Cancellation:** every thread has ended, the lock is given back, the partial is kept for whoever comes next.
-    What else awaits the same blob takes over.
+    **Cancellation:** every thread has ended, the lock is released, and the partial is kept for the next load. Another
+    task that awaits the same blob takes over.
 
     **Raises:** IntegrityError for a second wrong digest; HubUnavailableError, StalledError, DiskFullError,
     CacheAccessError, ModelFileNotFoundError.
     """
-    assert file.etag is not None and file.size is not None  # `complete` saw to it
-    key = cache.blob(file.etag)
+    etag, size = file.etag, file.size
+    assert etag is not None and size is not None  # `metadata.complete` has filled them in
+    key = cache.blob(etag)
     flight = session.flights[key]
     led = False
 
     async def lead() -> bool:
         nonlocal led
         led = True
-        return await _Fetch(session, cache, commit, file, meter, weights=weights, arriving=arriving).run()
+        return await _Fetch(session, cache, commit, file.path, etag, size, meter, weights, arriving).run()
 
     fresh = await flight(lead)
     if session.flights.get(key) is flight:
         del session.flights[key]  # done: a later load looks at the disk again
     if not led:
-        meter.cached(file.size)
+        meter.cached(size)
     return led and fresh
 
 
+@dataclass(eq=False)
 class _Fetch:
     """The way of one blob into the cache, under its lock."""
 
-    def __init__(
-        self,
-        session: Session,
-        cache: RepoCache,
-        commit: str,
-        file: RepoFile,
-        meter: Meter,
-        *,
-        weights: bool,
-        arriving: ArrivingFile | None,
-    ) -> None:
-        assert file.etag is not None and file.size is not None
-        self._session = session
-        self._cache = cache
-        self._commit = commit
-        self._file = file
-        self._etag = file.etag
-        self._size = file.size
-        self._meter = meter
-        self._weights = weights
-        self._arriving = arriving
-        self._there = False
-        # Set in the thread that opened it, so that a cancelled call leaves no descriptor without an owner.
-        self._partial: Partial | None = None
-        self._retries = 0
+    session: Session
+    cache: RepoCache
+    commit: str
+    path: str
+    etag: str
+    size: int
+    meter: Meter
+    weights: bool
+    arriving: ArrivingFile | None
+    _is_there: bool = field(init=False, default=False)
+    # Set in the thread that opened it, so that a cancelled call leaves no descriptor without an owner.
+    _partial: Partial | None = field(init=False, default=None)
 
     async def run(self) -> bool:
         stop = Stop()
-        begin = partial(self._begin, stop)
         lock = blob_lock(
-            self._cache.lock(self._etag),
-            partial(self._meter.blob_stage, "waiting"),
-            first=begin,
+            self.cache.lock(self.etag),
+            partial(self.meter.blob_stage, "waiting"),
+            first=partial(self._begin, stop),
             last=self._keep,
             interrupt=stop.set,
         )
-        async with lock as self._give_lock_back:
-            with self._meter.blob_stage("downloading"):
-                return await self._under_lock()
-
-    async def _under_lock(self) -> bool:
-        if self._there:
-            self._meter.cached(self._size)
-            return False
-        begin = time.monotonic()
-        fresh = await self._fill()
-        if fresh:
-            self._meter.file_done()
-            seconds = time.monotonic() - begin
-            facts = {
-                "model": self._cache.repo_id,
-                "file": self._file.path,
-                "stage": "downloading",
-                "bytes": self._size,
-                "seconds": seconds,
-                "retries": self._retries,
-            }
-            logger.debug("%s: %s is there, after %.1f s", self._cache.repo_id, self._file.path, seconds, extra=facts)
-        return fresh
+        async with lock as self._release_lock:
+            with self.meter.blob_stage("downloading"):
+                if not self._is_there:
+                    return await self._fill()
+                self.meter.cached(self.size)
+                return False
 
     def _begin(self, stop: Stop) -> None:
-        """Look whether there is nothing to fetch, else get a partial. In the thread that has taken the lock."""
-        self._there = self._look(stop)
-        if self._there:
-            self._clean()  # a kill after the blob had its name may have left its map
+        """Get a partial, unless there is nothing to fetch. Runs in the thread that has taken the lock."""
+        self._is_there = self._look(stop)
+        if self._is_there:
+            self._clean()  # a kill right after publishing may have left the map
         elif not stop.is_set():
             self._own(self._claim)
 
     def _look(self, stop: Stop) -> bool:
-        """Whether the blob is linked, or lies there whole: what others wrote is verified before it is linked."""
-        blob = self._cache.blob(self._etag)
-        if self._cache.has(self._commit, self._file.path):
+        """Return whether the blob is linked, or complete. A blob that others wrote is verified first."""
+        blob = self.cache.blob(self.etag)
+        if self.cache.has(self.commit, self.path):
             return True
         with cache_errors(blob):
             try:
-                if blob.stat().st_size != self._size:
+                if blob.stat().st_size != self.size:
                     return False
-                if not self._session.verify:
+                if not self.session.verify:
                     return True
-                with self._meter.blob_stage("verifying"):
-                    return digest_of(blob, self._etag, stop.is_set) == self._etag
+                with self.meter.blob_stage("verifying"):
+                    return digest_of(blob, self.etag, stop.is_set) == self.etag
             except FileNotFoundError:
-                # Without symlinks another process may just have moved it to where it is linked.
-                return self._cache.has(self._commit, self._file.path)
+                # Without symlinks another process may have moved the blob to its snapshot a moment ago.
+                return self.cache.has(self.commit, self.path)
 
     async def _fill(self) -> bool:
-        """Fill partials until one is right, and publish that; whether it was this process that did."""
-        location = Location(self._session, self._cache.repo_id, self._commit, self._file)
-        whole = False
-        wrong: list[OtherBytesError] = []
+        """Fill partials until one is right, and publish it. Return whether this process did that."""
+        start, retries = time.monotonic(), 0
+        location = self._location()
+        whole = failed = False
         begun: dict[int, int] = {}
         while True:
-            assembly = self._assembly(location, begun)
+            assert self._partial is not None
+            assembly = Assembly(self.session, location, self._partial, self.meter, weights=self.weights, begun=begun)
             begun = {}
             try:
-                found = await assembly.run(whole=whole)
-                if found == self._etag:
-                    await run_owned(self._publish, name="publish")
-                    return True
-                raise OtherBytesError(self._etag, found)
+                await assembly.run(whole=whole)
             except RangesIgnoredError:
-                self._meter.held(-assembly.counted)
                 whole = True
-                if self._arriving is not None:
-                    self._arriving.fail()  # all of it is written again, into the same inode
+                if self.arriving is not None:
+                    self.arriving.fail()  # all of it is written again, into the same inode
             except PrunedError:
-                self._meter.held(-assembly.counted)
-                await self._go_on(self._rescue)
-                begun = assembly.begun  # has been copied, too
+                await self._go_on(self._partial.rescue)
+                begun = assembly.begun  # copied as well
             except LostError:
-                self._meter.held(-assembly.counted)
                 if await self._wait_for_new_owner():
-                    self._meter.cached(self._size)
+                    self.meter.cached(self.size)
                     return False
                 await self._go_on(self._claim)
             except OtherBytesError as error:
-                self._meter.held(-assembly.counted)
-                wrong.append(error)
-                # Into a new inode: the old one may be mapped by a build, and is worth nothing.
                 await run_owned(self._discard, name="discard")
-                if len(wrong) == 2:
+                if failed:
                     raise self._integrity_error(error) from error
-                await self._go_on(self._create)
-                location = Location(self._session, self._cache.repo_id, self._commit, self._file)
-            finally:
-                self._retries += assembly.retries
+                failed = True
+                # Into a new inode, because a build may have mapped the old one.
+                await self._go_on(partial(Partial.create, self.cache.blobs, self.etag, self.size))
+                location = self._location()
+            else:
+                await run_owned(self._publish, name="publish")
+                self.meter.file_done()
+                self._log(time.monotonic() - start, retries + assembly.retries)
+                return True
+            retries += assembly.retries
 
-    def _assembly(self, location: Location, begun: dict[int, int]) -> Assembly:
-        assert self._partial is not None
-        return Assembly(
-            self._session.downloader,
-            location,
-            self._session.policy,
-            self._partial,
-            self._file,
-            model=self._cache.repo_id,
-            weights=self._weights,
-            verify=self._session.verify,
-            meter=self._meter,
-            begun=begun,
-        )
+    def _location(self) -> Location:
+        return Location(self.session, self.session.asked(self.cache.repo_id, self.commit, self.path))
+
+    def _log(self, seconds: float, retries: int) -> None:
+        model = self.cache.repo_id
+        facts = {"model": model, "file": self.path, "stage": "downloading", "bytes": self.size}
+        facts |= {"seconds": seconds, "retries": retries}
+        logger.debug("%s: downloaded %s in %.1f s", model, self.path, seconds, extra=facts)
 
     async def _go_on(self, make: Callable[[], Partial]) -> None:
         await run_owned(partial(self._own, make), name="partial")
 
     def _own(self, make: Callable[[], Partial]) -> None:
         self._partial = make()
-        if self._arriving is not None:
-            self._partial.arriving = self._arriving
-            self._arriving.begin(self._partial.path, self._partial.blocks)
+        if self.arriving is not None:
+            self._partial.arriving = self.arriving
+            self.arriving.begin(self._partial.path, self._partial.blocks)
 
     def _claim(self) -> Partial:
-        return claim_or_create(self._cache.blobs, self._etag, self._size, lock_held=True)
-
-    def _create(self) -> Partial:
-        return Partial.create(self._cache.blobs, self._etag, self._size)
-
-    def _rescue(self) -> Partial:
-        assert self._partial is not None
-        return self._partial.rescue()
+        return claim_or_create(self.cache.blobs, self.etag, self.size, lock_held=True)
 
     def _publish(self) -> None:
         assert self._partial is not None
         self._partial.publish()
         self._partial = None
         self._clean()
-        self._give_lock_back()
+        self._release_lock()
 
     def _clean(self) -> None:
-        discard_orphans(self._cache.blobs, self._etag, lock_held=True)
+        discard_orphans(self.cache.blobs, self.etag, lock_held=True)
 
     def _keep(self) -> None:
         if self._partial is not None:
@@ -254,11 +211,11 @@ class _Fetch:
             self._partial = None
 
     async def _wait_for_new_owner(self) -> bool:
-        """Wait while another process has the blob; whether it finished it. Only where locks don't work."""
+        """Wait while another process has the blob; return whether it finished it. Only where locks don't work."""
         await run_owned(self._keep, name="keep")
         while True:
-            # Asked first: who publishes between the two looks has left both a blob and no partial.
-            alive = await run_owned(partial(has_live_owner, self._cache.blobs, self._etag), name="look")
+            # This comes first: a process that publishes between the two checks leaves a blob and no partial.
+            alive = await run_owned(partial(has_live_owner, self.cache.blobs, self.etag), name="look")
             stop = Stop()
             if await run_owned(partial(self._look, stop), interrupt=stop.set, name="look"):
                 return True
@@ -268,10 +225,10 @@ class _Fetch:
 
     def _integrity_error(self, error: OtherBytesError) -> IntegrityError:
         return IntegrityError(
-            f"{self._file.path} of {self._cache.repo_id} came wrong twice: {error}. Nothing was linked. "
-            "Check HF_ENDPOINT, and any proxy between here and it.",
+            f"{self.path} of {self.cache.repo_id} came wrong twice: {error}. Nothing was linked. "
+            "Check HF_ENDPOINT and any proxy on the way to it.",
             expected=error.expected,
             found=error.found,
-            model=self._cache.repo_id,
-            file=self._file.path,
+            model=self.cache.repo_id,
+            file=self.path,
         )

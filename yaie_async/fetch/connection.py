@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: a request out, a head in, a body in. All of it blocks, in owned threads."""
+"""One HTTP/1.1 connection: sends a request, then reads the head and the body of the response, in owned threads."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from yaie_async.fetch.wire import READ_SIZE, Address, Wire, time_left
 
 T = TypeVar("T")
 
-# As httpcore: CDNs send heads of several KiB (policies, signed cookies), nobody sends this much.
+# Bytes, as in httpcore. CDNs send heads of several KiB (policies, signed cookies), but never this much.
 MAX_HEAD = 100 * 1024
-# h11 copies what comes along with the head, so no more of the body than this.
+# Bytes. h11 copies what arrives together with the head, so only this much of the body may come with it.
 HEAD_READ = 64 * 1024
 
 
 class Sink(Protocol):
-    """Where a body goes.
+    """Where a body is written to.
 
     Attributes:
-        largest: bytes that one read should ask for at most, for a limit on the rate.
+        largest: the most bytes that one read should ask for, because of a rate limit.
     """
 
     largest: int
 
     def write(self, data: memoryview, stopped: Stop) -> None:
-        """Take the next bytes of the body; called in the thread that reads it.
+        """Take the next bytes of the body, in the thread that reads it.
 
-        `data` is valid during the call only. An implementation that waits does so by `stopped.wait(seconds)`,
-        and writes nothing once that is set. What it raises ends the drain and comes out of it.
+        `data` is valid during the call only. An implementation that waits uses `stopped.wait(seconds)`, and writes
+        nothing once `stopped` is set. An exception ends the drain, which raises it.
         """
 
 
@@ -51,37 +51,13 @@ class Origin:
     port: int
 
 
-@dataclass(frozen=True)
-class Timeouts:
-    """Seconds, None for ever: httpx's four, as its request extensions carry them."""
-
-    connect: float | None = None
-    read: float | None = None
-    write: float | None = None
-    pool: float | None = None
-
-
-@dataclass(frozen=True)
-class Head:
-    """A response up to its body.
-
-    Attributes:
-        length: bytes of the body, or None where only its end tells.
-    """
-
-    status: int
-    reason: bytes
-    version: bytes
-    headers: list[tuple[bytes, bytes]]
-    length: int | None
-
-
 class Connection:
     """A connection for one request at a time.
 
     Attributes:
-        reused: whether it has carried a request before the present one.
-        silent: whether nothing of the present response has arrived.
+        reused: whether it has carried a request before the current one.
+        silent: whether no byte of the current response has arrived.
+        length: bytes of the current body; None if the body ends with a last chunk or with the connection.
         track: its name in a trace.
     """
 
@@ -92,14 +68,14 @@ class Connection:
         self.track: str = f"connection {next(self._numbers)} to {origin.host}"
         self.reused: bool = False
         self.silent: bool = True
+        self.length: int | None = None
         self._wire = Wire(ssl_context if origin.scheme == "https" else None, origin.host)
         self._open = False
         self._http: h11.Connection
-        self._length: int | None = None
-        self._patience: float | None = None
+        self._read_timeout: float | None = None
         self._kept_alive = False
         self._complete = False  # the body was read to its end
-        self._surplus = False  # and there was more behind it
+        self._surplus = False  # more bytes followed it
         self._buffer = memoryview(b"")
 
     def abort(self) -> None:
@@ -110,13 +86,13 @@ class Connection:
         return self._open
 
     def is_quiet(self) -> bool:
-        """Whether nothing came and nothing ended while the connection was idle."""
+        """Whether the idle connection is still open, with nothing to read."""
         return self._wire.is_quiet()
 
     def is_reusable(self) -> bool:
-        """Whether the response was read to its end, both sides keep the connection, and nothing more came by then.
+        """Whether the response was read to its end, both sides keep the connection, and no more bytes followed by then.
 
-        What comes later is looked for when it is used again.
+        `is_quiet` finds bytes that arrive later.
         """
         return self._complete and self._kept_alive and not self._surplus and not self._wire.aborted.is_set()
 
@@ -124,6 +100,8 @@ class Connection:
         """Run one of the blocking methods below in a thread.
 
         **Cancellation:** the socket is shut down, the thread closes it and ends, then control returns.
+
+        **Raises:** what `fn` raises.
         """
         return await run_owned(partial(self._run, fn), interrupt=self.abort, name=name)
 
@@ -131,42 +109,38 @@ class Connection:
         with self._wire.owned():
             return fn()
 
-    def exchange(self, request: h11.Request, body: bytes, addresses: Sequence[Address], timeouts: Timeouts) -> Head:
-        """Connect if need be, send the request, and read the response up to its body.
+    def exchange(self, request: httpx.Request, addresses: Sequence[Address], timeouts: httpx.Timeout) -> h11.Response:
+        """Connect if necessary, send the request, and read the response up to its body.
 
-        The read timeout is for the whole head: nothing else ends one that comes a byte a second.
+        The read timeout is for the whole head. Otherwise a head of one byte a second would never time out.
         """
         self.reused = self._open
         self.silent = True
         self._complete = self._surplus = False
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+        with _mapped(httpx.WriteTimeout, httpx.WriteError):
+            sent = _encoded(self._http, request)
         if not self._open:
             with _mapped(httpx.ConnectTimeout, httpx.ConnectError, cut=httpx.ConnectError):
                 self._wire.connect(addresses, _deadline(timeouts.connect))
             self._buffer = memoryview(bytearray(READ_SIZE))
             self._open = True
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         with _mapped(httpx.WriteTimeout, httpx.WriteError):
             self._wire.set_timeout(timeouts.write)
-            self._wire.send(_encoded(self._http, request, body))
+            self._wire.send(sent)
         with _mapped(httpx.ReadTimeout, httpx.ReadError):
             response = self._read_head(_deadline(timeouts.read))
             self._wire.set_timeout(timeouts.read)
-        self._patience = timeouts.read
-        # h11 has looked at both sides' `Connection` headers and at the version.
+        self._read_timeout = timeouts.read
+        # h11 has looked at the `Connection` headers of both sides and at the version.
         self._kept_alive = self._http.our_state is h11.DONE
-        self._length = body_length(request.method, response)
-        if self._length == 0:
+        self.length = body_length(request.method.encode(), response)
+        if self.length == 0:
             self._finish()
-        return Head(
-            response.status_code,
-            response.reason,
-            response.http_version,
-            response.headers.raw_items(),
-            self._length,
-        )
+        return response
 
     def read_some(self) -> bytes:
-        """Wait for the next bytes of the body, whatever frames it; b"" at its end."""
+        """Wait for the next bytes of the body, with any framing; b"" at its end."""
         parts: list[bytes] = []
         with _mapped(httpx.ReadTimeout, httpx.ReadError):
             while not self._complete:
@@ -182,41 +156,39 @@ class Connection:
         return b"".join(parts)
 
     def drain(self, sink: Sink) -> int:
-        """Read a body of known length to its end, each piece straight into `sink`; returns its length."""
-        assert self._length is not None
-        # h11 keeps what came along with the head, and is not asked again: the body never passes through it.
+        """Read a body of known length to its end, each piece straight into `sink`; return its length."""
+        length = self.length
+        assert length is not None
+        # h11 keeps the bytes that arrived together with the head. The rest of the body never passes through h11.
         early = memoryview(self._http.trailing_data[0])
-        done = min(len(early), self._length)
+        done = min(len(early), length)
         if done:
             self._deliver(sink, early[:done])
-        pace = Pace(self._patience)
+        pace = Pace(self._read_timeout)
         last = time.monotonic()
-        while done < self._length:
-            wanted = min(self._length - done, sink.largest)
+        while done < length:
+            wanted = min(length - done, sink.largest)
             begun = time.monotonic()
             with _mapped(httpx.ReadTimeout, httpx.ReadError):
                 count = self._wire.recv_into(self._buffer[:wanted])
             now = time.monotonic()
             waited, since, last = now - begun, now - last, now
             if not count:
-                raise httpx.RemoteProtocolError(
-                    "peer closed connection without sending complete message body "
-                    f"(received {done} bytes, expected {self._length})"
-                )
+                raise httpx.RemoteProtocolError(f"the server closed the connection after {done} of {length} bytes")
             self._deliver(sink, self._buffer[:count])
             done += count
-            if pace.too_slow(count, waited) and done < self._length:
+            if pace.too_slow(count, waited) and done < length:
                 raise httpx.ReadTimeout(f"under {SLOWEST} bytes a second")
-            if count < wanted:  # else there may be more already
+            if count < wanted:  # else more bytes may have arrived already
                 self._wire.aborted.wait(lull(count, since))
         self._complete = True
         self._surplus = len(early) > done
         return done
 
     def _deliver(self, sink: Sink, data: memoryview) -> None:
-        # After an abort a read may still return what had come before: nothing is written any more.
+        # After an abort a read may still return bytes that arrived before it. They are not written.
         if self._wire.aborted.is_set():
-            raise httpx.ReadError("the connection was given up")
+            raise httpx.ReadError("the connection was aborted")
         sink.write(data, self._wire.aborted)
 
     def _read_head(self, deadline: float | None) -> h11.Response:
@@ -228,7 +200,7 @@ class Connection:
                 self._wire.set_timeout(time_left(deadline))
                 count = self._wire.recv_into(self._buffer[:HEAD_READ])
                 if not count and self.silent:
-                    raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+                    raise httpx.RemoteProtocolError("the server closed the connection without a response")
                 self.silent = False
                 self._http.receive_data(bytes(self._buffer[:count]))
 
@@ -238,7 +210,7 @@ class Connection:
 
 
 def body_length(method: bytes, response: h11.Response) -> int | None:
-    """Bytes of a response's body by RFC 9112 section 6.3, None where chunks or the end of the stream tell."""
+    """Bytes of a response's body by RFC 9112 section 6.3; None for chunks, or a body that ends with the connection."""
     headers = dict(response.headers)
     if method == b"HEAD" or response.status_code in (204, 304):
         return 0
@@ -247,8 +219,9 @@ def body_length(method: bytes, response: h11.Response) -> int | None:
     return int(headers[b"content-length"])
 
 
-def _encoded(http: h11.Connection, request: h11.Request, body: bytes) -> bytes:
-    events: list[h11.Event] = [request, h11.Data(data=body), h11.EndOfMessage()]
+def _encoded(http: h11.Connection, request: httpx.Request) -> bytes:
+    head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+    events: list[h11.Event] = [head, h11.Data(data=request.content), h11.EndOfMessage()]
     return b"".join(http.send(event) or b"" for event in events)
 
 
@@ -263,7 +236,7 @@ def _mapped(
     *,
     cut: type[httpx.TransportError] = httpx.RemoteProtocolError,
 ) -> Iterator[None]:
-    """Let nothing but httpx's own errors out."""
+    """Map every low-level error to one of httpx."""
     try:
         yield
     except TimeoutError as error:

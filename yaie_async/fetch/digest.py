@@ -1,4 +1,4 @@
-"""Digests of what is on disk: sha256 of LFS files, git's blob sha1 of small ones."""
+"""Digests of files on disk: sha256 of LFS files, git's blob sha1 of small files."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from collections.abc import Callable
 
 from yaie_async.core.names import digest_kind
 
-# Reading into one reused buffer is as fast as a populated mmap, without its SIGBUS and unmapping stalls.
+# Bytes. Reads into one reused buffer are as fast as a populated mmap, without SIGBUS and without stalls on unmapping.
 _BUFFER = 1024 * 1024
 
 
 class Digest:
-    """The digest of a file of known size, fed in order. `etag` says which kind.
+    """The digest of a file of known size, fed in order. The form of `etag` decides its kind.
 
-    An etag that is no digest promises nothing, and `check=False` asks for nothing: then nothing is read, and
-    `result()` is the etag.
+    If the etag is not a digest, or with `check=False`, nothing is read and `result()` is the etag.
     """
 
     def __init__(self, etag: str, size: int, *, check: bool = True) -> None:
@@ -29,19 +28,21 @@ class Digest:
 
     @property
     def reads(self) -> bool:
-        """Whether there is anything to be read."""
+        """Whether anything has to be read."""
         return self._hash is not None
 
     def read(self, fd: int, start: int, stop: Callable[[], int], cancelled: Callable[[], bool]) -> int:
-        """Feed the bytes from `start` of an open file up to `stop()`, which may grow meanwhile.
+        """Feed the bytes of an open file from `start` up to `stop()`, which may grow during the call.
 
-        Return where it ended, earlier if cancelled.
+        Return where it ended, which is earlier if cancelled.
 
         **Raises:** OSError.
         """
         if self._hash is None:
             return stop()
-        self._buffer = self._buffer or memoryview(bytearray(_BUFFER))  # made in the thread: a page fault for each 4 KiB
+        self._buffer = self._buffer or memoryview(
+            bytearray(_BUFFER)
+        )  # made in this thread: it costs a page fault for each 4 KiB
         while (left := stop() - start) > 0 and not cancelled():
             read = os.preadv(fd, [self._buffer[: min(_BUFFER, left)]], start)
             if read == 0:
@@ -51,12 +52,12 @@ class Digest:
         return start
 
     def result(self) -> str:
-        """Hex digest; the etag itself where that is no digest."""
+        """Hex digest, or the etag where that is not a digest."""
         return self._etag if self._hash is None else self._hash.hexdigest()
 
 
 def digest_of(path: str | os.PathLike[str], etag: str, cancelled: Callable[[], bool] = lambda: False) -> str:
-    """The digest of a whole file, of the kind that `etag` is. Blocks.
+    """The digest of a whole file, of the same kind as `etag`. Blocks.
 
     **Raises:** OSError.
     """

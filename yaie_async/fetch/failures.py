@@ -1,4 +1,4 @@
-"""What an HTTP answer means: our error, or a failure that may pass. Pure."""
+"""Maps a failed HTTP request to a LoaderError, or to a TransientError if a retry may help. Pure."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from yaie_async.core.errors import (
     RevisionNotFoundError,
     StalledError,
 )
-from yaie_async.fetch.retry import GaveUpError, TransientError, asked_wait
+from yaie_async.fetch.retry import GaveUpError, Kind, TransientError, asked_wait
 
-# 416: to a range that is in the file, by an edge of a CDN that has another version of it.
+# 416 for a range inside the file comes from a CDN edge that has another version of it.
 _PASSING = {408, 416, 425, 429, 500, 502, 503, 504}
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request was for: errors name it."""
+    """What a request was for, as errors and log records name it."""
 
     model: str
     revision: str
@@ -36,26 +36,39 @@ class Asked:
     has_token: bool
 
     @property
+    def what(self) -> str:
+        """The model, or the file with its model."""
+        return f"{self.file} of {self.model}" if self.file else self.model
+
+    @property
     def facts(self) -> dict[str, str | None]:
-        """What log records say about it."""
+        """The fields of log records."""
         return {"model": self.model, "file": self.file, "stage": "downloading" if self.file else "resolving"}
+
+    def unavailable(self, text: str, **context: Any) -> HubUnavailableError:
+        """The error for a Hub that did not answer as a Hub does."""
+        return HubUnavailableError(text, model=self.model, file=self.file, **context)
+
+    def transient(self, text: str, kind: Kind, **context: Any) -> TransientError:
+        """A failure that may pass."""
+        return TransientError(f"{self.what}: {text}", kind=kind, **context)
 
 
 def failure(
     status: int, headers: Mapping[str, str], body: str, url: str, asked: Asked, *, hub: bool
 ) -> LoaderError | TransientError:
-    """The error for a 4xx or 5xx answer, by the Hub's codes first, in the order the official client tests them.
+    """The error for a 4xx or 5xx response. The Hub's error codes come first, in the order of the official client.
 
-    Another host than the Hub's refuses with 401, 403 or 410 when its signed URL has run out: that may pass.
+    401, 403 and 410 from another host than the Hub mean that its signed URL has expired: a retry may help.
     """
     code = headers.get("x-error-code", "")
     said = headers.get("x-error-message") or _error_in(body)
-    what = f"{asked.file} of {asked.model}" if asked.file else asked.model
+    what = asked.what
     context: dict[str, Any] = {
         "model": asked.model,
         "file": asked.file,
         "status": status,
-        "url": str(httpx.URL(url).copy_with(query=None)),
+        "url": str(httpx.URL(url).copy_with(query=None)),  # the query may be a signature
         "headers": headers,
         "server_message": said or None,
     }
@@ -69,12 +82,8 @@ def failure(
     if code == "EntryNotFound":
         return ModelFileNotFoundError(f"The Hub does not have {what} at this revision.", **context)
     if status in _PASSING or (not hub and status in (401, 403, 410)):
-        return TransientError(
-            f"{what}: HTTP {status}{f' ({said})' if said else ''}",
-            kind="status",
-            status=status,
-            wait=asked_wait(headers),
-        )
+        text = f"HTTP {status}{f' ({said})' if said else ''}"
+        return asked.transient(text, "status", status=status, wait=asked_wait(headers))
     if code == "GatedRepo" or (status == 403 and code != "RepoNotFound"):
         return GatedModelError(_gated(asked, said, gated=code == "GatedRepo"), **context)
     if code == "RepoNotFound" or status == 401 or (status == 404 and asked.file is None):
@@ -83,7 +92,7 @@ def failure(
         return ModelFileNotFoundError(f"The server does not have {what}.", **context)
     return HubUnavailableError(
         f"The Hub answered HTTP {status} for {what}{f': {said}' if said else ''}. "
-        "Check HF_ENDPOINT and any proxy between here and it.",
+        "Check HF_ENDPOINT and any proxy on the way to it.",
         **context,
     )
 
@@ -129,29 +138,24 @@ def _error_in(body: str) -> str:
 
 
 def transport_failure(error: httpx.HTTPError, asked: Asked, url: str) -> LoaderError | TransientError:
-    """The error for a request that got no whole answer."""
-    what = f"{asked.file} of {asked.model}" if asked.file else asked.model
-    host = httpx.URL(url).host
+    """The error for a request without a complete response."""
+    what, host = asked.what, httpx.URL(url).host
     certificate = _cause(error, ssl.SSLCertVerificationError)
     if certificate is not None:
-        return HubUnavailableError(
-            f"{host} shows a certificate that can't be verified ({certificate}). If a proxy of yours signs it, "
-            "set SSL_CERT_FILE to its CA bundle.",
-            model=asked.model,
-            file=asked.file,
+        return asked.unavailable(
+            f"{what} can't be fetched: {host} shows a certificate that can't be verified ({certificate}). If a proxy "
+            "of yours signs it, set SSL_CERT_FILE to its CA bundle.",
             url=f"https://{host}/",
         )
     if isinstance(error, httpx.UnsupportedProtocol | httpx.ProxyError | httpx.TooManyRedirects):
-        return HubUnavailableError(
-            f"{what} can't be fetched from {host}: {error}. Check HF_ENDPOINT and the proxy variables.",
-            model=asked.model,
-            file=asked.file,
+        return asked.unavailable(
+            f"{what} can't be fetched from {host}: {error}. Check HF_ENDPOINT and the proxy variables."
         )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return TransientError(f"{what}: can't connect to {host} ({error or type(error).__name__})", kind="connect")
+        return asked.transient(f"can't connect to {host} ({error or type(error).__name__})", "connect")
     if isinstance(error, httpx.TimeoutException):
-        return TransientError(f"{what}: {host} sent nothing, or next to nothing, in time", kind="stall")
-    return TransientError(f"{what}: {host} broke off ({error or type(error).__name__})", kind="read")
+        return asked.transient(f"{host} sent nothing, or next to nothing, in time", "stall")
+    return asked.transient(f"{host} broke off ({error or type(error).__name__})", "read")
 
 
 def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
@@ -161,7 +165,7 @@ def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseExcept
 
 
 def gave_up(error: GaveUpError, asked: Asked) -> LoaderError:
-    """What the caller sees when the retry policy is used up."""
+    """The error for the caller once the retry policy is used up."""
     last = error.last
     cls = StalledError if last.kind == "stall" else HubUnavailableError
     advice = {
@@ -169,11 +173,11 @@ def gave_up(error: GaveUpError, asked: Asked) -> LoaderError:
         None: "Check the network, the proxy variables and HF_ENDPOINT.",
     }.get(last.status, "The Hub or its CDN has trouble: try again later.")
     return cls(
-        f"Gave up on {last} after {error.attempts} attempts. {advice} What is downloaded is kept.",
+        f"Gave up after {error.attempts} attempts: {last}. {advice} What is downloaded is kept.",
         attempts=error.attempts,
         model=asked.model,
         file=asked.file,
         status=last.status,
-        # For whoever tries again later on.
+        # A caller that tries again later knows how long to wait.
         headers={"retry-after": str(math.ceil(last.wait))} if last.wait is not None else {},
     )

@@ -1,22 +1,45 @@
-"""One request, with the Hub's redirects followed by hand and its answers turned into our errors."""
+"""One request to the Hub: follows its redirects by hand and turns its failures into errors of this package."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 
 from yaie_async.core.errors import ClosedHubError, HubUnavailableError
-from yaie_async.fetch.failures import Asked, failure, transport_failure
+from yaie_async.fetch.failures import Asked, failure, gave_up, transport_failure
+from yaie_async.fetch.retry import GaveUpError, RetryPolicy, with_retries
 from yaie_async.fetch.session import Session
 from yaie_async.fetch.settings import origin
-from yaie_async.fetch.transport import DrainTransport
+
+T = TypeVar("T")
 
 _HOPS = 20  # as the official client and httpx
-_ERROR_BODY = 64 * 1024
+_ERROR_BODY = 64 * 1024  # bytes
+
+
+async def retried(
+    policy: RetryPolicy,
+    work: Callable[[], Awaitable[T]],
+    asked: Asked,
+    *,
+    progress: Callable[[], int] = lambda: 0,
+    least: int = 1,
+) -> T:
+    """Run `work` by `with_retries`, and raise a LoaderError when the policy is used up.
+
+    **Cancellation:** at once, also during a wait.
+
+    **Raises:** HubUnavailableError or StalledError when the policy is used up; any other error of `work`.
+    """
+    try:
+        return await with_retries(policy, work, about=asked.facts, progress=progress, least=least)
+    except GaveUpError as error:
+        raise gave_up(error, asked) from error.__cause__
 
 
 @asynccontextmanager
@@ -31,20 +54,32 @@ async def answer(
     leave_hub: bool = True,
     body: bool = False,
 ) -> AsyncIterator[httpx.Response]:
-    """The final answer to a request, its body not yet read; its `history` has the redirects before it.
+    """Send a request and yield the final response, its body not yet read. `history` has the redirects before it.
 
-    `leave_hub=False` stops at a redirect that leads away from the Hub, and gives that redirect: it carries the
-    file's metadata. `body=True` is for a file's body, which `transport.drainable` then finds. The token goes to the
-    Hub's origins only, whatever redirects to where.
+    The token is sent to the Hub's origins only, also across redirects.
+
+    Args:
+        session: the open Hub.
+        method: "GET" or "HEAD".
+        url: the first URL.
+        asked: what the request is for, in errors.
+        timeout: seconds, for each phase of the request.
+        headers: more headers to send.
+        leave_hub: False yields a redirect that leads away from the Hub, because it carries the file's metadata.
+        body: True for the body of a file, which `transport.drainable` then finds.
 
     **Cancellation:** the connection is closed.
 
-    **Raises:** TransientError for what may pass; LoaderError for what will not.
+    **Raises:** TransientError for a failure that may pass; LoaderError for any other.
     """
     history: list[httpx.Response] = []
     while True:
-        drain = session.drain(url) if body else None
-        response = await _send(session, drain, method, url, asked=asked, timeout=timeout, headers=headers)
+        try:
+            response = await _send(session, method, url, headers or {}, timeout, body=body)
+        except httpx.HTTPError as error:
+            raise transport_failure(error, asked, url) from error
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise _invalid_url(asked) from error
         try:
             target = _redirect(response, url, asked)
             stays = target is not None and (session.settings.is_hub(target) or origin(target) == origin(url))
@@ -62,57 +97,42 @@ async def answer(
             await response.aclose()
         history.append(response)
         if len(history) > _HOPS:
-            raise HubUnavailableError(
-                f"{asked.model}: more than {_HOPS} redirects, the last to {urlsplit(target).hostname}. "
-                "Check HF_ENDPOINT and any proxy between here and it.",
-                model=asked.model,
-                file=asked.file,
+            raise asked.unavailable(
+                f"The request for {asked.what} met more than {_HOPS} redirects, the last to "
+                f"{urlsplit(target).hostname}. Check HF_ENDPOINT and any proxy on the way to it.",
                 status=response.status_code,
             )
         url = target
 
 
 async def _send(
-    session: Session,
-    drain: DrainTransport | None,
-    method: str,
-    url: str,
-    *,
-    asked: Asked,
-    timeout: float,
-    headers: Mapping[str, str] | None,
+    session: Session, method: str, url: str, headers: Mapping[str, str], timeout: float, *, body: bool
 ) -> httpx.Response:
     if session.client.is_closed:
         raise ClosedHubError("The httpx client that was passed to Hub(client=...) is closed. Close it after the Hub.")
-    sent = {"user-agent": session.settings.user_agent, "accept-encoding": "identity", **(headers or {})}
+    sent = {"user-agent": session.settings.user_agent, "accept-encoding": "identity", **headers}
     on_hub = session.settings.is_hub(url)
     if session.settings.token and on_hub:
         sent["authorization"] = f"Bearer {session.settings.token}"
-    try:
-        if drain is not None:
-            # Without a client around it: its cookies, merged headers and log records, which would have the signature
-            # of the URL, were a fifth of what the loop does for a range.
-            request = httpx.Request(
-                method, _parsed(url), headers=sent, extensions={"timeout": httpx.Timeout(timeout).as_dict()}
-            )
-            response = await drain.handle_async_request(request)
-            response.request = request
-            return response
-        request = session.client.build_request(method, _parsed(url), headers=sent, timeout=timeout)
-        if not on_hub:
-            request.headers.pop("authorization", None)  # of the user's client
-        # auth=None: credentials of a .netrc or of the user's client are not for every host in a chain.
-        return await session.client.send(request, stream=True, follow_redirects=False, auth=None)
-    except httpx.HTTPError as error:
-        raise transport_failure(error, asked, url) from error
-    except (httpx.InvalidURL, UnicodeError) as error:
-        raise _no_url(asked) from error
+    if body and (drain := session.drain(url)) is not None:
+        # Without an httpx client around it. The client's cookies, merged headers and log records (with the signature of
+        # the URL) took a fifth of the loop's time for a range.
+        extensions = {"timeout": httpx.Timeout(timeout).as_dict()}
+        request = httpx.Request(method, _parsed(url), headers=sent, extensions=extensions)
+        response = await drain.handle_async_request(request)
+        response.request = request
+        return response
+    request = session.client.build_request(method, _parsed(url), headers=sent, timeout=timeout)
+    if not on_hub:
+        request.headers.pop("authorization", None)  # from the user's client
+    # auth=None: credentials from a .netrc or the user's client are not for every host of a redirect chain.
+    return await session.client.send(request, stream=True, follow_redirects=False, auth=None)
 
 
 @lru_cache(maxsize=32)
 def _parsed(url: str) -> httpx.URL:
-    # httpx looks at each character, of which a signed URL has some hundred to a thousand, and all ranges ask for one.
-    # As many as are asked for at once, and not more: what is kept here has signatures in it, and stays.
+    # All ranges of a file request the same signed URL, up to a thousand characters that httpx checks one by one.
+    # The cache holds signatures and is never cleared, so it is no larger than the URLs in use at once.
     return httpx.URL(url)
 
 
@@ -124,23 +144,20 @@ def _redirect(response: httpx.Response, url: str, asked: Asked) -> str | None:
         target = urljoin(url, location)
         scheme, _, _ = origin(target)
     except ValueError as error:
-        raise _no_url(asked) from error
+        raise _invalid_url(asked) from error
     if scheme not in ("http", "https") or (scheme == "http" and url.startswith("https:")):
-        raise HubUnavailableError(
-            f"{asked.model}: {urlsplit(url).hostname} redirects from {urlsplit(url).scheme} to {scheme}, "
-            "which is not followed. Check HF_ENDPOINT and any proxy between here and it.",
-            model=asked.model,
-            file=asked.file,
+        raise asked.unavailable(
+            f"The request for {asked.what} failed: {urlsplit(url).hostname} redirects from {urlsplit(url).scheme} to "
+            f"{scheme}, which is not followed. Check HF_ENDPOINT and any proxy on the way to it.",
             status=response.status_code,
         )
     return target
 
 
-def _no_url(asked: Asked) -> HubUnavailableError:
-    return HubUnavailableError(
-        f"{asked.model}: the server sent us to a URL that is none. Check HF_ENDPOINT.",
-        model=asked.model,
-        file=asked.file,
+def _invalid_url(asked: Asked) -> HubUnavailableError:
+    return asked.unavailable(
+        f"The request for {asked.what} failed: the server redirected to an invalid URL. "
+        "Check HF_ENDPOINT and any proxy on the way to it."
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a file's bytes come from: the Hub is asked once, then its signed URL serves all ranges until it expires."""
+"""Where a file is fetched from: the Hub redirects once, and its signed URL serves all ranges until it expires."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import httpx
 
-from yaie_async.core.manifest import RepoFile
 from yaie_async.fetch.failures import Asked
 from yaie_async.fetch.http import answer
 from yaie_async.fetch.metadata import file_url, normal_etag
 from yaie_async.fetch.retry import TransientError
 from yaie_async.fetch.session import Session
 
-# The signed URL has run out, or (416) leads to where another version lies: the Hub is asked for a new one.
+# The signed URL has expired, or (416) leads to a server with another version: the Hub is asked for a new URL.
 _EXPIRED = {401, 403, 410, 416}
 
 
-class OtherBytesError(Exception):
-    """The server now has another version of the file than before. Never leaves the fetch layer.
+class StartOverError(Exception):
+    """Base of what makes a download go on in another way than before. Never leaves the fetch layer."""
+
+
+class OtherBytesError(StartOverError):
+    """Raised when the server offers another version of the file than before.
 
     Attributes:
-        expected: what was promised, as an etag or a length.
-        found: what the server says now.
+        expected: the promised etag or length.
+        found: the etag or length that the server offers now.
     """
 
     def __init__(self, expected: str | int, found: str | int) -> None:
@@ -34,21 +37,21 @@ class OtherBytesError(Exception):
 
 
 class Location:
-    """One file's place on the Hub, and behind its redirect."""
+    """One file on the Hub, and the signed URL behind it.
 
-    def __init__(self, session: Session, repo_id: str, commit: str, file: RepoFile) -> None:
+    Attributes:
+        asked: model and file, as errors name them.
+    """
+
+    def __init__(self, session: Session, asked: Asked) -> None:
+        self.asked = asked
         self._session = session
-        self._asked = Asked(repo_id, commit, file.path, session.settings.token is not None)
-        self._hub_url = file_url(session, repo_id, commit, file.path)
+        self._hub_url = file_url(session, asked)
         self._url: str | None = None
-        # One request finds the way; the ranges that start at the same moment wait for it.
+        # One request follows the redirect; ranges that start at the same moment wait for it.
         self._finding = anyio.Lock()
         self._linked_etag: str | None = None
         self._body_etag: str | None = None
-
-    @property
-    def asked(self) -> Asked:
-        return self._asked
 
     @property
     def timeout(self) -> float:
@@ -57,11 +60,11 @@ class Location:
 
     @asynccontextmanager
     async def get(self, byte_range: str | None) -> AsyncIterator[httpx.Response]:
-        """The answer to a GET of the file, or of a part of it ("bytes=0-99"), its body not yet read.
+        """Yield the response to a GET of the file or of a range ("bytes=0-99"), its body not yet read.
 
         **Cancellation:** the connection is closed.
 
-        **Raises:** OtherBytesError where the etag is not what it was; else as `answer`.
+        **Raises:** OtherBytesError when the etag has changed; else as `answer`.
         """
         async with AsyncExitStack() as stack:
             response = await self._known(stack, byte_range) or await self._found(stack, byte_range)
@@ -76,7 +79,7 @@ class Location:
         except TransientError as error:
             if error.status not in _EXPIRED:
                 raise
-            if self._url == url:  # else another range has found the new one meanwhile
+            if self._url == url:  # else another range has found the new one already
                 self._url = None
             return None
 
@@ -91,20 +94,12 @@ class Location:
         return await self._ask(stack, self._url, byte_range)
 
     async def _ask(self, stack: AsyncExitStack, url: str, byte_range: str | None) -> httpx.Response:
-        response = await stack.enter_async_context(
-            answer(
-                self._session,
-                "GET",
-                url,
-                asked=self._asked,
-                timeout=self.timeout,
-                headers={"range": byte_range} if byte_range else None,
-                body=True,
-            )
-        )
+        headers = {"range": byte_range} if byte_range else None
+        request = answer(self._session, "GET", url, asked=self.asked, timeout=self.timeout, headers=headers, body=True)
+        response = await stack.enter_async_context(request)
         if not self._session.verify:
-            # With digests two versions can't be spliced unnoticed, and mirrors behind one name may well
-            # give one file several etags. Without, the etag is all there is.
+            # Digests would notice two versions in one file, and mirrors behind one name may send different etags for
+            # the same bytes. Without digests the etag is the only check.
             self._body_etag = _same(self._body_etag, response.headers.get("etag"))
         return response
 

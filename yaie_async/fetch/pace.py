@@ -1,35 +1,34 @@
-"""How fast a body comes: when it counts as silent, and how long to let more of it gather."""
+"""How fast a body arrives: when it counts as stalled, and how long to wait for more bytes to gather."""
 
 from __future__ import annotations
 
-# Bytes a second of one body: nobody waits for 4 MiB at a byte a second. A thirtieth of a line of 28.8 kbit/s: no link
-# that brings a model is slower, and 8 connections that share one still bring more each. The user's own limit is no
-# slowness of the server's.
+# Bytes a second of one body; below this it has stalled. It is a thirtieth of a 28.8 kbit/s line, so that 8 connections
+# which share such a line are still faster. A wait for the user's own rate limit does not count.
 SLOWEST = 100
 
-# Bytes that a thread is worth waking for, and seconds for which they may gather.
+# Bytes that are worth waking a thread for, and the most seconds for which they may gather.
 _WORTH = 256 * 1024
 _LONGEST_LULL = 0.01
 
 
 def lull(came: int, seconds: float) -> float:
-    """Seconds to let bytes gather after a read of `came`, which came in the `seconds` since the read before.
+    """Seconds to let bytes gather after a read of `came` bytes, which arrived in the `seconds` since the last read.
 
-    Each read costs its thread the GIL several times, and so each other thread. With eight connections over 1 Gbit/s
-    reads of what was there brought 48 KB each; an import beside them took 10 % longer than with reads of 147 KB.
+    Each read takes the GIL several times, from every other thread. With eight connections over 1 Gbit/s, reads
+    without this wait had 48 KB each, and an import beside them took 10 % longer than with reads of 147 KB.
     """
     return min(_WORTH * seconds / came, _LONGEST_LULL) if came < _WORTH else 0.0
 
 
 def least(seconds: float) -> int:
-    """Bytes that have to come in so many seconds."""
+    """The fewest bytes that must arrive in `seconds`."""
     return int(SLOWEST * seconds)
 
 
 class Pace:
-    """Watches one body: whether at least `SLOWEST` comes over a window of `seconds`, None for any rate.
+    """Watches one body: at least `SLOWEST` must arrive over each window of `seconds`; None allows any rate.
 
-    Only the time that was spent waiting for the server counts.
+    Only the time spent waiting for the server counts.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -38,7 +37,7 @@ class Pace:
         self._came = 0
 
     def too_slow(self, came: int, waited: float) -> bool:
-        """`came` bytes have come after a wait of `waited` seconds."""
+        """Count `came` bytes that arrived after a wait of `waited` seconds. Return whether the body has stalled."""
         self._waited += waited
         self._came += came
         if self._seconds is None or self._waited < self._seconds:

@@ -1,6 +1,6 @@
-"""Which request gets which connection: kept-alive ones by origin, a limit on all, first come first served.
+"""Which request gets which connection: idle ones by origin, a limit on all, first come first served.
 
-Every method changes the state in one synchronous step and returns what is to be closed; nothing here waits.
+Every method changes the state in one synchronous step and returns the connections to close. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 import httpx
@@ -27,7 +27,7 @@ C = TypeVar("C", bound=Poolable)
 
 @dataclass(eq=False)
 class Place(Generic[C]):
-    """A request's place in the queue; `served` is set once `connection` is there."""
+    """A request's place in the queue; `served` is set once it has its `connection`."""
 
     origin: Hashable
     connection: C | None = None
@@ -38,10 +38,7 @@ class Pool(Generic[C]):
     """The connections of one transport, idle and in use."""
 
     def __init__(
-        self,
-        make: Callable[[Hashable], C],
-        limits: httpx.Limits,
-        clock: Callable[[], float] = time.monotonic,
+        self, make: Callable[[Any], C], limits: httpx.Limits, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.active: set[C] = set()
         self.idle: dict[C, float] = {}  # since when; the oldest first
@@ -51,20 +48,20 @@ class Pool(Generic[C]):
         self._clock = clock
 
     def enter(self, origin: Hashable) -> tuple[Place[C], list[C]]:
-        """Queue up for a connection; returns the place and the connections to close."""
+        """Queue for a connection; return the place in the queue and the connections to close."""
         place: Place[C] = Place(origin)
         self._queue.append(place)
         return place, self._serve()
 
     def leave(self, place: Place[C]) -> list[C]:
-        """Give a place up, whether served or not; returns the connections to close."""
+        """Give up a place, served or not; return the connections to close."""
         if place.connection is not None:
             return self.release(place.connection, keep=False)
         self._queue.remove(place)
         return []
 
     def release(self, connection: C, *, keep: bool) -> list[C]:
-        """Take a connection back, idle if `keep`; returns the connections to close."""
+        """Take back a connection, which stays idle if `keep`; return the connections to close."""
         if connection not in self.active:
             return []
         self.active.remove(connection)
@@ -76,7 +73,7 @@ class Pool(Generic[C]):
         return closing + self._serve()
 
     def clear(self) -> list[C]:
-        """Forget every connection; returns all of them, to be closed."""
+        """Forget every connection; return all of them, to be closed."""
         closing = [*self.active, *self.idle]
         self.active.clear()
         self.idle.clear()
@@ -101,7 +98,7 @@ class Pool(Generic[C]):
         return closing
 
     def _reusable(self, origin: Hashable, closing: list[C]) -> C | None:
-        """The idle connection used last, which is the likeliest to be open still."""
+        """The idle connection that was used last: it is the most likely to be still open."""
         for connection in reversed([idle for idle in self.idle if idle.origin == origin]):
             del self.idle[connection]
             if connection.is_quiet():

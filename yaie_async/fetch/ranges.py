@@ -1,15 +1,22 @@
-"""A file that is being fetched: what is missing, which ranges of it run, how far it is verified. Plain data."""
+"""A file that is being fetched, and the ranges cut from it: what is missing, what is running, what is verified."""
 
 from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+import anyio
+
+from yaie_async.fetch.stop import Stop
 from yaie_async.store.blockmap import BLOCK, block_count
 
-_RATE_SECONDS = 1.0  # over how long a rate is measured, at least where the range runs that long
+_RATE_SECONDS = 1.0  # a rate is measured over at least this long, where the range runs that long
+
+
+class FullError(Exception):
+    """Raised when a body is longer than its range, after the range is written. Never leaves the fetch layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +24,15 @@ class FetchFile:
     """A file to be fetched.
 
     Attributes:
-        key: names it in all calls.
-        model: whose it is: models share the connections equally.
+        key: identifies the file in all calls.
+        model: the model that the file belongs to. Models share the connections equally.
         size: in bytes.
-        weights: a weight file: after all small files, header first.
-        done: a byte for each 4 MiB block, 0 where it is missing (as `Partial.blocks`); empty: all are missing.
-        whole: one range for all that is missing, for servers that know no ranges.
-        begun: of missing blocks the beginnings that are written, as (start, stop).
-        path: in the repository. A model's files are fetched in the order of their paths, since a build reads its
-            shards in that order: what is cast as it lands would else be left to the end.
+        weights: true for a weight file. Weight files come after all small files, their headers first.
+        done: one byte for each 4 MiB block, 0 where the block is missing (as `Partial.blocks`). Empty: all are missing.
+        whole: fetch everything that is missing as one range, for servers that ignore ranges.
+        begun: the written beginnings of missing blocks, as (start, stop).
+        path: in the repository. A model's files are fetched in the order of their paths, because a build reads the
+            shards in that order.
     """
 
     key: Hashable
@@ -40,70 +47,144 @@ class FetchFile:
 
 @dataclass(eq=False, slots=True)
 class Range:
-    """Bytes `start` to `stop` (not included) of a file, for one request. Only the scheduler changes it.
+    """Bytes `start` to `stop` (not included) of a file, fetched by one request at a time.
+
+    Three parties share it without a lock. The thread that reads a body is the only one to move `position`: forward,
+    and after the bytes are in the file. The scheduler reads `position` at any moment on the loop's thread: an old
+    value is only too low, which is safe. The loop cancels `scope` to interrupt the fetch. The range is given back
+    after its reading thread has ended, when `position` is final.
 
     Attributes:
-        file: whose bytes.
-        start: where it was handed out from. Not always at a block's start: see `Scheduler.give_back`.
-        stop: at the end of a block or of the file.
-        position: up to where the bytes are written.
+        file: the file that the bytes belong to.
+        start: the first byte. Not always the start of a block: see `Scheduler.give_back`.
+        stop: the end of a block or of the file.
+        position: everything from `start` to here is written.
+        scope: cancelled to interrupt the fetch; set by `open`.
+        largest: the most bytes that one read should ask for; set by `open`.
     """
 
     file: FetchFile
     start: int
     stop: int
-    position: int
     state: FileState = field(repr=False)
     issued: float = field(repr=False)
-    mark: tuple[float, int] | None = field(default=None, repr=False)  # from when and where its rate is measured
-    slow_since: float | None = field(default=None, repr=False)
+    position: int = field(init=False)
+    scope: anyio.CancelScope = field(init=False, repr=False)
+    largest: int = field(init=False, repr=False)
+    slow_since: float | None = field(init=False, default=None, repr=False)
+    _put: Callable[[Range, memoryview], float] = field(init=False, repr=False)
+    _skip: int = field(init=False, default=0, repr=False)
+    _measured: tuple[float | None, int] = field(init=False, repr=False)  # since when (None: no byte yet) and where
+
+    def __post_init__(self) -> None:
+        self.position = self.start
+        self.restart()
+
+    # In the task that fetches it.
+
+    def open(self, put: Callable[[Range, memoryview], float], largest: int) -> None:
+        """Get ready to be fetched. `put` writes bytes at `position` and returns the seconds to wait after them."""
+        self.scope = anyio.CancelScope()
+        self._put = put
+        self.largest = largest
+
+    def restart(self) -> None:
+        """A request is about to be made. The time until its first byte does not count as slow."""
+        self._measured = None, self.position
+        self.slow_since = None
+
+    def begin(self, offset: int) -> None:
+        """The next body begins at `offset` of the file. Its bytes before `position` are skipped."""
+        self._skip = self.position - offset
+
+    # In the thread that reads a body.
+
+    def write(self, data: memoryview, stopped: Stop) -> None:
+        """Write the next bytes of the body. The wait that the rate limit asks for ends when `stopped` is set.
+
+        Raises:
+            FullError: when the body goes on behind `stop`, so that an endless body is not read to its end.
+            DiskFullError, CacheAccessError: from `put`.
+        """
+        skipped = min(self._skip, len(data))
+        self._skip -= skipped
+        data = data[skipped:]
+        wanted = data[: self.stop - self.position]
+        if wanted:
+            seconds = self._put(self, wanted)
+            self.advance(self.position + len(wanted))
+            stopped.wait(seconds)
+        if len(wanted) < len(data):
+            raise FullError
+
+    def advance(self, position: int) -> None:
+        """Record that everything up to `position` is written.
+
+        Raises:
+            ValueError: when `position` is outside of what is left of the range.
+        """
+        if not self.position <= position <= self.stop:
+            msg = f"{position} is outside of {self}"
+            raise ValueError(msg)
+        self.position = position
+
+    # In the scheduler.
+
+    def look(self, now: float) -> None:
+        """Start measuring the rate once the first bytes of the current request are written."""
+        since, begin = self._measured
+        position = self.position
+        if since is None and position > begin:
+            self._measured = now, position
 
     def rate(self, now: float) -> float | None:
-        """Bytes per second since the mark."""
-        if self.mark is None or now <= self.mark[0]:
-            return None
-        return (self.position - self.mark[1]) / (now - self.mark[0])
+        """Bytes per second of the current measurement; None before the first bytes."""
+        since, begin = self._measured
+        return (self.position - begin) / (now - since) if since is not None and now > since else None
 
-    def note(self, now: float, *, slow: bool) -> None:
-        """Remember since when it has been slow at every look; begin a new measurement where one is complete."""
-        assert self.mark is not None
+    def judge(self, now: float, *, slow: bool) -> None:
+        """Note since when every rate was slow, and start the next measurement if this one was long enough."""
+        since, _ = self._measured
+        assert since is not None
         if not slow:
             self.slow_since = None
         elif self.slow_since is None:
-            self.slow_since = self.mark[0]
-        if now - self.mark[0] >= _RATE_SECONDS:
-            self.mark = now, self.position
+            self.slow_since = since
+        if now - since >= _RATE_SECONDS:
+            self._measured = now, self.position
 
 
 class ModelState:
-    """What is left of a model, and what fairness knows about it."""
+    """What is left of a model, and its share of the connections so far."""
 
     def __init__(self) -> None:
         self.files = 0
-        self.left: int = 0  # bytes neither there nor handed out
+        self.left: int = 0  # bytes neither written nor handed out
         self.queued: int = 0  # bytes that its files lacked when they were added
-        self.small = 0  # of its files: those that are no weights
+        self.small = 0  # number of files that are not weights
         self.requests = 0  # ranges handed out and not given back
-        self.handed = 0  # ranges so far, and those it was too late for
-        self.waiting: list[FileState] = []  # with a gap, sorted by rank
+        self.handed = 0  # ranges handed out, plus those that it has lost its claim to
+        self.waiting: list[FileState] = []  # files with a gap, sorted by rank
 
     def queue(self, missing: int) -> None:
-        """A file that lacks so many bytes comes; with a minus it goes."""
+        """Add a file that lacks `missing` bytes; a negative number removes one."""
         self.left += missing
         self.queued += missing
 
 
 class FileState:
-    """What is missing of a file, who fetches what, and how far it is verified."""
+    """What is missing of a file, which ranges of it are running, and how far it is verified."""
 
     def __init__(self, file: FetchFile, model: ModelState, order: int) -> None:
         self.file = file
         self.model = model
         self.order = order
-        self.gaps: list[tuple[int, int]] = _gaps(file)  # a heap of disjoint (start, stop): neither there nor handed out
+        self.gaps: list[tuple[int, int]] = _gaps(
+            file
+        )  # a heap of disjoint (start, stop): neither written nor handed out
         self.running: set[Range] = set()
         self.verified = 0
-        self.finished: list[int] = []  # a heap: where finished ranges end, those before `verified` dropped late
+        self.finished: list[int] = []  # a heap of the ends of finished ranges; those before `verified` are dropped late
 
     @property
     def rank(self) -> tuple[int, str, int]:
@@ -113,7 +194,7 @@ class FileState:
 
     @property
     def missing(self) -> int:
-        """Bytes neither there nor handed out."""
+        """Bytes neither written nor handed out."""
         return sum(stop - start for start, stop in self.gaps)
 
     @property
@@ -122,12 +203,14 @@ class FileState:
 
     @property
     def front(self) -> int:
-        running = [one.position for one in self.running if one.position < one.stop]
+        """Everything before this byte is written. It never goes back while positions move."""
+        # Each position is read once: a range may reach its end between two reads.
+        running = [position for one in self.running if (position := one.position) < one.stop]
         starts = [start for start, _ in self.gaps[:1]] + running
         return min(starts, default=self.file.size)
 
     def finished_ahead(self) -> int:
-        """Finished ranges between the verified front and the next gap."""
+        """Number of finished ranges between the verified front and the next gap."""
         while self.finished and self.finished[0] <= self.verified:
             heapq.heappop(self.finished)
         gap = self.gaps[0][0]
@@ -136,13 +219,13 @@ class FileState:
     def cut(self, nbytes: int) -> tuple[int, int]:
         """Take the next range out of the gaps: whole blocks, or the header alone."""
         start, stop = heapq.heappop(self.gaps)
-        while self.gaps and self.gaps[0][0] == stop:  # given back in pieces
+        while self.gaps and self.gaps[0][0] == stop:  # neighbours that were given back one by one
             _, stop = heapq.heappop(self.gaps)
         if self.file.whole:
             nbytes = stop - start
         elif self.file.weights and start < BLOCK:
             nbytes = BLOCK - start
-        # Counted from the block's start, where the last holder stood in the middle of one.
+        # Counted from the start of the block, because a range that was given back may begin in the middle of one.
         end = min(stop, (start // BLOCK + block_count(nbytes)) * BLOCK)
         if end < stop:
             heapq.heappush(self.gaps, (end, stop))
@@ -157,7 +240,7 @@ def _gaps(file: FetchFile) -> list[tuple[int, int]]:
     gaps = [(match.start() * BLOCK, min(match.end() * BLOCK, file.size)) for match in re.finditer(rb"\0+", blocks)]
     for written in file.begun:
         gaps = [part for gap in gaps for part in _without(gap, written)]
-    return gaps  # in ascending order, which is a heap
+    return gaps  # in ascending order, which is a valid heap
 
 
 def _without(gap: tuple[int, int], written: tuple[int, int]) -> list[tuple[int, int]]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import threading
 
-# What an idle bucket saves up, in seconds of its rate: enough that a thread which sleeps a little long
-# loses nothing, and 1 % of what ten seconds allow.
+# What an idle bucket saves up, in seconds of its rate: a thread that sleeps a little too long loses nothing, and it is
+# only 1 % of ten seconds.
 _BURST = 0.1
 # What all connections together may read before their first wait, in seconds of the rate: 2 % of ten seconds.
 _HEAD_START = 0.2
 
 
 class TokenBucket:
-    """Says how long to wait after bytes arrived. Pays on credit, so that no read has to be asked for first.
+    """Says how long to wait after bytes have arrived. It allows debt, so that no read has to ask in advance.
 
-    Safe to call from several threads. Time is passed in, in seconds of any monotonic clock.
+    Safe to call from several threads. Time is passed in, as seconds of any monotonic clock.
     """
 
     def __init__(self, bytes_per_second: float) -> None:
@@ -22,14 +22,14 @@ class TokenBucket:
             msg = f"bytes_per_second must be above 0, not {bytes_per_second!r}"
             raise ValueError(msg)
         self._rate = bytes_per_second
-        self._tokens = 0.0  # below zero: owed
+        self._tokens = 0.0  # negative: debt
         self._at: float | None = None
         self._lock = threading.Lock()
 
     def largest_read(self, connections: int) -> int:
-        """Return how many bytes one read may ask for when `connections` threads read at once.
+        """Return the most bytes that one read may ask for when `connections` threads read at once.
 
-        Each of them can be one read ahead of the bucket: larger reads would break a low limit.
+        Each thread can be one read ahead of the bucket, so larger reads would exceed a low limit.
         """
         return max(1, int(self._rate * _HEAD_START / connections))
 
@@ -38,7 +38,7 @@ class TokenBucket:
         with self._lock:
             if self._at is None:
                 self._at = now
-            # Time may run backwards here: another thread may have read a later clock before it got the lock.
+            # `now` may be earlier than in the last call: another thread read the clock later and got the lock sooner.
             earned = self._rate * (now - self._at)
             self._tokens = min(self._rate * _BURST, self._tokens + earned) - nbytes
             self._at = now

@@ -1,12 +1,12 @@
-"""Which range is asked for next: one scheduler for all files of all models of a Hub.
+"""Decides which range is requested next: one scheduler for all files of all models of a Hub.
 
-Plain data, without I/O and without a clock: times are seconds of any monotonic clock, passed in. All methods
-are called on one thread, the loop's. A range is held by one worker from `next` until `done` or `give_back`,
-through any retries of its own: while it is held it counts as a connection.
+It does no I/O and has no clock: times are seconds of any monotonic clock, passed in. All methods are called on one
+thread, the loop's. One worker holds a range from `next` until `give_back`, through all retries of its request, and
+counts as a connection for that time. Threads advance `Range.position` meanwhile; the scheduler only reads it.
 
-The order is: files that are no weights, then the first block of each weight file (its header), then the rest;
-within these the model that was handed the fewest ranges; within it the files in the order of their paths, then that
-in which they were added, lowest offset first.
+The order is: small files, then the first block of each weight file (its header), then the rest. Within each of these
+the model with the fewest ranges so far comes first, then its files by path, then by the order of `add`. A file is
+fetched from its lowest offset upwards.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from collections.abc import Hashable
 from yaie_async.fetch.ranges import FetchFile, FileState, ModelState, Range
 from yaie_async.store.blockmap import BLOCK
 
-LARGEST = 64 << 20  # of a request: what is thrown away when a signed URL or a peer goes bad is bounded by it
-_PER_REQUEST = 32 << 20  # bytes that a model's requests are for on average, at least
+LARGEST = 64 << 20  # bytes of a request: bounds what is lost when a signed URL expires or a peer turns slow
+_PER_REQUEST = 32 << 20  # bytes: the requests of a model are at least this large on average
 GROWTH_SECONDS = 5.0
 SLOW_SECONDS = 5.0
 _SLOW_SHARE = 1 / 4
@@ -33,8 +33,7 @@ class Scheduler:
     """Hands out ranges to at most `max_connections` workers.
 
     Attributes:
-        width: how many ranges may run at this moment: less than `max_connections` after the server said that it
-            was too much.
+        width: how many ranges may run now. Less than `max_connections` after the server asked for fewer.
     """
 
     def __init__(self, max_connections: int, *, verify: bool) -> None:
@@ -45,13 +44,13 @@ class Scheduler:
         self._models: dict[Hashable, ModelState] = {}
         self._running: set[Range] = set()
         self._added = 0
-        self._handed = 0  # the least `handed` of a waiting model at the last range: where a newcomer begins
+        self._handed = 0  # the lowest `handed` of a waiting model at the last range: a new model starts there
         self._finished: deque[tuple[float, float]] = deque(maxlen=max_connections)  # when, and bytes per second
         self._throttled_at = -math.inf
         self._grown_at = -math.inf
 
     def add(self, file: FetchFile) -> None:
-        """Queue what is missing of a file. An empty or finished one is complete at once (`front`)."""
+        """Queue what is missing of a file. The front of an empty or finished file is its size at once."""
         if file.key in self._files:
             msg = f"{file.key!r} is here already"
             raise ValueError(msg)
@@ -65,9 +64,9 @@ class Scheduler:
         self._enqueue(state)
 
     def remove(self, key: Hashable) -> list[Range]:
-        """Forget a file that is finished, failed or unwanted. Return its running ranges, to be interrupted.
+        """Forget a file that is finished, failed or no longer wanted. Return its running ranges, to be interrupted.
 
-        Those count as connections until they are given back.
+        These count as connections until they are given back.
         """
         state = self._files.pop(key)
         self._dequeue(state)
@@ -78,7 +77,7 @@ class Scheduler:
         return list(state.running)
 
     def next(self, now: float) -> Range | None:
-        """Hand out the next range, or None while there is none to be had. Time alone may change that (`throttled`)."""
+        """Hand out the next range, or None when there is none. Time alone may change that (see `throttled`)."""
         self._grow(now)
         if len(self._running) >= self.width:
             return None
@@ -93,96 +92,83 @@ class Scheduler:
         state.model.left -= stop - start
         state.model.handed += 1
         state.model.requests += 1
-        handed_out = Range(state.file, start, stop, start, state, now)
+        handed_out = Range(state.file, start, stop, state, now)
         state.running.add(handed_out)
         self._running.add(handed_out)
         return handed_out
 
-    def progress(self, of: Range, position: int, now: float) -> None:
-        """Everything of the range up to `position` (in the file) is written."""
-        if not of.start <= position <= of.stop:
-            msg = f"{position} is outside of {of}"
-            raise ValueError(msg)
-        of.position = max(of.position, position)
-        if of.mark is None and position > of.start:
-            of.mark = now, position  # from its first bytes on: connecting is not slow, it has a time limit
-
-    def restart(self, of: Range) -> None:
-        """Its worker has to ask again: what passes until bytes come again is no slowness."""
-        of.mark = of.slow_since = None
-
-    def done(self, of: Range, now: float) -> None:
-        """Everything of the range is written."""
-        of.position = of.stop
-        self._take_back(of)
-        heapq.heappush(of.state.finished, of.stop)
-        if now > of.issued:
-            self._finished.append((now, (of.stop - of.start) / (now - of.issued)))
+    def look(self, now: float) -> set[Hashable]:
+        """See how far the running ranges are, several times a second. Return the keys of their files."""
+        for one in self._running:
+            one.look(now)
+        return {one.file.key for one in self._running}
 
     def give_back(self, of: Range, now: float) -> None:
-        """The range ended early: what is not written of it is queued again.
+        """A range has ended, and so has the thread that read it: what is not written of it is queued again.
 
-        From the very byte where it stands, not from the block's start: a peer that closes every connection
-        before 4 MiB would else never finish a block.
+        It is queued from the byte where it ended, not from the start of the block. A peer that closes every connection
+        before 4 MiB would otherwise never finish a block.
         """
-        state = of.state
-        if of.position == of.stop:
-            self.done(of, now)
-            return
-        self._take_back(of)
-        if self._files.get(state.file.key) is state:
+        state, position = of.state, of.position
+        self._running.remove(of)
+        state.running.remove(of)
+        if position == of.stop:
+            heapq.heappush(state.finished, of.stop)
+            if now > of.issued:
+                self._finished.append((now, (of.stop - of.start) / (now - of.issued)))
+        elif self._files.get(state.file.key) is state:
             self._dequeue(state)
-            heapq.heappush(state.gaps, (of.position, of.stop))
+            heapq.heappush(state.gaps, (position, of.stop))
             self._enqueue(state)
-            state.model.left += of.stop - of.position
-            state.model.requests -= 1  # that it has to be asked for again is not by our choice
+            state.model.left += of.stop - position
+            state.model.requests -= 1  # the extra request is not the scheduler's choice
 
     def front(self, key: Hashable) -> int:
-        """Up to where the file is written without a gap: its size, once it is complete."""
+        """Everything before this byte of the file is written. The file's size, once it is complete."""
         return self._files[key].front
 
     def verified(self, key: Hashable, offset: int) -> None:
-        """The file's digest has read it up to `offset`. Files that are hashed late are fetched late."""
+        """The file's digest has read it up to `offset`. A file may not run far ahead of its digest."""
         self._files[key].verified = max(self._files[key].verified, offset)
 
     def throttled(self, sent: float, now: float) -> None:
-        """A request that was sent at `sent` was answered 429 or 503: halve the width, then grow by one per 5 s."""
+        """A request sent at `sent` was answered 429 or 503: halve the width, then widen by one every 5 s."""
         self._grow(now)
-        if sent > self._throttled_at:  # else it belongs to the crowd that was halved already
+        if sent > self._throttled_at:  # a request sent before that belongs to the same overload
             self.width = max(1, self.width // 2)
             self._throttled_at = self._grown_at = now
 
     def slow(self, now: float) -> list[Range]:
         """Ranges to interrupt and give back. To be called about once a second.
 
-        They were under a quarter of the median rate for 5 s. The median is over the ranges that run and those
-        that finished meanwhile: a slow one soon runs alone, as the others may not get far ahead of it. Older
-        ones don't count, or a link that has become slow would have all its ranges dropped again and again.
-        Ranges without a byte yet count neither way.
+        These were below a quarter of the median rate for 5 s. The median is taken over the running ranges and those
+        that finished while the range ran: a slow range soon runs alone, because the others may not get far ahead of
+        it. Older ranges do not count, or all ranges would be dropped again and again once the link becomes slow.
+        Ranges without a byte yet are neither slow nor part of the median.
         """
         rates = {one: rate for one in self._running if (rate := one.rate(now)) is not None}
         for one, rate in rates.items():
             finished = [speed for at, speed in self._finished if at >= one.issued]
-            one.note(now, slow=rate < _slow_limit([*rates.values(), *finished]))
+            one.judge(now, slow=rate < _slow_limit([*rates.values(), *finished]))
         return [one for one in rates if one.slow_since is not None and now - one.slow_since >= SLOW_SECONDS]
 
     def _first(self, model: ModelState) -> FileState | None:
-        """The file that the model would have fetched next: the first that is not too far ahead of its digest."""
+        """The next file of the model: the first that is not too far ahead of its digest."""
         for state in model.waiting:
             if not self._verify:
                 state.verified = state.front
-            # Those that run are not counted: equal connections end their ranges at the same moment, and would
-            # then wait for the digest, all of them (8 connections idled a quarter of their time).
+            # Running ranges are not counted. Equal connections end their ranges at the same moment, and all would
+            # then wait for the digest (8 connections were idle a quarter of their time).
             if state.finished_ahead() < self._max:
                 return state
         return None
 
     def _request_size(self, model: ModelState) -> int:
-        # What is left ÷ (2 × connections), where each connection is on average busy with another half of such
-        # a range: those halves are in the 1.5, not in `left`. They come and go by chance, and with them two
-        # equal models would be cut into different numbers of ranges.
+        # What is left ÷ (2 × connections), counting half a range in progress for each connection. Those halves are
+        # the 1.5, not part of `left`, because they vary by chance and would cut two equal models into different
+        # numbers of ranges.
         share = int(model.left / (1.5 * self._max))
-        # More where the requests would else be more than one for 32 MiB and one for each connection.
+        # More, where there would otherwise be more requests than one for 32 MiB and one for each connection.
         requests = -(-model.queued // _PER_REQUEST) + self._max + model.small - model.requests
         return min(max(share, -(-model.left // max(1, requests)), BLOCK), LARGEST)
 
@@ -191,17 +177,13 @@ class Scheduler:
             return
         model = state.model
         if not model.waiting:
-            # It had nothing to ask for: it has no claim to the ranges that others got meanwhile.
+            # It had nothing to request, so it has no claim to the ranges that others got in that time.
             model.handed = max(model.handed, self._handed)
         bisect.insort(model.waiting, state, key=lambda one: one.rank)
 
     def _dequeue(self, state: FileState) -> None:
         if state.gaps:
             del state.model.waiting[bisect.bisect_left(state.model.waiting, state.rank, key=lambda one: one.rank)]
-
-    def _take_back(self, of: Range) -> None:
-        self._running.remove(of)
-        of.state.running.remove(of)
 
     def _grow(self, now: float) -> None:
         while self.width < self._max and now >= self._grown_at + GROWTH_SECONDS:

@@ -1,4 +1,4 @@
-"""An open Hub: one HTTP client, the settings it was opened with, and what its transfers share."""
+"""An open Hub: one HTTP client, the settings that it was opened with, and what its transfers share."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ import httpx
 from yaie_async.core.errors import HubUnavailableError
 from yaie_async.core.tasks import SharedCall
 from yaie_async.fetch.downloader import Downloader
+from yaie_async.fetch.failures import Asked
 from yaie_async.fetch.retry import RetryPolicy
 from yaie_async.fetch.settings import Settings
 from yaie_async.fetch.transport import DrainTransport
 
 
 class Session:
-    """What every request of one Hub shares. Made in a thread: it loads certificates and reads files.
+    """What all requests of one Hub share. Made in a thread, because it loads certificates and reads files.
 
     Attributes:
         settings: the environment at the time of opening.
-        policy: when a failed request is tried again.
+        policy: when a failed request is retried.
         downloader: hands out the ranges of all files.
         verify: whether digests are checked before a blob is linked.
-        flights: the blobs that are being fetched, each once for all who want it.
+        flights: the blobs that are being fetched, each once for all tasks that need it.
     """
 
     def __init__(
@@ -58,11 +59,11 @@ class Session:
                 self._client = _stock_client(max_connections)
                 self._drain = _drain_transport(max_connections)
             except HubUnavailableError as error:
-                self._broken = error  # of no concern to a directory, nor to what is cached
+                self._broken = error  # not raised yet: directories and cached models need no client
 
     @property
     def client(self) -> httpx.AsyncClient:
-        """The HTTP client for metadata, and for the bodies that `drain` does not bring.
+        """The HTTP client for metadata, and for bodies where `drain` returns None.
 
         Raises:
             HubUnavailableError: when it could not be set up.
@@ -73,13 +74,22 @@ class Session:
         return self._client
 
     def drain(self, url: str) -> DrainTransport | None:
-        """The transport for a file body; None where `client` has to bring it: it is a user's, or goes by a proxy."""
+        """The transport for the body of a file; None where `client` must fetch it: a user's client, or a proxy."""
         parts = urlsplit(url)
         proxied = self._proxies.get(parts.scheme) or self._proxies.get("all")
         return None if proxied and not proxy_bypass(parts.hostname or "") else self._drain
 
+    def asked(self, model: str, revision: str, file: str | None = None) -> Asked:
+        """What a request of this Hub is for, as errors name it."""
+        return Asked(model, revision, file, self.settings.token is not None)
+
     async def aclose(self) -> None:
-        """Close the clients, unless they are the user's."""
+        """Close the clients, unless they are the user's.
+
+        **Cancellation:** the sockets are closed all the same.
+
+        **Raises:** nothing of its own.
+        """
         if self._owned and self._client is not None:
             await self._client.aclose()
         if self._drain is not None:
@@ -94,13 +104,13 @@ def import_transports() -> None:
 def _stock_client(max_connections: int) -> httpx.AsyncClient:
     try:
         return httpx.AsyncClient(
-            follow_redirects=False,  # by hand: the token goes to the Hub's origin alone
-            # Two beyond the bodies, so that metadata never waits for one.
+            follow_redirects=False,  # `http.answer` follows them: the token is for the Hub's origins alone
+            # Two more than the bodies, so that metadata never waits for one.
             limits=httpx.Limits(max_connections=max_connections + 2, max_keepalive_connections=max_connections),
         )
     except ImportError as error:
         raise HubUnavailableError(
-            "A SOCKS proxy is set (ALL_PROXY, HTTPS_PROXY or HTTP_PROXY) and the package for it is missing. "
+            "A SOCKS proxy is set (ALL_PROXY, HTTPS_PROXY or HTTP_PROXY), but the package for it is missing. "
             "Run `pip install socksio`, or unset the variable."
         ) from error
     except (ValueError, OSError, httpx.InvalidURL) as error:
@@ -112,5 +122,5 @@ def _stock_client(max_connections: int) -> httpx.AsyncClient:
 
 def _drain_transport(max_connections: int) -> DrainTransport:
     limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
-    # The context as httpx makes its own: SSL_CERT_FILE and SSL_CERT_DIR, else certifi's bundle.
+    # The same certificates as httpx: SSL_CERT_FILE and SSL_CERT_DIR, else certifi's bundle.
     return DrainTransport(httpx.create_ssl_context(), limits)

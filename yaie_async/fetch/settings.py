@@ -1,4 +1,4 @@
-"""What the environment says, read once when a Hub opens, in a thread: it means what it means to the official client."""
+"""The settings of a Hub, read from the environment when it opens. Their meaning is the official client's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from huggingface_hub.utils import get_hf_hub_version, get_token_to_send, get_tor
 from yaie_async import __version__
 from yaie_async.core.errors import InvalidArgumentError, TokenMissingError
 
-# The origins that huggingface_hub treats as the Hub beside HF_ENDPOINT: they may see the token.
+# The origins that huggingface_hub treats as the Hub, in addition to HF_ENDPOINT. They may see the token.
 _HUBS = ("https://huggingface.co", "https://hub-ci.huggingface.co", "https://hf.co")
 
 
@@ -24,10 +24,10 @@ class Settings:
 
     Attributes:
         endpoint: base URL without a trailing slash.
-        cache_dir: resolved root of the HF cache; not made yet.
+        cache_dir: resolved root of the HF cache. It may not exist yet.
         token: the Hub token to send, or None.
-        offline: no request may be made.
-        user_agent: header value.
+        offline: whether requests are forbidden.
+        user_agent: value of the header.
         metadata_timeout: seconds for a request for metadata (HF_HUB_ETAG_TIMEOUT).
         stall_timeout: seconds without a byte after which a body has stalled (HF_HUB_DOWNLOAD_TIMEOUT).
     """
@@ -41,12 +41,12 @@ class Settings:
     stall_timeout: float
 
     def is_hub(self, url: str) -> bool:
-        """Whether a URL's origin is the Hub's, which alone may see the token."""
+        """Whether a URL belongs to the Hub. Other origins may not see the token."""
         return origin(url) in {origin(self.endpoint), *map(origin, _HUBS)}
 
 
 def origin(url: str) -> tuple[str, str, int | None]:
-    """Scheme, host and port of a URL, default ports filled in."""
+    """Scheme, host and port of a URL, with default ports filled in."""
     parts = urlsplit(url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     return parts.scheme.lower(), (parts.hostname or "").lower(), port
@@ -59,11 +59,11 @@ def read_settings(
     endpoint: str | None,
     local_files_only: bool | None,
 ) -> Settings:
-    """Merge arguments and environment. Blocks: reads the token file, may refresh an OAuth token.
+    """Merge arguments and environment. Blocks: it reads the token file and may refresh an OAuth token.
 
     Raises:
-        TokenMissingError: when `token=True` and none is stored.
-        InvalidArgumentError: when the endpoint is not an http(s) URL, or the token or cache_dir can't be one.
+        TokenMissingError: when `token=True` and no token is stored.
+        InvalidArgumentError: when the endpoint is not an http(s) URL, or the token or cache_dir is invalid.
     """
     base = (endpoint or constants.ENDPOINT).rstrip("/")
     if not _is_http(base):
@@ -76,12 +76,12 @@ def read_settings(
         sent = None if offline else get_token_to_send(token)
     except official.LocalTokenNotFoundError as error:
         raise TokenMissingError(
-            "token=True asks for the stored token and there is none. Run `hf auth login`, set HF_TOKEN, "
+            "token=True asks for the stored token, but no token is stored. Run `hf auth login`, set HF_TOKEN, "
             "or pass the token itself."
         ) from error
     if sent is not None and not (sent.isascii() and sent.isprintable() and " " not in sent):
         raise InvalidArgumentError(
-            "The token has characters that no token has (a space, a line break, a letter with an accent). "
+            "The token has characters that a token can't have (a space, a line break, a letter with an accent). "
             "Copy it again from https://huggingface.co/settings/tokens."
         )
     return Settings(
@@ -108,12 +108,12 @@ def _cache_dir(path: str | Path) -> Path:
         return Path(path).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:
         raise InvalidArgumentError(
-            f"The cache directory {str(path)!r} can't be one: {error}. Set HF_HUB_CACHE or cache_dir to another."
+            f"{str(path)!r} can't be a cache directory: {error}. Set HF_HUB_CACHE or cache_dir to another path."
         ) from error
 
 
 def _user_agent() -> str:
-    # build_hf_headers would add the harness it runs under, for which it may make a blocking request.
+    # Not by build_hf_headers: it adds the environment that it runs in, and may make a blocking request to find out.
     parts = [f"yaie_async/{__version__}", f"hf_hub/{get_hf_hub_version()}", f"python/{platform.python_version()}"]
     if not constants.HF_HUB_DISABLE_TELEMETRY and is_torch_available():
         parts.append(f"torch/{get_torch_version()}")

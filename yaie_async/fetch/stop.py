@@ -1,4 +1,4 @@
-"""A flag that ends a wait in a thread, and that Ctrl-C can't break."""
+"""A flag that ends a wait in a thread, and that Ctrl-C can't corrupt."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from contextlib import suppress
 
 
 class Stop(threading.Event):
-    """An event that is set once, for good.
+    """An event that is set once and never cleared.
 
-    A second Ctrl-C raises KeyboardInterrupt between any two bytecodes of the loop's thread. Within
-    `threading.Event.set`, which is Python, it left the event's lock held, and the next `set` waited for ever
-    (1 run in 40). Here the only lock is released by one call of C.
+    A second Ctrl-C raises KeyboardInterrupt between any two bytecodes of the loop's thread. Inside
+    `threading.Event.set`, which is Python code, it left the event's lock held, and the next `set` waited for ever
+    (1 run in 40). Here the only lock is released by one call into C.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,11 @@ class Stop(threading.Event):
         self._open()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Sleep for so many seconds, or until it is set; returns whether it is."""
+        """Sleep for `timeout` seconds or until it is set. Return whether it is set."""
         if self._gate.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
             self._open()
         return self._set
 
     def _open(self) -> None:
-        with suppress(RuntimeError):  # it is open
+        with suppress(RuntimeError):  # it is open already
             self._gate.release()

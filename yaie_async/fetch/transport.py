@@ -1,15 +1,15 @@
-"""The transport of file bodies: from the socket to their place on disk without passing the event loop.
+"""The transport of file bodies: from the socket to the disk without passing through the event loop.
 
-Stock httpx decrypts and copies every byte on the loop's thread: 3.5-5.3 CPU-seconds a GB that the loop does
-not answer. Here each request and each body runs in a thread of its own (`run_owned`), and the loop sees an
-end or an error. HTTP/1.1 only: one connection a range is what makes ranges parallel.
+Stock httpx decrypts and copies every byte on the loop's thread. That takes 3.5-5.3 CPU-seconds a GB, in which the loop
+does not answer. Here each request and each body runs in a thread of its own (`run_owned`), and the loop sees only its
+end or its error. HTTP/1.1 only, because ranges are parallel if each has a connection.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import TypeVar
 
@@ -19,14 +19,13 @@ import httpx
 
 from yaie_async.core.threads import run_detached, run_owned
 from yaie_async.core.trace import span
-from yaie_async.fetch.connection import Connection, Head, Origin, Sink, Timeouts
+from yaie_async.fetch.connection import Connection, Origin, Sink
 from yaie_async.fetch.pool import Pool
 from yaie_async.fetch.wire import Address
 
 T = TypeVar("T")
 
-# The key of `httpx.Response.extensions` under which a body that can be drained is found: httpx wraps
-# `response.stream`, so it can't be reached there.
+# The key in `httpx.Response.extensions` of a body that can be drained. httpx wraps `response.stream`, which hides it.
 DRAIN = "yaie_async.drain"
 
 _PORTS = {"http": 80, "https": 443}
@@ -35,75 +34,69 @@ _PORTS = {"http": 80, "https": 443}
 class DrainTransport(httpx.AsyncBaseTransport):
     """An httpx transport whose bodies can be drained; see `drainable`.
 
-    Made in a thread or not, it belongs to the event loop that first sends through it. Making an `SSLContext`
-    reads some hundred certificates (20 ms): do that off the loop. The context is its own from then on.
+    It may be made in a thread, and belongs to the event loop that first sends through it. Make `ssl_context` off the
+    loop, because it reads some hundred certificates (20 ms). The transport owns the context from then on.
     """
 
     def __init__(self, ssl_context: ssl.SSLContext, limits: httpx.Limits) -> None:
-        # Here, and not for each connection: OpenSSL copies the list for a new one without the GIL, and another
-        # thread that set it again meanwhile would free it under that.
+        # Once, not for each connection: OpenSSL copies the list for a new connection without the GIL, and another
+        # thread that sets it at that moment would free it.
         ssl_context.set_alpn_protocols(["http/1.1"])
-
-        def connect(origin: Hashable) -> Connection:
-            assert isinstance(origin, Origin)
-            return Connection(origin, ssl_context)
-
-        self._pool = Pool(connect, limits)
+        self._pool: Pool[Connection] = Pool(lambda origin: Connection(origin, ssl_context), limits)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send one request and return its response, whose body is still to be read.
+        """Send one request and return its response, the body not yet read. The body of the request is read first.
 
-        A request body is read into memory before a connection is asked for.
+        **Cancellation:** the connection is closed in any state; its thread has ended.
 
-        **Cancellation:** the connection, in whatever state, is closed; its thread has ended.
-
-        **Raises:** `httpx.TransportError`s, with the low-level error as their cause.
+        **Raises:** `httpx.TransportError`, with the low-level error as its cause.
         """
         origin = origin_of(request.url)
-        head = h11_request(request)
-        body = await _read_all(request.stream)
-        timeouts = Timeouts(**request.extensions.get("timeout", {}))
+        await request.aread()
+        timeouts = httpx.Timeout(None, **request.extensions.get("timeout", {}))
         while True:
             connection = await self._acquire(origin, timeouts.pool)
             try:
                 addresses = [] if connection.is_open() else await _resolve(origin, timeouts.connect)
-                exchange = partial(connection.exchange, head, body, addresses, timeouts)
+                exchange = partial(connection.exchange, request, addresses, timeouts)
                 with span(connection.track, "request", path=request.url.path):  # the query may be a signature
-                    response = await connection.run(exchange, "request")
+                    head = await connection.run(exchange, "request")
             except BaseException as error:
                 self._release(connection)
-                # The server closed it while this request was on its way. RFC 9110 section 9.2.2 allows a
-                # second try, and a new connection that fails like this is an error.
+                # The server closed the connection while this request was on its way. RFC 9110 section 9.2.2 allows a
+                # second try. A new connection that fails like this is an error.
                 lost = isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError))
                 if lost and connection.reused and connection.silent and request.method in ("GET", "HEAD"):
                     continue
                 raise
-            return self._response(request, connection, response)
+            return self._response(request, connection, head)
 
     async def aclose(self) -> None:
         """Close every connection. A body that is being read ends with an error.
 
-        **Cancellation:** they are closed all the same.
+        **Cancellation:** the connections are closed all the same.
+
+        **Raises:** nothing of its own.
         """
-        # In a thread: with each the kernel frees megabytes.
+        # In a thread, because the kernel frees megabytes with each.
         await run_owned(partial(_abort, self._pool.clear()), name="close")
 
-    def _response(self, request: httpx.Request, connection: Connection, head: Head) -> httpx.Response:
+    def _response(self, request: httpx.Request, connection: Connection, head: h11.Response) -> httpx.Response:
         stream = DrainableStream(request, connection, self._release)
         response = httpx.Response(
-            head.status,
-            headers=head.headers,
+            head.status_code,
+            headers=head.headers.raw_items(),
             stream=stream,
-            extensions={"http_version": b"HTTP/" + head.version, "reason_phrase": head.reason},
+            extensions={"http_version": b"HTTP/" + head.http_version, "reason_phrase": head.reason},
         )
-        if head.length is not None and response.headers.get("content-encoding", "identity") == "identity":
+        if connection.length is not None and response.headers.get("content-encoding", "identity") == "identity":
             response.extensions[DRAIN] = stream
         return response
 
     async def _acquire(self, origin: Origin, timeout: float | None) -> Connection:
         place, closing = self._pool.enter(origin)
         _abort(closing)
-        if place.connection is not None:  # as a rule: there are as many connections as ranges
+        if place.connection is not None:  # nearly always: there are as many connections as ranges
             return place.connection
         try:
             with anyio.fail_after(timeout):
@@ -121,14 +114,9 @@ class DrainTransport(httpx.AsyncBaseTransport):
 
 
 class DrainableStream(httpx.AsyncByteStream):
-    """The body of one response, read once: as an iterator, or in one go by `drain_into`."""
+    """The body of one response, read once: by iteration, or in one go by `drain_into`."""
 
-    def __init__(
-        self,
-        request: httpx.Request,
-        connection: Connection,
-        release: Callable[[Connection], None],
-    ) -> None:
+    def __init__(self, request: httpx.Request, connection: Connection, release: Callable[[Connection], None]) -> None:
         self._request = request
         self._connection = connection
         self._release = release
@@ -137,11 +125,11 @@ class DrainableStream(httpx.AsyncByteStream):
 
     @property
     def track(self) -> str:
-        """Its connection's name in a trace."""
+        """The name of its connection in a trace."""
         return self._connection.track
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield the body as it comes, however it is framed or encoded.
+        """Yield the body as it arrives, with any framing or encoding.
 
         **Cancellation:** the connection is closed; its thread has ended.
 
@@ -152,32 +140,39 @@ class DrainableStream(httpx.AsyncByteStream):
             while part := await self._run(self._connection.read_some):
                 yield part
         finally:
-            self._finish()
+            await self.aclose()
 
     async def drain_into(self, sink: Sink) -> int:
-        """Read the whole body in one thread, each piece straight into `sink.write`; returns its bytes.
+        """Read the whole body in one thread, each piece straight into `sink.write`; return its length in bytes.
 
-        **Cancellation:** `sink` gets nothing more from then on, the connection is closed, and control returns
-        once the thread has ended: at once, unless `sink.write` itself keeps it.
+        **Cancellation:** `sink` gets nothing more, the connection is closed, and control returns once the thread has
+        ended: at once, unless `sink.write` itself blocks.
 
-        **Raises:** `httpx.ReadTimeout` when no byte comes for the read timeout, `httpx.RemoteProtocolError`
-        for a body cut short, `httpx.ReadError` for a broken connection, and what `sink` raises.
+        **Raises:** `httpx.ReadTimeout` when no byte arrives for the read timeout, `httpx.RemoteProtocolError` for a
+        truncated body, `httpx.ReadError` for a broken connection, and what `sink` raises.
         """
         self._consume()
         try:
             return await self._run(partial(self._connection.drain, sink))
         finally:
-            self._finish()
+            await self.aclose()
 
     async def aclose(self) -> None:
-        """Give the connection back; close it unless the body was read to its end."""
-        self._finish()
+        """Give the connection back; close it unless the body was read to its end.
+
+        **Cancellation:** does not occur; there is nothing to wait for.
+
+        **Raises:** nothing of its own.
+        """
+        if not self._released:
+            self._released = True
+            self._release(self._connection)
 
     async def _run(self, fn: Callable[[], T]) -> T:
         try:
             return await self._connection.run(fn, "body")
         except httpx.TransportError as error:
-            error.request = self._request  # httpx does this for its own ways of reading
+            error.request = self._request  # as httpx does for its own streams
             raise
 
     def _consume(self) -> None:
@@ -185,36 +180,30 @@ class DrainableStream(httpx.AsyncByteStream):
             raise httpx.StreamConsumed
         self._consumed = True
 
-    def _finish(self) -> None:
-        if not self._released:
-            self._released = True
-            self._release(self._connection)
-
 
 def drainable(response: httpx.Response) -> DrainableStream | None:
-    """The response's body as one that can be drained, or None: not ours, encoded, or of unknown length."""
+    """The body of a response if it can be drained: from this transport, not encoded, and of known length."""
     stream = response.extensions.get(DRAIN)
     return stream if isinstance(stream, DrainableStream) else None
 
 
 def origin_of(url: httpx.URL) -> Origin:
-    """Where a URL's requests go; `httpx.UnsupportedProtocol` for anything but HTTP(S)."""
+    """The origin that a URL's requests go to.
+
+    Raises:
+        httpx.UnsupportedProtocol: for anything but HTTP and HTTPS.
+    """
     if url.scheme not in _PORTS or not url.host:
         raise httpx.UnsupportedProtocol(f"neither an http:// nor an https:// URL: {url.scheme}://{url.host}")
     return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
 
 
-def h11_request(request: httpx.Request) -> h11.Request:
-    try:
-        return h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
-    except h11.LocalProtocolError as error:
-        raise httpx.LocalProtocolError(str(error)) from error
-
-
 async def _resolve(origin: Origin, timeout: float | None) -> list[Address]:
     """Every address of a host.
 
-    **Cancellation:** control returns at once; a look-up can't be interrupted, so it runs on and is dropped.
+    **Cancellation:** at once. A DNS query can't be interrupted; it runs on in its thread and its result is dropped.
+
+    **Raises:** httpx.ConnectTimeout, httpx.ConnectError.
     """
 
     def look_up() -> list[Address]:
@@ -227,11 +216,6 @@ async def _resolve(origin: Origin, timeout: float | None) -> list[Address]:
         raise httpx.ConnectTimeout(f"no address for {origin.host} in time") from error
     except OSError as error:
         raise httpx.ConnectError(str(error)) from error
-
-
-async def _read_all(stream: httpx.AsyncByteStream | httpx.SyncByteStream) -> bytes:
-    assert isinstance(stream, httpx.AsyncByteStream)
-    return b"".join([part async for part in stream])
 
 
 def _abort(connections: list[Connection]) -> None:

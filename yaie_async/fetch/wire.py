@@ -1,10 +1,9 @@
-"""A blocking byte stream over TCP, in clear or under TLS, that another thread can end at any moment.
+"""A blocking byte stream over TCP, with or without TLS, that another thread can end at any moment.
 
-TLS runs between two memory buffers and the socket stays a plain one. `ssl.SSLSocket` costs a system call
-for each record's header and one for its body, and a `shutdown` of it makes the reader's next `recv_into`
-return ciphertext as if it were data; here nothing but what was decrypted can ever come out. Reads of
-512 KiB from the kernel measured 1,130-1,410 MB/s at 0.8-1.0 CPU-s/GB where `SSLSocket` gave 1,070-1,320 at
-1.0-1.3 (6 connections, 2 cores, the server on the same two).
+TLS runs between two memory buffers, and the socket stays a plain socket. `ssl.SSLSocket` makes one system call for the
+header of each record and one for its body, and after a `shutdown` its next `recv_into` returns ciphertext as if it were
+data. Here only decrypted bytes can come out. Reads of 512 KiB from the kernel measured 1,130-1,410 MB/s at
+0.8-1.0 CPU-s/GB; `SSLSocket` measured 1,070-1,320 at 1.0-1.3 (6 connections, 2 cores, the server on the same two).
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from typing import Any
 
 from yaie_async.fetch.stop import Stop
 
-# One answer of `socket.getaddrinfo`: family, kind, protocol, canonical name, what `connect` takes.
+# One result of `socket.getaddrinfo`: family, kind, protocol, canonical name, the argument of `connect`.
 Address = tuple[int, int, int, str, tuple[Any, ...]]
 
-# Between 256 KiB and 1 MiB nothing could be measured; each TLS connection holds two such buffers.
+# Bytes. 256 KiB and 1 MiB measured the same. Each TLS connection holds two buffers of this size.
 READ_SIZE = 512 * 1024
 
 
 class Wire:
-    """One TCP connection. All but `abort` and `is_quiet` block, and are for the one thread inside `owned`.
+    """One TCP connection. All methods but `abort` and `is_quiet` block, and are for the one thread inside `owned`.
 
     Attributes:
-        aborted: set once by `abort` or by the first error; the wire is of no use after that.
+        aborted: set by `abort` or by the first error. The wire can't be used after that.
     """
 
     def __init__(self, ssl_context: ssl.SSLContext | None, server_name: str) -> None:
@@ -40,13 +39,13 @@ class Wire:
         self._server_name = server_name
         self._socket: socket.socket | None = None
         self._tls: _Tls | None = None
-        # Without it `abort` could shut down a descriptor whose number the thread just gave back.
+        # Without it `abort` could shut down another file that has just got the same descriptor number.
         self._lock = threading.Lock()
         self._occupied = False
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """The whole stay of one thread. The socket is closed here, if at all, by the thread that used it."""
+        """Use the wire in one thread. If the wire is aborted, this thread closes the socket at the end of the block."""
         with self._lock:
             self._occupied = True
         try:
@@ -61,19 +60,19 @@ class Wire:
                     self._close()
 
     def abort(self) -> None:
-        """End the connection from any thread, without blocking: a thread inside wakes up and closes it."""
+        """End the connection from any thread, without blocking. A thread inside `owned` wakes up and closes it."""
         with self._lock:
             self.aborted.set()
             if not self._occupied:
                 self._close()
             elif self._socket is not None:
-                with suppress(OSError):  # not connected (any more)
+                with suppress(OSError):  # not connected
                     self._socket.shutdown(socket.SHUT_RDWR)
 
     def connect(self, addresses: Sequence[Address], deadline: float | None) -> None:
-        """Connect to the first address that answers, then shake hands.
+        """Connect to the first address that answers, then do the TLS handshake.
 
-        One that swallows packets may use its share of the time only, so that the next ones are tried.
+        An address that does not answer may only use its share of the time, so that the next ones are tried.
         """
         for number, address in enumerate(addresses, 1):
             left = time_left(deadline)
@@ -90,21 +89,21 @@ class Wire:
             self._tls.handshake(deadline)
 
     def set_timeout(self, seconds: float | None) -> None:
-        """How long a read from the kernel, or all of a `send`, may wait before it raises `TimeoutError`."""
+        """Set how long one read from the kernel, or a whole `send`, may wait before it raises `TimeoutError`."""
         self._connected().settimeout(seconds)
 
     def recv_into(self, view: memoryview) -> int:
-        """Wait for bytes and fill `view` with what has come; 0 at the end of the stream."""
+        """Wait for bytes, fill `view` with what has arrived, and return its size; 0 at the end of the stream."""
         return self._connected().recv_into(view) if self._tls is None else self._tls.recv_into(view)
 
     def send(self, data: bytes) -> None:
         self._connected().sendall(data if self._tls is None else self._tls.encrypt(data))
 
     def is_quiet(self) -> bool:
-        """Whether the peer has neither closed nor sent anything that was not read. It never blocks."""
+        """Whether the peer has neither closed the connection nor sent unread bytes. Never blocks."""
         if self.aborted.is_set() or self._socket is None or (self._tls is not None and self._tls.has_unread()):
             return False
-        poll = select.poll()  # not select(): that can't see descriptors above 1023
+        poll = select.poll()  # select() can't take descriptors above 1023
         poll.register(self._socket, select.POLLIN)
         return not poll.poll(0)
 
@@ -118,7 +117,7 @@ class Wire:
         if not self.aborted.is_set():  # an abort from here on finds the socket
             candidate.connect(target)
         if self.aborted.is_set():
-            raise ConnectionAbortedError("the connection was given up")
+            raise ConnectionAbortedError("the connection was aborted")
 
     def _connected(self) -> socket.socket:
         if self._socket is None:
@@ -133,7 +132,7 @@ class Wire:
 
 
 class _Tls:
-    """TLS over a plain socket, by way of two memory buffers."""
+    """TLS over a plain socket, through two memory buffers."""
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: str) -> None:
         self._socket = sock
@@ -142,7 +141,7 @@ class _Tls:
         try:
             self._session = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
         except ValueError as error:
-            raise OSError(f"no server can have the name {server_name!r}: {error}") from error
+            raise OSError(f"{server_name!r} can't be the name of a server: {error}") from error
         self._records = memoryview(bytearray(READ_SIZE))
 
     def handshake(self, deadline: float | None) -> None:
@@ -155,7 +154,7 @@ class _Tls:
                 self._receive()
             except ssl.SSLError:
                 with suppress(OSError):
-                    self._flush()  # the alert, which tells the server why
+                    self._flush()  # send the alert, so that the server knows why
                 raise
             else:
                 break
@@ -169,7 +168,7 @@ class _Tls:
             try:
                 count = self._session.read(len(view) - filled, view[filled:])
             except ssl.SSLWantReadError:
-                self._flush()  # the answer to a key update
+                self._flush()  # in reply to a key update
                 if filled:
                     break
                 self._receive()
@@ -193,7 +192,7 @@ class _Tls:
         if count:
             self._incoming.write(self._records[:count])
         else:
-            self._incoming.write_eof()  # without TLS's own goodbye the next read raises SSLEOFError
+            self._incoming.write_eof()  # the next read raises SSLEOFError, unless TLS's close_notify came before
 
     def _flush(self) -> None:
         if self._outgoing.pending:
@@ -201,7 +200,11 @@ class _Tls:
 
 
 def time_left(deadline: float | None) -> float | None:
-    """Seconds until `deadline` (of `time.monotonic`), None for ever; `TimeoutError` once it has passed."""
+    """Seconds until `deadline` (of `time.monotonic`); None for no deadline.
+
+    Raises:
+        TimeoutError: when the deadline has passed.
+    """
     if deadline is None:
         return None
     left = deadline - time.monotonic()

@@ -1,0 +1,106 @@
+"""One request for a range: what the head of the response must say, and how its body is read into the range."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import httpx
+
+from yaie_async.core.threads import run_owned
+from yaie_async.core.trace import span
+from yaie_async.fetch.failures import Asked
+from yaie_async.fetch.location import Location, OtherBytesError, StartOverError
+from yaie_async.fetch.pace import SLOWEST, Pace
+from yaie_async.fetch.ranges import FullError, Range
+from yaie_async.fetch.retry import TransientError
+from yaie_async.fetch.stop import Stop
+from yaie_async.fetch.transport import drainable
+
+_WRITE = 1024 * 1024  # bytes that are gathered before a thread writes them
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class RangesIgnoredError(StartOverError):
+    """Raised when the server sends the whole file whatever range is requested."""
+
+
+async def read_range(location: Location, of: Range) -> None:
+    """Request what is missing of a range and write it; the whole file where `of.file.whole`.
+
+    **Cancellation:** every thread has ended, and `of.position` says how much is written.
+
+    **Raises:** TransientError when the range is not complete and a retry may help; RangesIgnoredError, OtherBytesError;
+    LoaderError.
+    """
+    asked, size = location.asked, of.file.size
+    start = 0 if of.file.whole else of.position
+    ranged = (start, of.stop) != (0, size)
+    try:
+        async with location.get(f"bytes={start}-{of.stop - 1}" if ranged else None) as response:
+            of.begin(_offset(response, asked, start, of.stop, size))
+            stream = drainable(response)
+            track = stream.track if stream else f"body of {asked.file} from byte {start}"
+            with span(track, "body", model=asked.model, file=asked.file, start=start, stop=of.stop):
+                if stream is not None:
+                    await stream.drain_into(of)
+                else:
+                    await _copy(response, of, None if ranged else size, Pace(location.timeout))
+    except (FullError, TransientError):
+        if of.position < of.stop:  # else how the response ends does not matter
+            raise
+    if of.position < of.stop:
+        raise asked.transient(f"ended at byte {of.position:,} of {of.stop:,}", "truncated")
+
+
+def _offset(response: httpx.Response, asked: Asked, start: int, stop: int, size: int) -> int:
+    """Check that the response is what was requested; return where in the file its body begins."""
+    headers = response.headers
+    encoded = headers.get("content-encoding", "identity") != "identity"
+    if headers.get("content-type", "").startswith("text/html") and not (asked.file or "").endswith(".html"):
+        # Most likely from a captive portal. It says nothing about the bytes that are already here.
+        raise asked.transient("the server sends an HTML page instead (is there a log-in page?)", "range")
+    if response.status_code == 206:
+        told = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+        if told and told[3] not in ("*", str(size)):
+            raise OtherBytesError(size, int(told[3]))
+        if encoded:
+            raise RangesIgnoredError
+        if told is None or (int(told[1]), int(told[2])) != (start, stop - 1):
+            text = headers.get("content-range", "a part without its place in the file")
+            raise asked.transient(f"bytes {start}-{stop - 1} were requested, the server sends {text}", "range")
+        return start
+    if (start, stop) != (0, size):
+        raise RangesIgnoredError
+    length = headers.get("content-length")
+    if length is not None and not encoded and int(length) != size:
+        raise OtherBytesError(size, int(length))
+    return 0
+
+
+async def _copy(response: httpx.Response, of: Range, most: int | None, pace: Pace) -> None:
+    """Read as httpx does: for bodies of unknown length, encoded bodies, proxies and a user's client."""
+    buffer = bytearray()
+    stopped = Stop()
+
+    async def write() -> None:
+        data = memoryview(bytes(buffer))
+        buffer.clear()
+        await run_owned(lambda: of.write(data, stopped), interrupt=stopped.set, name="write")
+
+    received = 0
+    begun = time.monotonic()
+    try:
+        async for chunk in response.aiter_bytes():
+            if pace.too_slow(len(chunk), time.monotonic() - begun):
+                raise httpx.ReadTimeout(f"under {SLOWEST} bytes a second")
+            received += len(chunk)
+            if most is not None and received > most:
+                raise OtherBytesError(most, f"more than {most}")
+            buffer += chunk
+            if len(buffer) >= _WRITE:
+                await write()
+            begun = time.monotonic()
+    finally:
+        if buffer:
+            await write()  # what came before a failure is not requested again
