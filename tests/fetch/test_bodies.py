@@ -34,7 +34,7 @@ from yaie_async import HubUnavailableError, IntegrityError, LoaderError
 from yaie_async.fetch import assembly
 from yaie_async.fetch.downloader import Downloader
 from yaie_async.fetch.ranges import FetchFile
-from yaie_async.store.blockmap import BLOCK, SYNCED, WRITTEN, decode, map_name
+from yaie_async.store.blockmap import BLOCK, MAP, SYNCED, WRITTEN, decode, file_name
 
 pytestmark = pytest.mark.anyio
 
@@ -301,7 +301,7 @@ async def test_a_partial_that_another_has_claimed_is_left_to_it(
         await hub.until(lambda: maps(tmp_path) and any(request.fault for request in hub.requests))
         (ours,) = maps(tmp_path)
         etag = ours.name.split(".yaie-")[0]
-        theirs = ours.with_name(map_name(etag, "0123abcd"))
+        theirs = ours.with_name(file_name(etag, "0123abcd", MAP))
         ours.rename(theirs)  # the one atomic step of a claim
         await hub.until(lambda: not any(str(tmp_path) in name for name in _open_files() if "yaie-" in name))
         before = len(hub.requests)
