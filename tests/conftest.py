@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +21,18 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 
+# A shell without a terminal starts commands that ignore SIGINT, and theirs inherit it; Python then raises no
+# KeyboardInterrupt. Tests press Ctrl-C, so this process and those that it starts do what they do in a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 import blockbuster
 import pytest
 
 import yaie_async
 from tests.support.hub import HubServer
 from yaie_async.store.arriving_file import ArrivingFile
+
+pytest_plugins = ["tests.support.time_limit"]
 
 _LOOPS = [
     pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
