@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,19 +47,21 @@ SIZE = 5 * BLOCK + 1000
 HOST = Owner("another", "another boot", "pid:[1]", 1, 1)
 
 
-def _content(block: int) -> bytes:
-    return random.Random(block).randbytes(64) * (min(BLOCK, SIZE - block * BLOCK) // 64 + 1)
+@cache
+def _content(block: int, length: int) -> bytes:
+    return (random.Random(block).randbytes(64) * (length // 64 + 1))[:length]
 
 
 def _block(block: int) -> bytes:
-    return _content(block)[: min(BLOCK, SIZE - block * BLOCK)]
+    return _content(block, min(BLOCK, SIZE - block * BLOCK))
 
 
-def _whole() -> bytes:
-    return b"".join(_block(i) for i in range(block_count(SIZE)))
+@cache
+def _whole(size: int) -> bytes:
+    return b"".join(_block(i) for i in range(block_count(size)))
 
 
-WHOLE = _whole()
+WHOLE = _whole(SIZE)
 
 
 def _write(partial: Partial, *blocks: int) -> None:
@@ -365,7 +368,7 @@ class TestKilled:
                 partial.publish()
             discard_orphans(blobs, ETAG, lock_held=True)
             assert _names(blobs) == [ETAG], f"left behind by a kill at line {line}"
-            assert (blobs / ETAG).read_bytes() == _whole()
+            assert (blobs / ETAG).read_bytes() == _whole(SIZE)
             shutil.rmtree(blobs)
         pytest.fail("it never ended")
 
@@ -422,6 +425,34 @@ class TestClaims:
             for fd in (*begin, *end):
                 os.close(fd)
             assert sorted(path.suffix for path in blobs.glob("*.[03]")) == [".0", ".3"]
+
+    def test_a_claimer_that_was_overtaken_leaves_the_winner_alone(
+        self, blobs: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Held up in the middle of its claim, it finds the map renamed, and its own name is not written into that."""
+        _left_behind(blobs, 0, 1)
+        have, claimed, go = [], os.pipe(), os.pipe()
+
+        def winner() -> None:
+            partial = _claim(blobs)
+            os.write(claimed[1], bytes(_have(partial)))
+            os.read(go[0], 1)
+            assert partial.touch() is Ownership.OURS
+
+        def held_up(fd: int, data: bytes | memoryview, offset: int) -> None:
+            monkeypatch.undo()
+            pids.append(_fork(winner))
+            have.extend(os.read(claimed[0], 9))
+            write_all(fd, data, offset)
+
+        pids: list[int] = []
+        monkeypatch.setattr(claims, "write_all", held_up)
+        assert _have(_claim(blobs)) == []
+        assert have == [0, 1]
+        os.write(go[1], b"1")
+        assert _wait(pids[0]) == 0
+        for fd in (*claimed, *go):
+            os.close(fd)
 
     def test_a_partial_of_a_living_owner_is_not_claimed(self, blobs: Path) -> None:
         ready, go = os.pipe()

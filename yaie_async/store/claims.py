@@ -165,6 +165,7 @@ def _continue_in_place(path: Path, old: MapHeader, state: bytearray, fds: tuple[
     header = replace(old, owner=claimer.process, released=False)
     # Blocks before header: beside this boot's id every block would be believed.
     write_all(fds[1], encode_blocks(header, state), HEADER_SIZE)
+    os.lstat(path)  # FileNotFoundError: a faster process has claimed the map meanwhile, and its header stays.
     write_all(fds[1], encode_header(header), 0)
     return Partial(path, header, state, fds)
 
