@@ -70,7 +70,7 @@ class Background:
                 self.body += part
 
     def end(self) -> None:
-        self._thread.join(10)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
 
@@ -137,7 +137,7 @@ def test_a_worker_that_has_answered_enough(hub: HubServer, command: Command) -> 
         server.until(lambda: watcher.body)
         for _ in range(3):
             assert server.client.get("/warmup/livez").status_code == 200
-        assert server.process.wait(30) == 0
+        assert server.process.wait(60) == 0
         watcher.end()
         assert watcher.body.endswith("event: again\ndata: {}\n\n")
         server.stop()
@@ -172,7 +172,7 @@ class Reader:
 
     def __init__(self, url: str) -> None:
         address = urlsplit(url)
-        self.socket = socket.create_connection((address.hostname, address.port), timeout=30)
+        self.socket = socket.create_connection((address.hostname, address.port), timeout=60)
         self.socket.sendall(b"GET /warmup/events HTTP/1.1\r\nHost: app\r\n\r\n")
 
     def until(self, text: bytes) -> bytes:

@@ -131,7 +131,7 @@ def test_gunicorn(hub: HubServer, command: Command) -> None:
             assert idle < 7 * 0.05
             stall.gate.open()
             server.until(lambda: len(pids(server, r"has read \d+ weights")) == 8)
-            snapshot, _ = client.communicate(timeout=30)
+            snapshot, _ = client.communicate(timeout=60)
         assert sent_by_file(hub) == sizes(hub.root / "org/name")
         blob = (Path(snapshot.strip()) / "model.safetensors").resolve(strict=True)
         share_pages(pids(server, "has read"), blob)

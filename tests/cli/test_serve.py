@@ -65,7 +65,7 @@ def official(endpoint: str, cache: Path, **environment: str) -> "subprocess.Comp
 def raw(endpoint: str, target: bytes) -> tuple[int, bytes]:
     """Request a target that a client's URL library would change; return the status and the rest."""
     address = urlsplit(endpoint)
-    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
         connection.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n")
         with connection.makefile("rb") as answer:
             return int(answer.readline().split()[1]), answer.read()
@@ -101,7 +101,7 @@ def test_a_cache_with_a_snapshot_that_is_not_whole(
     assert official(endpoint, tmp_path / "theirs").returncode == 0
     assert raw(endpoint, b"/api/models/org/two/tree/main")[0] == 404
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    assert process.wait(60) == 130
     assert process.communicate()[0] == ""  # stdout had one object, which is read already
 
 
@@ -196,7 +196,7 @@ def test_ctrl_c_in_the_middle_of_a_body(serve: Serve, hub_root: Path) -> None:
         assert connection.recv(10)
         start = time.monotonic()
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(60) == 130
         assert time.monotonic() - start < 1
     assert "Traceback" not in process.communicate()[1]
 

@@ -38,7 +38,7 @@ class Work:
         fd = os.open(os.devnull, os.O_RDONLY)
         try:
             self.started.set()
-            assert self.stop.wait(10)
+            assert self.stop.wait(60)
             time.sleep(0.02)  # an interrupted call takes a moment to return
             return "done"
         finally:
@@ -129,7 +129,7 @@ async def test_an_error_after_a_cancel_does_not_hide_the_cancel(anyio_backend: A
     stop = threading.Event()
 
     def fail() -> None:
-        stop.wait(10)
+        stop.wait(60)
         raise OSError("the socket was shut down under it")
 
     with anyio.CancelScope() as scope:
@@ -227,7 +227,7 @@ def test_ctrl_c_twice_waits_for_the_thread(backend: str) -> None:
         def work():
             fd = os.open(os.devnull, os.O_RDONLY)
             try:
-                stop.wait(10)
+                stop.wait(60)
                 time.sleep(0.3)
             finally:
                 os.close(fd)
@@ -335,7 +335,7 @@ def test_a_thread_that_outlives_its_loop_ends_quietly(backend: str, capfd: pytes
     anyio.run(main, backend=name, backend_options=options)
     (thread,) = our_threads()
     work.stop.set()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert capfd.readouterr().err == ""
 

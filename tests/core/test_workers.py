@@ -35,7 +35,7 @@ class Log:
         self._pool.submit(lambda: self._ran.put(threading.current_thread()), name="yaie_async test", last=last)
 
     def wait(self) -> threading.Thread:
-        return self._ran.get(timeout=10)
+        return self._ran.get(timeout=60)
 
     def run(self, *, last: bool = False) -> threading.Thread:
         self.submit(last=last)
@@ -51,13 +51,13 @@ def test_all_work_runs_at_once() -> None:
     pool, together, met = Workers(), threading.Barrier(30), threading.Semaphore(0)
 
     def meet() -> None:
-        together.wait(10)
+        together.wait(60)
         met.release()
 
     for _ in range(30):
         pool.submit(meet, name="yaie_async test", last=False)
     for _ in range(30):
-        assert met.acquire(timeout=10)
+        assert met.acquire(timeout=60)
 
 
 @pytest.mark.anyio
@@ -120,7 +120,7 @@ async def test_a_forked_child_has_threads_of_its_own(anyio_backend: object) -> N
             answer: list[int] = []
             thread = threading.Thread(target=lambda: answer.append(anyio.run(run_owned, lambda: 3)))
             thread.start()
-            thread.join(10)
+            thread.join(60)
             os._exit(0 if answer == [3] else 1)
         finally:
             os._exit(2)
@@ -138,5 +138,5 @@ def test_reserved_threads_do_the_next_work() -> None:
     for _ in range(5):
         pool.submit(together.wait, name="yaie_async test", last=False)
     assert set(threading.enumerate()) <= there
-    together.wait(10)
+    together.wait(60)
     assert log.run() in there

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import ssl
 import threading
-import time
-from collections.abc import Callable
 from contextlib import suppress
 
-import anyio
 import httpx
 
 from yaie_async.fetch.stop import Stop
@@ -66,11 +63,3 @@ def sockets() -> int:
         with suppress(OSError):  # that of the listing itself is gone
             count += os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
     return count
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
-    """Wait for something that another thread does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        await anyio.sleep(0.002)

@@ -50,7 +50,7 @@ class Proxy(socketserver.StreamRequestHandler):
             back = threading.Thread(target=_pump, args=(upstream, self.connection), daemon=True)
             back.start()
             _pump(self.connection, upstream)
-            back.join(10)
+            back.join(60)
 
 
 class HttpProxy(Proxy):

@@ -187,7 +187,7 @@ def test_three_loops_at_once(hub: HubServer, model: Path, tmp_path: Path) -> Non
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(found) == 3
     assert len(set(found)) == 1
     assert len([line for line in hub.lines if line.startswith("GET /cdn/")]) == 1

@@ -6,8 +6,9 @@ import time
 import httpx
 import pytest
 
-from tests.fetch.clients import drain, make_client, sockets, until
+from tests.fetch.clients import drain, make_client, sockets
 from tests.support.servers import Authority, FullServer, Peer, RawServer, repeating
+from tests.support.waiting import until
 from yaie_async.fetch import wire as wire_module
 from yaie_async.fetch.wire import Wire
 

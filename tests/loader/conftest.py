@@ -85,7 +85,7 @@ def load_held(readers: Callable[..., int], why_stock: Callable[[], list[str]]) -
 
         async with task_group() as group:
             group.start_soon(load)
-            await until(lambda: readers() or why_stock(), seconds=30)
+            await until(lambda: readers() or why_stock())
             await anyio.sleep(0.02)
             assert not got
             gate.open()

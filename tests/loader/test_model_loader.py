@@ -69,7 +69,7 @@ def test_nothing_happens_before_the_first_await(hub: HubServer, tmp_path: Path) 
         "heavy = {'torch', 'transformers', 'huggingface_hub', 'httpx2', 'rich', 'tenacity'} & sys.modules.keys()\n"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path / "cache")
     assert not hub.requests
     assert not (tmp_path / "cache").exists()

@@ -91,7 +91,7 @@ class Workers:
         return [pid for pid, told in self.told.items() if told.get("stage") == stage]
 
     def until(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while not condition():
             assert self.parent.poll() is None, self.parent.communicate()
             assert time.monotonic() < deadline, self.told
@@ -99,7 +99,7 @@ class Workers:
 
     def finish(self) -> int:
         """Wait until all workers have ended, and return the number that failed."""
-        _, err = self.parent.communicate(timeout=60)
+        _, err = self.parent.communicate()
         assert "Traceback" not in err, err
         return self.parent.returncode
 

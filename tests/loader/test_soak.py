@@ -19,7 +19,7 @@ from yaie_async import ModelLoader
 url, top = sys.argv[1:]
 
 async def state():
-    with anyio.fail_after(20):  # what a cancel could not interrupt, an import or a build, ends by itself
+    with anyio.fail_after(100):  # what a cancel could not interrupt, an import or a build, ends by itself
         while any(thread.name.startswith("yaie_async") for thread in threading.enumerate()):
             await anyio.sleep(0.01)
     await anyio.sleep(0.05)  # the system's side of a thread ends a little later than Python's

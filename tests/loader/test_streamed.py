@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +18,8 @@ from tests.model.test_model import assert_same_model, stock_model
 from tests.support import models
 from tests.support.faults import Both, Corrupt, Cut, Fault, Gate, IgnoreRange, Stall, StallAt, Status
 from tests.support.hub import HubServer
-from tests.support.waiting import until
+from tests.support.stopwatch import Stopwatch
+from tests.support.waiting import until, wait_until
 from yaie_async import HubUnavailableError, ModelLoader
 from yaie_async.core.progress import Meter, Progress
 from yaie_async.loader.streamed import StreamedBuild, is_due
@@ -32,10 +32,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def turn_is_given_back() -> Iterator[None]:
     yield
-    deadline = time.monotonic() + 5
-    while not build_lock.is_free():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until(build_lock.is_free)
     assert torch.get_default_dtype() == torch.float32
 
 
@@ -132,11 +129,11 @@ async def test_a_core_is_left_to_the_loop(
     async with anyio.create_task_group() as group:
         loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path, dtype=dtype, **options)
         group.start_soon(loader.load_model)
-        await until(
-            lambda: cores("yaie_async build") == cores("yaie_async body") == [len(all_cores) - left], seconds=30
-        )
+        await until(lambda: cores("yaie_async build") == cores("yaie_async body") == [len(all_cores) - left])
         gate.open()
-    await until(lambda: not cores("yaie_async build"), seconds=1)
+    watch = Stopwatch()
+    await until(lambda: not cores("yaie_async build"))
+    assert watch.seconds < 1
     assert set(cores("idle yaie_async")) == {len(all_cores)}
 
 
@@ -201,7 +198,7 @@ async def test_tensors_are_read_before_their_file_is_whole(
     monkeypatch.setattr(ArrivingTensor, "to", noted)
     async with anyio.create_task_group() as group:
         group.start_soon(ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path).load_model)
-        await until(lambda: sum(read) > (directory / "model.safetensors").stat().st_size / 2, seconds=30)
+        await until(lambda: sum(read) > (directory / "model.safetensors").stat().st_size / 2)
         gate.open()
 
 
@@ -232,11 +229,12 @@ async def test_cancelling(
     loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path)
     async with anyio.create_task_group() as group:
         group.start_soon(loader.load_model)
-        await until(readers, seconds=30)
-        began = time.monotonic()
+        await until(readers)
+        watch = Stopwatch()
         group.cancel_scope.cancel()
-    assert time.monotonic() - began < 0.1
-    await until(lambda: "yaie_async build" not in {thread.name for thread in threading.enumerate()}, seconds=1)
+    assert watch.seconds < 0.1
+    await until(lambda: "yaie_async build" not in {thread.name for thread in threading.enumerate()})
+    assert watch.seconds < 1.1
     assert build_lock.is_free()
     gate.open()
     assert (await loader.load_model()).dtype == torch.float16
@@ -259,10 +257,12 @@ async def test_a_download_that_fails(hub: HubServer, put: Put, tmp_path: Path, r
 
     async with anyio.create_task_group() as group:
         group.start_soon(load)
-        await until(readers, seconds=30)
+        await until(readers)
         gate.open()
     assert failed[0].__cause__ is not None
-    await until(lambda: not readers(), seconds=0.1)
+    watch = Stopwatch()
+    await until(lambda: not readers())
+    assert watch.seconds < 0.1
     hub.faults.clear()
     assert (await loader.load_model()).dtype == torch.float16
 
@@ -277,7 +277,7 @@ async def test_the_log_says_why_it_was_stock(
     loader = ModelLoader("org/bin", endpoint=hub.url, cache_dir=tmp_path)
     async with anyio.create_task_group() as group:
         group.start_soon(loader.load_model)
-        await until(why_stock, seconds=30)
+        await until(why_stock)
         gate.open()
     await ModelLoader("org/bin", endpoint=hub.url, cache_dir=tmp_path).load_model()
     assert why_stock() == ["org/bin is built from the finished snapshot: its weights are no safetensors"]
@@ -314,12 +314,14 @@ async def test_many_at_once(
     async with anyio.create_task_group() as group:
         for _ in range(2):
             group.start_soon(load, "org/slow")
-        await until(readers, seconds=30)
+        await until(readers)
         for name in list(kinds)[1:] * 2:
             group.start_soon(load, name)
-        await until(lambda: build_lock.is_contended() or has_given_way(), seconds=30)
-        await until(has_given_way, seconds=1)
-        await until(lambda: sum(map(len, got.values())) == 8, seconds=30)
+        await until(lambda: build_lock.is_contended() or has_given_way())
+        watch = Stopwatch()
+        await until(has_given_way)
+        assert watch.seconds < 1
+        await until(lambda: sum(map(len, got.values())) == 8)
         assert not got["org/slow"]
         gate.open()
     assert builds.most == 1

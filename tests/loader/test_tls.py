@@ -54,7 +54,7 @@ def tls_in_front(port: int, context: ssl.SSLContext) -> Iterator[str]:
                 back = threading.Thread(target=pump, args=(inside, outside), daemon=True)
                 back.start()
                 pump(outside, inside)
-                back.join(10)
+                back.join(60)
 
     def pump(source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):

@@ -119,7 +119,7 @@ def test_error_of_a_value(route: Callable[..., Any]) -> None:
         def to(self, *, device: Any, dtype: torch.dtype) -> torch.Tensor:
             if self._name == "model.norm.weight":
                 raise FailedError
-            ended.wait(5)
+            ended.wait(60)
             return super().to(device=device, dtype=dtype)
 
     timer = threading.Timer(0.2, ended.set)
@@ -128,7 +128,7 @@ def test_error_of_a_value(route: Callable[..., Any]) -> None:
         route("llama", lambda name, tensor: Fails(name, tensor, []))
     timer.join()
     for thread in set(threading.enumerate()) - before:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive(), f"{CHANGED}a thread of it lives on"
     assert torch.get_default_dtype() == torch.float32, f"{CHANGED}it leaves the default dtype changed"
 

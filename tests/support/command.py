@@ -99,5 +99,5 @@ class Command:
                 time.sleep(0.01)
             start = time.perf_counter()
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=60)
             return Done(process.returncode, out, err), time.perf_counter() - start

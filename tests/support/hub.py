@@ -17,6 +17,7 @@ import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.support.faults import Answer, Fault, Faults, Request
+from tests.support.waiting import until
 from yaie_async.localhub import LocalHub, running
 
 
@@ -81,15 +82,13 @@ class HubServer:
             with connection.makefile("rb") as answer:
                 return int(answer.readline().split()[1])
 
-    async def until(self, condition: Callable[[], object], *, seconds: float = 10) -> None:
+    async def until(self, condition: Callable[[], object], *, seconds: float = 60) -> None:
         """Wait until a condition on the server's state is true, such as `lambda: hub.requests`.
 
         Raises:
             TimeoutError: it did not become true.
         """
-        with anyio.fail_after(seconds):
-            while not condition():
-                await anyio.sleep(0.002)
+        await until(condition, seconds=seconds)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

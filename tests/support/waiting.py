@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import anyio
 
 
-async def until(condition: Callable[[], object], *, seconds: float = 10) -> None:
+async def until(condition: Callable[[], object], *, seconds: float = 60) -> None:
     """Wait until a condition is true.
 
     Raises:
@@ -16,3 +17,16 @@ async def until(condition: Callable[[], object], *, seconds: float = 10) -> None
     with anyio.fail_after(seconds):
         while not condition():
             await anyio.sleep(0.002)
+
+
+def wait_until(condition: Callable[[], object], *, seconds: float = 60) -> None:
+    """The same in a thread, where no loop runs.
+
+    Raises:
+        TimeoutError: it did not become true.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.002)

@@ -78,7 +78,7 @@ class WebServer:
         """Send a signal and wait for the end of the process; return the seconds it took."""
         start = time.perf_counter()
         self.process.send_signal(number)
-        self.process.wait(30)
+        self.process.wait(60)
         seconds = time.perf_counter() - start
         self._reader.join()
         return seconds
