@@ -1,11 +1,10 @@
 """A stand-in for the interpreter, where a test is not about what `making.py` writes."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from yaie_async.demo import maker
 
 
 @pytest.fixture
@@ -19,6 +18,6 @@ def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[in
             f'echo "step: Something" >&2\n[ {status} = 0 ] || printf "ValueError: no such thing\\n\\n" >&2\nexit {status}\n'
         )
         script.chmod(0o755)
-        monkeypatch.setattr(maker.sys, "executable", str(script))
+        monkeypatch.setattr(sys, "executable", str(script))
 
     return use

@@ -1,5 +1,6 @@
 """Which model the demo takes."""
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,10 +55,8 @@ def test_without_the_reader_of_its_file_the_model_is_random(
     gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message names the package that is missing."""
-    find_spec = checkpoint.importlib.util.find_spec
-    monkeypatch.setattr(
-        checkpoint.importlib.util, "find_spec", lambda name: None if name == "gguf" else find_spec(name)
-    )
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find_spec(name))
     said: list[str] = []
     found = checkpoint.find_checkpoint(tmp_path, said.append)
     assert found.random

@@ -12,7 +12,7 @@ from filelock import FileLock
 import yaie_async
 from tests.demo.packages import write_gguf
 from yaie_async.core.errors import LoaderError
-from yaie_async.demo import conversion
+from yaie_async.demo import making
 from yaie_async.demo.conversion import cache_folder, conversion_name, converted, is_whole
 
 _REPO = "org/tiny"
@@ -95,7 +95,7 @@ def test_another_file_or_other_code_has_a_conversion_of_its_own(
     flip(other)
     assert conversion_name(other) != name
     (tmp_path / "making.py").write_text("# another version", encoding="utf-8")
-    monkeypatch.setattr(conversion.making, "__file__", str(tmp_path / "making.py"))
+    monkeypatch.setattr(making, "__file__", str(tmp_path / "making.py"))
     assert conversion_name(file) != name
 
 

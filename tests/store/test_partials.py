@@ -431,7 +431,8 @@ class TestClaims:
     ) -> None:
         """Held up in the middle of its claim, it finds the map renamed, and its own name is not written into that."""
         _left_behind(blobs, 0, 1)
-        have, claimed, go = [], os.pipe(), os.pipe()
+        have: list[int] = []
+        claimed, go = os.pipe(), os.pipe()
 
         def winner() -> None:
             partial = _claim(blobs)
