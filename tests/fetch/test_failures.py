@@ -44,7 +44,7 @@ def meaning(status: int, *, code: str = "", file: str | None = None, hub: bool =
         (404, "", "f", ModelFileNotFoundError, "does not have f of org/name"),
         (403, "GatedRepo", "f", GatedModelError, r"gated and no token was sent\. Accept its terms at https"),
         (401, "GatedRepo", "f", GatedModelError, "gated and no token was sent"),
-        (403, "", None, GatedModelError, "refuses org/name to this token"),
+        (403, "", None, GatedModelError, "does not let this token read org/name"),
         (403, "RepoNotFound", None, ModelNotFoundError, "no public model"),
         (400, "", None, HubUnavailableError, "HTTP 400 for org/name.*HF_ENDPOINT"),
         (407, "", "f", HubUnavailableError, "HTTP 407 for f of org/name.*proxy"),

@@ -80,11 +80,11 @@ async def test_the_stock_path_has_the_same_outcomes(
         (Html(), HubUnavailableError, "HTML page"),
         (WrongRange(BLOCK), HubUnavailableError, "the server sends bytes|416"),
         (LyingRange(7), HubUnavailableError, "the server sends bytes"),
-        (Cut(0), HubUnavailableError, "broke off"),
-        (Reset(), HubUnavailableError, "broke off"),
+        (Cut(0), HubUnavailableError, r"connection to 127\.0\.0\.2 failed"),
+        (Reset(), HubUnavailableError, r"connection to 127\.0\.0\.2 failed"),
         (Stall(-1), StalledError, "sent nothing"),
         (Stall(0), StalledError, "sent nothing"),
-        (Drip(30), StalledError, "next to nothing, in time"),
+        (Drip(30), StalledError, "sent nothing, or almost nothing, in time"),
         (Status(403), HubUnavailableError, "403"),
         (Status(429), HubUnavailableError, "limits your rate"),
         (Status(503), HubUnavailableError, "503"),
@@ -93,8 +93,8 @@ async def test_the_stock_path_has_the_same_outcomes(
         (Status(418), HubUnavailableError, "418"),
         (Redirect("ftp://127.0.0.1/x"), HubUnavailableError, "redirects from http to ftp"),
         (Redirect("file:///etc/passwd"), HubUnavailableError, "redirects from http to file"),
-        (Corrupt(10), IntegrityError, "came wrong twice"),
-        (Headers({"content-range": "bytes 0-4194303/7"}), IntegrityError, "came wrong twice"),
+        (Corrupt(10), IntegrityError, "arrived with wrong contents twice"),
+        (Headers({"content-range": "bytes 0-4194303/7"}), IntegrityError, "arrived with wrong contents twice"),
     ],
     ids=lambda value: str(value)[:24],
 )
@@ -163,7 +163,7 @@ async def test_a_server_that_changes_all_the_time_is_refused_without_digests(
 ) -> None:
     """With `verify=False` a second change of etag is an error: nothing is linked."""
     hub.faults.add(Headers({"etag": '"other"'}), path="^/cdn/", when=lambda r: (r.range or "")[6:8] == "0-", times=None)
-    with pytest.raises(IntegrityError, match="offered"):
+    with pytest.raises(IntegrityError, match="the server offers"):
         await fetch(hub, tmp_path, verify=False)
     nothing_is_linked(tmp_path)
 

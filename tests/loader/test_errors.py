@@ -81,7 +81,7 @@ async def test_a_wrong_digest_once_and_always(hub: HubServer, put_fake: Put, tmp
     found = await prefetch(hub, tmp_path / "once")
     assert (found / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
     hub.faults.add(Corrupt(100), path="^/cdn/", times=None)
-    with failing(IntegrityError, tmp_path / "always", "came wrong twice") as errors:
+    with failing(IntegrityError, tmp_path / "always", "arrived with wrong contents twice") as errors:
         await prefetch(hub, tmp_path / "always")
     (error,) = errors
     assert (error.model, error.file) == ("org/big", "model.safetensors")

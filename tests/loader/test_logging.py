@@ -30,12 +30,12 @@ def test_records_of_a_load_with_failures(
     records = [record.__dict__ for record in caplog.records if record.name == "yaie_async"]
     assert {record["model"] for record in records} == {"org/name"}
     assert {"resolving", "downloading", "ready"} <= {record["stage"] for record in records}
-    retried = [(one["file"], one["stage"], one["retries"]) for one in records if "asked again" in one["msg"]]
+    retried = [(one["file"], one["stage"], one["retries"]) for one in records if "Retrying in" in one["msg"]]
     weights = "model.safetensors"
     assert retried == [(None, "resolving", 1), (weights, "downloading", 1), (weights, "downloading", 2)]
-    files = {one["file"]: (one["bytes"], one["retries"]) for one in records if "is there" in one["msg"]}
+    files = {one["file"]: (one["bytes"], one["retries"]) for one in records if "downloaded %s in" in one["msg"]}
     assert files == {path.name: (path.stat().st_size, 2 if path.name == weights else 0) for path in directory.iterdir()}
-    assert all(one["seconds"] >= 0 for one in records if "is there" in one["msg"])
+    assert all(one["seconds"] >= 0 for one in records if "downloaded %s in" in one["msg"])
     ready = {one["args"][1]: one["bytes"] for one in records if "is ready" in one["msg"]}
     assert ready["the model"] == sum(path.stat().st_size for path in directory.iterdir())
     assert "the tokenizer" in ready

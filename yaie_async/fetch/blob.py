@@ -155,7 +155,7 @@ class _Fetch:
                     return False
                 await self._go_on(self._claim)
             except OtherBytesError as error:
-                await run_owned(self._discard, name="discard")
+                await run_owned(self._partial.discard, name="discard")
                 if failed:
                     raise self._integrity_error(error) from error
                 failed = True
@@ -193,7 +193,6 @@ class _Fetch:
     def _publish(self) -> None:
         assert self._partial is not None
         self._partial.publish()
-        self._partial = None
         self._clean()
         self._release_lock()
 
@@ -202,13 +201,7 @@ class _Fetch:
 
     def _keep(self) -> None:
         if self._partial is not None:
-            self._partial.keep()
-            self._partial = None
-
-    def _discard(self) -> None:
-        if self._partial is not None:
-            self._partial.discard()
-            self._partial = None
+            self._partial.keep()  # does nothing to one that is published or discarded
 
     async def _wait_for_new_owner(self) -> bool:
         """Wait while another process has the blob; return whether it finished it. Only where locks don't work."""
@@ -225,7 +218,7 @@ class _Fetch:
 
     def _integrity_error(self, error: OtherBytesError) -> IntegrityError:
         return IntegrityError(
-            f"{self.path} of {self.cache.repo_id} came wrong twice: {error}. Nothing was linked. "
+            f"{self.path} of {self.cache.repo_id} arrived with wrong contents twice: {error}. Nothing was linked. "
             "Check HF_ENDPOINT and any proxy on the way to it.",
             expected=error.expected,
             found=error.found,

@@ -50,7 +50,7 @@ async def read_range(location: Location, of: Range) -> None:
         if of.position < of.stop:  # else how the response ends does not matter
             raise
     if of.position < of.stop:
-        raise asked.transient(f"ended at byte {of.position:,} of {of.stop:,}", "truncated")
+        raise asked.transient(f"the body ended at byte {of.position:,} of {of.stop:,}", "truncated")
 
 
 def _offset(response: httpx.Response, asked: Asked, start: int, stop: int, size: int) -> int:
@@ -61,12 +61,12 @@ def _offset(response: httpx.Response, asked: Asked, start: int, stop: int, size:
         # Most likely from a captive portal. It says nothing about the bytes that are already here.
         raise asked.transient("the server sends an HTML page instead (is there a log-in page?)", "range")
     if response.status_code == 206:
-        told = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
-        if told and told[3] not in ("*", str(size)):
-            raise OtherBytesError(size, int(told[3]))
+        sent = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+        if sent and sent[3] not in ("*", str(size)):
+            raise OtherBytesError(size, int(sent[3]))
         if encoded:
             raise RangesIgnoredError
-        if told is None or (int(told[1]), int(told[2])) != (start, stop - 1):
+        if sent is None or (int(sent[1]), int(sent[2])) != (start, stop - 1):
             text = headers.get("content-range", "a part without its place in the file")
             raise asked.transient(f"bytes {start}-{stop - 1} were requested, the server sends {text}", "range")
         return start
@@ -103,4 +103,4 @@ async def _copy(response: httpx.Response, of: Range, most: int | None, pace: Pac
             begun = time.monotonic()
     finally:
         if buffer:
-            await write()  # what came before a failure is not requested again
+            await write()  # bytes that arrived before a failure are not requested again

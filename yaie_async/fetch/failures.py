@@ -101,8 +101,8 @@ def _gated(asked: Asked, said: str, *, gated: bool) -> str:
     page = f"https://huggingface.co/{asked.model}"
     if not gated:
         return (
-            f"The Hub refuses {asked.model} to this token{f' ({said})' if said else ''}. "
-            "Give a token with read access to it (HF_TOKEN, or `hf auth login`)."
+            f"The Hub does not let this token read {asked.model}{f' ({said})' if said else ''}. "
+            "Use a token with read access to it (HF_TOKEN, or `hf auth login`)."
         )
     if asked.has_token:
         return f"{asked.model} is gated and this token's account has no access. Ask for it at {page}, then try again."
@@ -154,8 +154,8 @@ def transport_failure(error: httpx.HTTPError, asked: Asked, url: str) -> LoaderE
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return asked.transient(f"can't connect to {host} ({error or type(error).__name__})", "connect")
     if isinstance(error, httpx.TimeoutException):
-        return asked.transient(f"{host} sent nothing, or next to nothing, in time", "stall")
-    return asked.transient(f"{host} broke off ({error or type(error).__name__})", "read")
+        return asked.transient(f"{host} sent nothing, or almost nothing, in time", "stall")
+    return asked.transient(f"the connection to {host} failed ({error or type(error).__name__})", "read")
 
 
 def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:

@@ -56,17 +56,9 @@ async def answer(
 ) -> AsyncIterator[httpx.Response]:
     """Send a request and yield the final response, its body not yet read. `history` has the redirects before it.
 
-    The token is sent to the Hub's origins only, also across redirects.
-
-    Args:
-        session: the open Hub.
-        method: "GET" or "HEAD".
-        url: the first URL.
-        asked: what the request is for, in errors.
-        timeout: seconds, for each phase of the request.
-        headers: more headers to send.
-        leave_hub: False yields a redirect that leads away from the Hub, because it carries the file's metadata.
-        body: True for the body of a file, which `transport.drainable` then finds.
+    The token is sent to the Hub's origins only, also across redirects. `timeout` is in seconds, for each phase of the
+    request. `leave_hub=False` yields a redirect that leads away from the Hub, because it carries the file's metadata.
+    `body=True` is for the body of a file, which `transport.drainable` then finds.
 
     **Cancellation:** the connection is closed.
 

@@ -31,7 +31,7 @@ class OtherBytesError(StartOverError):
     """
 
     def __init__(self, expected: str | int, found: str | int) -> None:
-        super().__init__(f"{expected} was promised and {found} is offered")
+        super().__init__(f"expected {expected}, but the server offers {found}")
         self.expected = expected
         self.found = found
 

@@ -87,12 +87,8 @@ async def with_retries(
 ) -> T:
     """Run `work` until it returns, fails for good, or the policy is used up.
 
-    Args:
-        policy: how often and how long.
-        work: makes one attempt.
-        about: the model and the file, for the log.
-        progress: a count that grows as bytes arrive.
-        least: failures with at least so many bytes between them are not in a row.
+    `about` names the model and the file in the log. `progress` is a count that grows as bytes arrive. Failures with at
+    least `least` of them in between are not in a row.
 
     **Cancellation:** at once, also during a wait.
 

@@ -57,7 +57,8 @@ class Session:
         if client is None:
             try:
                 self._client = _stock_client(max_connections)
-                self._drain = _drain_transport(max_connections)
+                # The same certificates as httpx: SSL_CERT_FILE and SSL_CERT_DIR, else certifi's bundle.
+                self._drain = DrainTransport(httpx.create_ssl_context(), _limits(max_connections, spare=0))
             except HubUnavailableError as error:
                 self._broken = error  # not raised yet: directories and cached models need no client
 
@@ -105,8 +106,7 @@ def _stock_client(max_connections: int) -> httpx.AsyncClient:
     try:
         return httpx.AsyncClient(
             follow_redirects=False,  # `http.answer` follows them: the token is for the Hub's origins alone
-            # Two more than the bodies, so that metadata never waits for one.
-            limits=httpx.Limits(max_connections=max_connections + 2, max_keepalive_connections=max_connections),
+            limits=_limits(max_connections, spare=2),  # so that metadata never waits for a body
         )
     except ImportError as error:
         raise HubUnavailableError(
@@ -120,7 +120,5 @@ def _stock_client(max_connections: int) -> httpx.AsyncClient:
         ) from error
 
 
-def _drain_transport(max_connections: int) -> DrainTransport:
-    limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
-    # The same certificates as httpx: SSL_CERT_FILE and SSL_CERT_DIR, else certifi's bundle.
-    return DrainTransport(httpx.create_ssl_context(), limits)
+def _limits(max_connections: int, *, spare: int) -> httpx.Limits:
+    return httpx.Limits(max_connections=max_connections + spare, max_keepalive_connections=max_connections)
