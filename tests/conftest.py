@@ -27,6 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import blockbuster
 import certifi
+import hypothesis
 import pytest
 
 import yaie_async
@@ -40,6 +41,11 @@ _AUTHORITY, _END, _ = Path(certifi.where()).read_text(encoding="utf-8").partitio
 Path(_HOME, "authority.pem").write_text(_AUTHORITY + _END, encoding="utf-8")
 os.environ["SSL_CERT_FILE"] = str(Path(_HOME, "authority.pem"))
 os.environ.pop("SSL_CERT_DIR", None)
+
+# Hypothesis fails an example that takes longer than 200 ms, and a test that makes its examples slowly: both happen on a
+# busy machine.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 _LOOPS = [
     pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
