@@ -32,6 +32,7 @@ import pytest
 
 import yaie_async
 from tests.support.hub import HubServer
+from tests.support.loops import LOOPS
 from yaie_async.store.arriving_file import ArrivingFile
 
 pytest_plugins = ["tests.support.time_limit"]
@@ -46,12 +47,6 @@ os.environ.pop("SSL_CERT_DIR", None)
 # busy machine.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("busy")
-
-_LOOPS = [
-    pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-    pytest.param(("trio", {}), id="trio"),
-]
 
 # Further blocking calls that this package makes or might make, which blockbuster does not know.
 _ALSO_BLOCKING = [
@@ -74,7 +69,7 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
-@pytest.fixture(params=_LOOPS)
+@pytest.fixture(params=LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """The event loop of a test: asyncio, asyncio with uvloop, or trio."""
     return request.param

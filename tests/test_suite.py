@@ -12,9 +12,9 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[1]
 
 
-def _pytest(*arguments: str, shell: str = "", folder: Path = _ROOT) -> str:
+def _pytest(*arguments: str, shell: str = "", folder: Path = _ROOT, **more: str) -> str:
     """The output of pytest in a process that `shell` prepares."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")} | more
     done = subprocess.run(
         ["sh", "-c", f'{shell}\nexec "$0" -m pytest -p no:cacheprovider "$@"', sys.executable, *arguments],
         cwd=folder,
@@ -101,7 +101,10 @@ def test_a_test_that_hangs_fails_alone(tmp_path: Path) -> None:
     """The run goes on to its end, wherever a test hangs: in C, in a thread, in a loop, or absorbing exceptions."""
     (tmp_path / "test_hanging.py").write_text(_HANGING)
     output = _pytest(
-        "-q", "-n", "2", "--timeout=1", "-c", "/dev/null", "--rootdir=.", "test_hanging.py", folder=tmp_path
+        *("-q", "-p", "xdist.plugin", "-n", "2", "-p", "pytest_timeout", "--timeout=1", "-p", "anyio"),
+        *("-c", "/dev/null", "--rootdir=.", "test_hanging.py"),
+        folder=tmp_path,
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",  # a process that replaces one starts sooner
     )
     assert "INTERNALERROR" not in output
     # The test whose teardown hangs passes and is an error.

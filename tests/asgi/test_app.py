@@ -12,6 +12,7 @@ import pytest
 from tests.asgi.conftest import MakeLoader, Put, asked
 from tests.support.faults import Stall
 from tests.support.hub import HubServer
+from tests.support.loops import on_one_loop
 from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import until
 from yaie_async.asgi import Warmup, events
@@ -48,6 +49,7 @@ async def answers(warmup: Warmup, scope: Message, receive: Callable[[], Awaitabl
     return sent
 
 
+@on_one_loop
 @pytest.mark.parametrize(
     ("path", "root", "status"),
     [

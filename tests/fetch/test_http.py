@@ -10,6 +10,7 @@ import pytest
 from tests.fetch.fetching import opened, put
 from tests.support.faults import Answer, Chunked, Cut, Fault, Gzip, Headers, Redirect, Reset, Stall, Status
 from tests.support.hub import HubServer
+from tests.support.loops import on_one_loop
 from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import until
 from yaie_async import ClosedHubError, GatedModelError, Hub, HubUnavailableError
@@ -45,6 +46,7 @@ async def test_an_answer_and_its_headers(anyio_backend: Any, hub: HubServer, tmp
     assert request.authorization == "Bearer secret"
 
 
+@on_one_loop
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_every_redirect_is_followed_and_none_takes_the_token_away(
     status: int, anyio_backend: Any, hub: HubServer, tmp_path: Path
@@ -79,6 +81,7 @@ async def test_a_head_stops_where_the_hub_ends(anyio_backend: Any, hub: HubServe
     assert [request.method for request in hub.requests] == ["HEAD", "HEAD"]
 
 
+@on_one_loop
 @pytest.mark.parametrize(
     ("target", "says"),
     [

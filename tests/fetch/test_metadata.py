@@ -23,6 +23,7 @@ from tests.support.faults import (
     without_blobs,
 )
 from tests.support.hub import HubServer
+from tests.support.loops import on_one_loop
 from tests.support.stopwatch import Stopwatch
 from yaie_async import HubUnavailableError, ModelNotFoundError, RevisionNotFoundError, StalledError, UnsafeFileError
 from yaie_async.core.manifest import RepoFile
@@ -73,6 +74,7 @@ async def test_a_mirror_that_leaves_sizes_out(anyio_backend: Any, hub: HubServer
     assert not hub.requests
 
 
+@on_one_loop
 @pytest.mark.parametrize(
     "change",
     [
@@ -103,6 +105,7 @@ async def test_an_entry_that_says_half_is_asked_about(
 SHA = f'"sha": "{"0" * 40}"'
 
 
+@on_one_loop
 @pytest.mark.parametrize(
     "body",
     [
@@ -152,6 +155,7 @@ async def test_a_listing_without_end(anyio_backend: Any, hub: HubServer, tmp_pat
         assert watch.seconds < 5
 
 
+@on_one_loop
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/x", "C:\\x", "\ud800"])
 async def test_a_path_that_leaves_the_folder(path: str, anyio_backend: Any, hub: HubServer, tmp_path: Path) -> None:
     """One hostile path spoils the whole listing, wanted or not."""
@@ -162,6 +166,7 @@ async def test_a_path_that_leaves_the_folder(path: str, anyio_backend: Any, hub:
     assert (caught.value.model, caught.value.file) == ("org/big", path)
 
 
+@on_one_loop
 @pytest.mark.parametrize("etag", ["../x", "a/b", "..", "a\\b", "\ud800", "x" * 300])
 async def test_an_etag_that_is_no_name(etag: str, anyio_backend: Any, hub: HubServer, tmp_path: Path) -> None:
     """An etag becomes the name of a file: one that can't be is refused, from the listing and from a HEAD."""
@@ -175,6 +180,7 @@ async def test_an_etag_that_is_no_name(etag: str, anyio_backend: Any, hub: HubSe
                 await complete(one.session, "org/big", "main", RepoFile("config.json"))
 
 
+@on_one_loop
 @pytest.mark.parametrize("missing", ["ETag", "X-Repo-Commit", "Content-Length"])
 async def test_a_head_without_the_hub_s_headers(
     missing: str, anyio_backend: Any, hub: HubServer, tmp_path: Path
@@ -211,6 +217,7 @@ async def test_the_smallest_request_there_is(anyio_backend: Any, hub: HubServer,
     assert request.query == {"expand": "sha"}
 
 
+@on_one_loop
 @pytest.mark.parametrize("body", [b"{}", b"null", b'{"sha": "x"}', b"<html>"])
 async def test_a_mirror_that_does_not_know_expand(
     body: bytes, anyio_backend: Any, hub: HubServer, tmp_path: Path

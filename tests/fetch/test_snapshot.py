@@ -11,6 +11,7 @@ from huggingface_hub import hf_hub_download
 
 from tests.fetch.fetching import opened, put
 from tests.support.hub import HubServer
+from tests.support.loops import on_one_loop
 from yaie_async import DiskFullError, Hub, ModelLoader, OfflineError
 from yaie_async.core.manifest import RepoFile
 from yaie_async.fetch import snapshot
@@ -99,6 +100,7 @@ async def test_an_old_loader_leaves_a_newer_ref(
     assert await offline(tmp_path) == new
 
 
+@on_one_loop
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"main"])
 async def test_a_damaged_ref_is_repaired(
     content: bytes, anyio_backend: Any, hub: HubServer, model: Path, tmp_path: Path
@@ -115,6 +117,7 @@ async def test_a_damaged_ref_is_repaired(
 # -- what a cache is believed -------------------------------------------------------------------------------
 
 
+@on_one_loop
 @pytest.mark.parametrize(
     "files",
     [

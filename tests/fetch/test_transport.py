@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.fetch.clients import Memory, body_of, drain, make_client, sockets, threads
+from tests.support.loops import on_one_loop
 from tests.support.servers import FullServer, Peer, RawServer, answering, repeating
 from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import until
@@ -341,6 +342,7 @@ async def test_a_short_body_is_a_protocol_error(how: str) -> None:
                 await (drain(client, server.url) if how == "drain" else client.get(server.url))
 
 
+@on_one_loop
 @pytest.mark.parametrize(
     "answer",
     [

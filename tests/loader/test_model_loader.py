@@ -16,6 +16,7 @@ import pytest
 from tests.loader.conftest import Put
 from tests.support.faults import Cut, Stall, Status
 from tests.support.hub import HubServer
+from tests.support.loops import on_one_loop
 from yaie_async import (
     ClosedHubError,
     Hub,
@@ -219,6 +220,7 @@ async def test_a_directory_never_touches_the_network(put: Put, hub: HubServer, m
     assert not hub.requests
 
 
+@on_one_loop
 @pytest.mark.parametrize("name", ["./org/tiny", "~/no-such-directory", "/no/such/directory", "../no-such"])
 async def test_a_path_is_never_asked_of_the_hub(
     name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -246,6 +248,7 @@ async def test_a_bare_name_is_a_directory_if_one_is_there(
         await ModelLoader(Path("org/elsewhere"), endpoint=hub.url).prefetch()
 
 
+@on_one_loop
 @pytest.mark.parametrize("name", ["", "a/b/c", "a b", "https://huggingface.co/gpt2", "x" * 200, "a--b", "\0"])
 async def test_a_bad_repo_id_is_refused_without_a_request(name: str, hub: HubServer, tmp_path: Path) -> None:
     """An invalid repo id is an InvalidArgumentError, which is also the official HFValidationError."""
@@ -254,6 +257,7 @@ async def test_a_bad_repo_id_is_refused_without_a_request(name: str, hub: HubSer
     assert not hub.requests
 
 
+@on_one_loop
 @pytest.mark.parametrize("revision", ["../../x", "/etc", "", "a//b"])
 async def test_a_bad_revision_is_refused_without_a_request(revision: str, hub: HubServer, tmp_path: Path) -> None:
     """A revision is part of a path in the cache, so one that leaves the cache is refused."""
