@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
+import subprocess
 import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -108,6 +111,32 @@ def test_submit_does_not_wait_for_a_thread_to_begin() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert log.wait() is started
+
+
+def test_a_python_whose_threads_have_other_names() -> None:
+    """Where `_started` is no event, `Thread.start` waits for the thread, and the work is done all the same."""
+    code = """
+from tests.support.renamed import renamed
+start = "    def start(self):"
+started = "    @property\\n    def _started(self): return self._begun.is_set()\\n\\n"
+sys.modules["threading"] = threading = renamed("threading", {"_started": "_begun", start: started + start})
+import queue
+from yaie_async.core.workers import Workers
+assert threading.Thread()._started is False
+pool, ran = Workers(), queue.SimpleQueue()
+pool.reserve(1)
+for last in (False, True, False):
+    pool.submit(lambda: ran.put(threading.current_thread().name), name="yaie_async test", last=last)
+print(json.dumps([ran.get(timeout=10) for _ in range(3)]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", "import json, sys\n" + code],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=60,
+    )
+    assert json.loads(done.stdout) == ["yaie_async test"] * 3
 
 
 @pytest.mark.anyio

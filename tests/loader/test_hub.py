@@ -14,6 +14,7 @@ import pytest
 from tests.loader.conftest import Put
 from tests.support.faults import Corrupt
 from tests.support.hub import HubServer
+from tests.support.process import in_a_new_process
 from tests.support.waiting import until
 from yaie_async import (
     ClosedHubError,
@@ -196,3 +197,23 @@ def test_a_native_cancel_leaves_no_connection_open(
         await until(lambda: sockets() == before)
 
     anyio.run(main, backend_options={"use_uvloop": uvloop})
+
+
+# -- another anyio ------------------------------------------------------------------------------------------
+
+
+def test_an_anyio_whose_backend_has_another_name() -> None:
+    """The module that is imported early is imported by the first await instead."""
+    code = """
+import anyio._backends
+import yaie_async
+sys.modules.pop("anyio._backends._asyncio", None)
+sys.modules["anyio._backends._asyncio"] = None
+from yaie_async.loader.hub import Hub
+del sys.modules["anyio._backends._asyncio"]
+async def open_one():
+    async with Hub() as hub:
+        return hub.in_use
+print(json.dumps([anyio.run(open_one), "anyio._backends._asyncio" in sys.modules]))
+"""
+    assert in_a_new_process(code) == [True, True]

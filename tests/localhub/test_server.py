@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib
 import signal
 import socket
@@ -11,11 +12,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
 
+from tests.support.renamed import renamed
 from tests.support.stopwatch import Stopwatch
-from yaie_async.localhub import LocalHub, running
+from yaie_async.localhub import LocalHub, running, server
 
 
 def serving() -> list[str]:
@@ -45,6 +50,42 @@ def test_the_server_stops_while_a_body_is_read_by_nobody(hub_root: Path) -> None
         assert client.send(request, stream=True).headers["content-length"] == str(64 << 20)
         watch = Stopwatch()
     assert watch.seconds < 1
+
+
+_OTHER_NAMES = {
+    "main_loop": {"main_loop": "run_loop"},
+    "shutdown": {"async def shutdown": "async def close_all", "await self.shutdown": "await self.close_all"},
+    "server_state": {"self.server_state": "self.state"},
+    "servers": {"self.servers": "self.listeners"},
+    "started": {"self.started": "self.has_started"},
+}
+
+
+@pytest.mark.parametrize("name", _OTHER_NAMES)
+def test_a_uvicorn_with_other_names(name: str, hub_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It serves, and ends with its block although a client is connected and the answer to another is never ready."""
+    monkeypatch.setattr(uvicorn, "Server", renamed("uvicorn.server", _OTHER_NAMES[name]).Server)
+    hub, asked = LocalHub(hub_root), threading.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/never":
+            asked.set()
+            await anyio.sleep_forever()
+        await hub(scope, receive, send)
+
+    def ask(url: str) -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.get(f"{url}/never", timeout=60)
+
+    with httpx.Client() as client, renamed(server.__name__, {}).running(app) as url:
+        thread = threading.Thread(target=ask, args=(url,))
+        thread.start()
+        assert client.get(f"{url}/api/models/gpt2").status_code == 200
+        assert asked.wait(10)
+        assert serving() != []
+    assert serving() == []
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_a_port_in_use_is_named(hub_root: Path) -> None:

@@ -322,7 +322,7 @@ def test_unreadable_file(checkpoint: Copy) -> None:
         if root:
             os.seteuid(65534)  # root may read everything
         try:
-            raised = fail(errors.CacheAccessError, "check its permissions", directory)
+            raised = fail(errors.CacheAccessError, "Check its permissions", directory)
         finally:
             if root:
                 os.seteuid(0)
@@ -384,7 +384,7 @@ def test_missing_library(checkpoint: Copy) -> None:
         [sys.executable, "-c", code, str(checkpoint("llama"))], capture_output=True, text=True, check=False
     )
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("yaie_async.core.errors.LoaderError: a library that builds models can't be imported")
+    assert last.startswith("yaie_async.core.errors.LoaderError: A library that builds models can't be imported")
 
 
 def test_failure_while_another_is_handled(checkpoint: Copy) -> None:

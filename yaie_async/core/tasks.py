@@ -79,7 +79,7 @@ class SharedCall(Generic[T]):
         **Raises:** what `work` raises; each waiter gets its own instance, with the same cause.
         """
         # By loop, because an event can only be awaited on its own loop.
-        loop = anyio.lowlevel.current_token().native_token
+        loop = anyio.lowlevel.current_token()
         while not self._results:
             flight = self._flights.get(loop)
             if flight is None:

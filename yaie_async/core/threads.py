@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
 
 from yaie_async.core.affinity import Cores
@@ -130,10 +131,16 @@ class _Call(Generic[T]):
 
 
 def _teller() -> Callable[[Callable[[], object]], object]:
-    """What makes this loop call a function soon, from any thread, which does not wait for it as anyio's would."""
-    loop: Any = anyio.lowlevel.current_token().native_token
+    """Return what makes this loop call a function soon, from any thread.
+
+    anyio's own way has the thread wait for the call. It is the fallback where anyio has no `native_token`.
+    """
+    token = anyio.lowlevel.current_token()
+    loop: Any = getattr(token, "native_token", None)
     tell: Callable[[Callable[[], object]], object] = (
-        loop.call_soon_threadsafe if hasattr(loop, "call_soon_threadsafe") else loop.run_sync_soon
+        getattr(loop, "call_soon_threadsafe", None)
+        or getattr(loop, "run_sync_soon", None)
+        or partial(anyio.from_thread.run_sync, token=token)
     )
     return tell
 

@@ -1,8 +1,8 @@
 """Daemon threads that wait for more work, so that few have to be started while a load runs.
 
-Handing over to one that waits is a `SimpleQueue.put`. Starting one takes the loop 60 µs at best; beside threads that
-want the GIL all the time (an import, a build) it was 10-50 ms for each, most of it in `Thread.start`'s wait for the
-new thread's first turn.
+To hand work to a waiting thread is one `SimpleQueue.put`. To start a thread takes the loop 60 µs at best. Beside
+threads that want the GIL all the time (an import, a build) it took 10-50 ms, mostly because `Thread.start` waits until
+the new thread has run for the first time.
 """
 
 from __future__ import annotations
@@ -12,40 +12,41 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from yaie_async.core.affinity import Cores
 
-# Seconds that a thread waits for more work before it ends. No thread outlives a load by more.
+# Seconds that a thread waits for more work before it ends: the longest time that one outlives a load.
 _PATIENCE = 1.0
 
 _IDLE = "idle yaie_async"
 
 
 class _NeverAwaited(threading.Event):
-    """In the place of a thread's own event: `Thread.start` returns at once, all else is as it was."""
+    """Replaces the event of a thread that `Thread.start` waits for, so that it returns at once."""
 
-    def wait(self, timeout: float | None = None) -> bool:  # noqa: ARG002 - nothing is waited for
+    def wait(self, timeout: float | None = None) -> bool:  # noqa: ARG002 - it does not wait
         return self.is_set()
 
 
 class Workers:
-    """Runs each piece of work at once, in a thread that is its own for as long as it takes.
+    """Runs each piece of work at once, in a thread that does nothing else meanwhile.
 
     Attributes:
-        cores: what the threads may run on; a last piece of work is its own affair.
+        cores: the cores that the threads may run on, except during a last piece of work.
     """
 
     def __init__(self) -> None:
         self.cores: Cores = Cores()
         self._work: queue.SimpleQueue[tuple[str, bool, Callable[[], object]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._free = 0  # threads that wait for work, less the work that waits for them
+        self._free = 0  # waiting threads, less the pieces of work that were submitted to them
 
     def reserve(self, count: int) -> None:
-        """Have `count` threads waiting for work, for as long as a thread waits.
+        """Start threads until `count` of them wait for work.
 
-        glibc's loader lets no thread begin while it opens a large library, and Python keeps the GIL meanwhile: one
-        start beside the opening of torch's libraries held the loop for 20 ms.
+        glibc starts no thread while it opens a large library, and Python keeps the GIL meanwhile: one start during
+        the opening of torch's libraries held the loop for 20 ms.
         """
         with self._lock:
             missing = max(0, count - self._free)
@@ -54,21 +55,21 @@ class Workers:
             self._start()
 
     def submit(self, work: Callable[[], object], *, name: str, last: bool) -> None:
-        """Run `work`, which raises nothing, in a thread of that name. With `last` the thread ends afterwards."""
+        """Run `work`, which must not raise, in a thread of that name. With `last` the thread ends afterwards."""
         with self._lock:
             start = self._free == 0
             self._free -= not start
-        # In this order, a Ctrl-C between two steps costs a thread that waits for nothing, never a piece of work.
+        # In this order a Ctrl-C between two steps may leave a thread without work, but no work without a thread.
         if start:
             self._start()
         self._work.put((name, last, work))
 
     def end_idle(self) -> None:
-        """End the threads that wait for work, and wait until they are gone; what runs goes on.
+        """End the waiting threads, and wait until they are gone. Running work goes on.
 
-        For the end of the process. OpenSSL frees what it keeps for a thread when that ends, and what it keeps for all
-        threads when the process ends. Where both happened at once the heap was corrupted ("double free or corruption
-        (fasttop)", "malloc_consolidate(): unaligned fastbin chunk detected").
+        For the end of the process. OpenSSL frees the data of a thread when the thread ends, and the data of all
+        threads when the process ends. Both at once corrupted the heap ("double free or corruption (fasttop)",
+        "malloc_consolidate(): unaligned fastbin chunk detected").
         """
         with self._lock:
             free = self._free
@@ -80,8 +81,10 @@ class Workers:
             time.sleep(0.001)
 
     def _start(self) -> None:
-        thread = threading.Thread(target=self._serve, name=_IDLE, daemon=True)
-        thread._started = _NeverAwaited()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
+        thread: Any = threading.Thread(target=self._serve, name=_IDLE, daemon=True)
+        # The one private name of Python that is used: there is no public way. Where it is another, `start` waits.
+        if isinstance(getattr(thread, "_started", None), threading.Event):
+            thread._started = _NeverAwaited()  # noqa: SLF001
         thread.start()
 
     def _serve(self) -> None:
@@ -91,7 +94,7 @@ class Workers:
             last()
 
     def _serve_all_but_last(self) -> Callable[[], object] | None:
-        """Do what comes, until nothing does; what comes with `last` is returned."""
+        """Do submitted work until none has come for a while; return a last piece of it undone."""
         thread = threading.current_thread()
         while True:
             try:
@@ -101,18 +104,18 @@ class Workers:
                     if self._free > 0:
                         self._free -= 1
                         return None
-                continue  # the thread was counted on, and its work is about to come
+                continue  # work was submitted to this thread, and is about to be put into the queue
             thread.name = name
             if last:
                 return work
             work()
-            del work  # what it closes over may be large
+            del work  # its closure may be large
             thread.name = _IDLE
             with self._lock:
                 self._free += 1
 
 
 def is_there(thread: threading.Thread) -> bool:
-    """Whether a thread has not ended altogether: for Python it has before libraries destroy what they keep for it."""
-    number = thread.native_id  # None before its first turn
+    """Return whether a thread still exists: Python calls it ended before libraries have freed their data of it."""
+    number = thread.native_id  # None before it has run
     return number is None or thread.is_alive() or os.path.exists(f"/proc/self/task/{number}")

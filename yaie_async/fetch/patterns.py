@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from huggingface_hub.utils import filter_repo_objects
-
 from yaie_async.core.errors import InvalidArgumentError
 from yaie_async.core.manifest import RepoFile
+from yaie_async.store.compat import matching
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Patterns:
             InvalidArgumentError: when none does.
         """
         include = list(self.include) or None
-        paths = list(filter_repo_objects(files, allow_patterns=include, ignore_patterns=list(self.exclude)))
+        paths = matching(files, include, list(self.exclude))
         if not paths:
             wanted = f"include {', '.join(self.include) or '*'}; exclude {', '.join(self.exclude) or 'nothing'}"
             there = ", ".join(sorted(files)[:5]) + (", ..." if len(files) > 5 else "")

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants
-from huggingface_hub import errors as official
-from huggingface_hub.utils import get_hf_hub_version, get_token_to_send, get_torch_version, is_torch_available
+from huggingface_hub import __version__ as hub_version
+from huggingface_hub import get_token, is_offline_mode
 
 from yaie_async import __version__
+from yaie_async.core.compat import version
 from yaie_async.core.errors import InvalidArgumentError, TokenMissingError
+from yaie_async.store.compat import constant
 
 # The origins that huggingface_hub treats as the Hub, in addition to HF_ENDPOINT. They may see the token.
 _HUBS = ("https://huggingface.co", "https://hub-ci.huggingface.co", "https://hf.co")
@@ -65,20 +66,14 @@ def read_settings(
         TokenMissingError: when `token=True` and no token is stored.
         InvalidArgumentError: when the endpoint is not an http(s) URL, or the token or cache_dir is invalid.
     """
-    base = (endpoint or constants.ENDPOINT).rstrip("/")
+    base = (endpoint or constant("ENDPOINT")).rstrip("/")
     if not _is_http(base):
         raise InvalidArgumentError(
             f"The endpoint {base!r} is not an http(s) URL. Set HF_ENDPOINT or endpoint= to one, "
             "or leave it out for https://huggingface.co."
         )
-    offline = constants.is_offline_mode() if local_files_only is None else local_files_only
-    try:
-        sent = None if offline else get_token_to_send(token)
-    except official.LocalTokenNotFoundError as error:
-        raise TokenMissingError(
-            "token=True asks for the stored token, but no token is stored. Run `hf auth login`, set HF_TOKEN, "
-            "or pass the token itself."
-        ) from error
+    offline = is_offline_mode() if local_files_only is None else local_files_only
+    sent = None if offline else _token(token=token)
     if sent is not None and not (sent.isascii() and sent.isprintable() and " " not in sent):
         raise InvalidArgumentError(
             "The token has characters that a token can't have (a space, a line break, a letter with an accent). "
@@ -86,13 +81,27 @@ def read_settings(
         )
     return Settings(
         endpoint=base,
-        cache_dir=_cache_dir(cache_dir or constants.HF_HUB_CACHE),
+        cache_dir=_cache_dir(cache_dir or constant("HF_HUB_CACHE")),
         token=sent,
-        offline=offline or constants.is_offline_mode(),
+        offline=offline or is_offline_mode(),
         user_agent=_user_agent(),
-        metadata_timeout=float(constants.HF_HUB_ETAG_TIMEOUT),
-        stall_timeout=float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
+        metadata_timeout=float(constant("HF_HUB_ETAG_TIMEOUT")),
+        stall_timeout=float(constant("HF_HUB_DOWNLOAD_TIMEOUT")),
     )
+
+
+def _token(*, token: str | bool | None) -> str | None:
+    if isinstance(token, str):
+        return token
+    if token is False or (token is None and constant("HF_HUB_DISABLE_IMPLICIT_TOKEN")):
+        return None
+    stored = get_token()
+    if stored is None and token:
+        raise TokenMissingError(
+            "token=True asks for the stored token, but no token is stored. Run `hf auth login`, set HF_TOKEN, "
+            "or pass the token itself."
+        )
+    return stored
 
 
 def _is_http(url: str) -> bool:
@@ -113,10 +122,12 @@ def _cache_dir(path: str | Path) -> Path:
 
 
 def _user_agent() -> str:
-    # Not by build_hf_headers: it adds the environment that it runs in, and may make a blocking request to find out.
-    parts = [f"yaie_async/{__version__}", f"hf_hub/{get_hf_hub_version()}", f"python/{platform.python_version()}"]
-    if not constants.HF_HUB_DISABLE_TELEMETRY and is_torch_available():
-        parts.append(f"torch/{get_torch_version()}")
-    if constants.HF_HUB_USER_AGENT_ORIGIN:
-        parts.append(f"origin/{constants.HF_HUB_USER_AGENT_ORIGIN}")
+    # build_hf_headers would add the harness it runs under, for which it may make a blocking request.
+    parts = [f"yaie_async/{__version__}", f"hf_hub/{hub_version}", f"python/{platform.python_version()}"]
+    torch = version("torch")
+    if torch is not None and not constant("HF_HUB_DISABLE_TELEMETRY"):
+        parts.append(f"torch/{torch}")
+    requester = constant("HF_HUB_USER_AGENT_ORIGIN")
+    if requester:
+        parts.append(f"origin/{requester}")
     return "; ".join(parts)

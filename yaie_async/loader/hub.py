@@ -117,7 +117,7 @@ class Hub:
         await self._leave()
 
     def _enter(self) -> None:
-        here = (os.getpid(), anyio.lowlevel.current_token().native_token)
+        here = (os.getpid(), anyio.lowlevel.current_token())
         if self._users and self._home != here:
             from yaie_async.core.errors import ClosedHubError
 

@@ -1,4 +1,4 @@
-"""Running an ASGI application in a thread of this process, for as long as a `with` block."""
+"""Serves an ASGI application from a thread of this process during a `with` block."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 def running(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Serve `app` in a thread with an event loop of its own, and yield the URL of its origin.
 
-    It answers when this yields. At the end open connections are dropped, requests that are under way are cancelled,
-    and the thread has ended. The caller's signal handlers, loop and logging are left alone.
+    The server answers when this yields. At the end it drops open connections and cancels running requests, and the
+    thread has ended. The caller's signal handlers, event loop and logging are not changed.
 
     Raises:
-        OSError: the address is in use or not ours; the message names it.
+        OSError: when the address is in use or is none of this machine; the message names it.
     """
     listener = _listen(host, port)
     name = f"[{host}]" if ":" in host else host
@@ -54,7 +54,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its polling: stock, it takes 0.1 s to notice a stop and then waits for every client."""
+    """uvicorn that stops at once: on its own it takes 0.1 s to notice a stop, and then waits for every client.
+
+    This uses names that uvicorn does not document: `main_loop`, `shutdown`, `servers`, `server_state`, `transport`.
+    In a release that has others, it ends within about a second, by `should_exit` and `timeout_graceful_shutdown`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.ready = threading.Event()
@@ -63,6 +67,7 @@ class _Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
         self._requests: set[anyio.CancelScope] = set()
+        self._stops_at_once = False
         super().__init__(
             uvicorn.Config(
                 # uvicorn's types for ASGI are its own, and equal to Starlette's.
@@ -77,16 +82,17 @@ class _Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 date_header=False,
-                # Longer than httpx keeps an idle connection (5 s), or a client may reuse one that is just closing.
+                # Longer than httpx keeps an idle connection (5 s): else a client may reuse one as it is closed.
                 timeout_keep_alive=60,
+                timeout_graceful_shutdown=1,
             )
         )
 
     def run_in_thread(self, listener: socket.socket) -> None:
         try:
-            asyncio.run(self.serve(sockets=[listener]))
+            asyncio.run(self._run(listener))
         except BaseException as error:
-            # Before it was ready this is raised by `running`; after, by the thread, as any thread's failure is.
+            # `running` raises it if the server was not ready yet; else the thread does, as threads do.
             if self.ready.is_set():
                 raise
             self.failure = error
@@ -94,12 +100,31 @@ class _Server(uvicorn.Server):
             listener.close()
             self.ready.set()
 
+    async def _run(self, listener: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        serving = self._loop.create_task(self.serve(sockets=[listener]))
+        while not (serving.done() or getattr(self, "started", True)):  # noqa: ASYNC110 - uvicorn sets no event
+            await asyncio.sleep(0.001)
+        if not serving.done():
+            self.ready.set()
+        await serving
+
     def stop(self) -> None:
         self.ready.wait()  # a Ctrl-C may come before it is
         if self._loop is not None:
             # The loop is closed already if the server failed.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._stopping.set)
+                self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = self.force_exit = True
+        self._stopping.set()
+        if not self._stops_at_once:
+            self._cancel_requests()
+
+    def _cancel_requests(self) -> None:
+        for cancel_scope in list(self._requests):
+            cancel_scope.cancel()
 
     async def _cancellable(self, scope: Scope, receive: Receive, send: Send) -> None:
         # An anyio scope, not task.cancel(): that one would leave a thread reading a file which is being closed.
@@ -111,20 +136,24 @@ class _Server(uvicorn.Server):
                 self._requests.discard(cancel_scope)
 
     async def main_loop(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.ready.set()
+        self._stops_at_once = True
         await self._stopping.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        del sockets  # closed with the servers that listen on them
-        for server in self.servers:
+        try:
+            servers, tasks = self.servers, self.server_state.tasks
+            transports = [connection.transport for connection in self.server_state.connections]
+        except AttributeError:
+            self._cancel_requests()
+            await super().shutdown(sockets)
+            return
+        for server in servers:
             server.close()
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
-        # One turn of the loop, for uvicorn to learn that they are gone: it logs a request without an answer as an
-        # error, unless the client has left.
+        for transport in transports:
+            transport.abort()
+        # One turn of the loop, in which uvicorn sees that the clients are gone: it logs a request without an answer as
+        # an error, unless its client has left.
         await asyncio.sleep(0)
-        for cancel_scope in list(self._requests):
-            cancel_scope.cancel()
-        if self.server_state.tasks:
-            await asyncio.wait(list(self.server_state.tasks))
+        self._cancel_requests()
+        if tasks:
+            await asyncio.wait(list(tasks))

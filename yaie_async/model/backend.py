@@ -1,4 +1,4 @@
-"""Builds a large BPE tokenizer, or what a class of transformers builds one of, with shorter holds of the GIL."""
+"""Builds a large BPE tokenizer, or the parts for a class that builds one itself, with short holds of the GIL."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from yaie_async.model.compat import parts_keywords
 from yaie_async.model.pieces import Merges, read_pieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# What a BPE model may say beside its vocabulary and merges. With a dropout the same text has many encodings, which
-# can't be compared.
+# The options that a BPE model may have beside its vocabulary and merges. With a dropout the same text has many
+# encodings, which can't be compared.
 _OPTIONS = {
     "unk_token",
     "continuing_subword_prefix",
@@ -29,8 +30,8 @@ def build_backend(text: str) -> Tokenizer:
     """Build the tokenizer of a tokenizer.json, given its text.
 
     Raises:
-        Exception: of any kind, where it is not a BPE model of a form that is known, or there is any doubt whether
-            `Tokenizer.from_file` would give the same.
+        Exception: of any kind, when it is not a BPE model of a known form, or `Tokenizer.from_file` might give
+            another one.
     """
     from tokenizers import AddedToken, models
 
@@ -39,10 +40,10 @@ def build_backend(text: str) -> Tokenizer:
     for name in ("vocab", "merges"):
         options.pop(name, None)
     if options.pop("type", None) != "BPE" or not options.keys() <= _OPTIONS:
-        raise ValueError(f"a model that is not known: {sorted(options)}")
+        raise ValueError(f"The model is of an unknown form: {sorted(options)}.")
     model = models.BPE(vocab=parsed.vocab, merges=parsed.merges, **options)
     if any(getattr(model, name) != value for name, value in options.items()):
-        raise ValueError("an option of the model was not taken over")
+        raise ValueError("The model did not take one of its options.")
     added: list[dict[str, Any]] = parsed.rest["added_tokens"]
     tokenizer = _empty(parsed.rest)
     tokenizer.model = model
@@ -50,17 +51,18 @@ def build_backend(text: str) -> Tokenizer:
         add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
         add([AddedToken(**{name: value for name, value in token.items() if name != "id"}) for token in tokens])
     if any(tokenizer.token_to_id(token["content"]) != token["id"] for token in added):
-        raise ValueError("an added token has another number")
+        raise ValueError("An added token has another number than in its file.")
     return tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What transformers takes out of a tokenizer.json for a class that builds its backend itself.
+    """The parts of a tokenizer.json that transformers gives a class that builds its own backend.
 
     Attributes:
-        vocab: token -> number, and merges: both yield the GIL while they are taken over.
-        keywords: what else it is given.
+        vocab: token -> number; it yields the GIL while it is copied.
+        merges: the pairs of tokens; they yield the GIL too.
+        keywords: the other arguments.
     """
 
     vocab: dict[str, Any]
@@ -68,7 +70,7 @@ class Parts:
     keywords: Mapping[str, Any]
 
     def plain(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
-        """Vocabulary and merges of the types that transformers itself gives them."""
+        """Return vocabulary and merges in the types that transformers itself uses."""
         return {token: number.__index__() for token, number in self.vocab.items()}, list(self.merges)
 
 
@@ -76,24 +78,16 @@ def read_parts(text: str) -> Parts:
     """Read the text of a tokenizer.json as `TokenizersBackend.convert_to_native_format` does.
 
     Raises:
-        Exception: of any kind, where it is not a BPE model of a form that is known.
+        Exception: of any kind, when it is not a BPE model of a known form.
     """
     parsed = read_pieces(text)
     if parsed.rest["model"].get("type") != "BPE" or "Precompiled" in json.dumps(parsed.rest.get("normalizer")):
-        raise ValueError("a model or a normalizer that is not known")
-    empty = _empty(parsed.rest)
-    keywords = {
-        "post_processor": empty.post_processor,
-        "tokenizer_padding": empty.padding,
-        "tokenizer_truncation": empty.truncation,
-        "_json_padding": empty.padding,
-        "_json_truncation": empty.truncation,
-    }
-    return Parts(parsed.vocab, parsed.merges, {name: value for name, value in keywords.items() if value is not None})
+        raise ValueError("The model or its normalizer is of an unknown form.")
+    return Parts(parsed.vocab, parsed.merges, parts_keywords(_empty(parsed.rest)))
 
 
 def _empty(rest: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer without tokens: all else of it."""
+    """Return the tokenizer without its tokens."""
     from tokenizers import Tokenizer
 
     empty = {"type": "BPE", "vocab": {}, "merges": []}

@@ -1,4 +1,4 @@
-"""The heavy imports, in one place: seconds of work, done in a worker thread, never at module import."""
+"""Imports torch and transformers: seconds of work, done in a worker thread and never when a module is imported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import threading
 from contextlib import ExitStack
 
 from yaie_async.core.trace import span
-from yaie_async.model.responsive import OPENMP, TORCH, leaving_a_core, open_libraries, smooth_imports
+from yaie_async.model.compat import OPENMP, TORCH, preload
+from yaie_async.model.responsive import leaving_a_core, open_libraries, smooth_imports
 
 # Two threads that import the same packages for the first time can meet in an import cycle; Python then breaks
 # the deadlock by handing one of them a half-initialised module (importlib's _DeadlockError).
@@ -17,16 +18,16 @@ def import_libraries(*, responsive: bool = False) -> None:
     """Import torch, accelerate and what a build needs of transformers. Cheap from the second call on.
 
     Args:
-        responsive: leave the GIL to the other threads as far as it goes; see `yaie_async.model.responsive`.
+        responsive: leave the GIL to the other threads as far as possible; see `yaie_async.model.responsive`.
 
     Raises:
-        LoaderError: one of them is missing or broken in this environment.
+        LoaderError: when one of them is missing or broken in this environment.
     """
     with _importing, span("imports", "imports"), ExitStack() as stack:
         if responsive:
             stack.enter_context(smooth_imports())
             with span("imports", "open libraries"):
-                # OpenMP is to count the cores before one of them is left, or not to be met by surprise.
+                # OpenMP counts the cores as it is loaded: before one of them is kept free, or else none is.
                 if open_libraries(OPENMP) or open_libraries(TORCH):
                     stack.enter_context(leaving_a_core())
                 open_libraries(TORCH)
@@ -44,14 +45,13 @@ def import_libraries(*, responsive: bool = False) -> None:
                     PreTrainedModel,
                     PreTrainedTokenizerFast,
                 )
-                from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: F401
-                from transformers.models.auto import modeling_auto  # noqa: F401
-                from transformers.quantizers import auto  # noqa: F401
+
+                preload()
         except ImportError as error:
             from yaie_async.core.errors import LoaderError
 
             message = (
-                f"a library that builds models can't be imported: {error}. "
-                "Reinstall it in this environment: pip install --upgrade torch transformers accelerate"
+                f"A library that builds models can't be imported: {error}. "
+                "Reinstall it in this environment: pip install --upgrade torch transformers accelerate."
             )
             raise LoaderError(message) from error

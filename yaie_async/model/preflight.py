@@ -5,25 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from yaie_async.model import compat
 from yaie_async.model.checkpoint import code_file
 from yaie_async.model.dtypes import float_dtype, resolve_dtype
 
 if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
-
-_TASKS = {
-    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": "AutoModelForSeq2SeqLM",
-    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "AutoModelForSequenceClassification",
-    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": "AutoModelForTokenClassification",
-    "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": "AutoModelForQuestionAnswering",
-    "MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES": "AutoModelForMultipleChoice",
-    "MODEL_FOR_MASKED_LM_MAPPING_NAMES": "AutoModelForMaskedLM",
-    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES": "AutoModelForSpeechSeq2Seq",
-    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES": "AutoModelForImageClassification",
-    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "AutoModelForImageTextToText",
-    "MODEL_MAPPING_NAMES": "AutoModel",
-}
-"""Tables of `transformers.models.auto.modeling_auto` that are not for causal language models, by preference."""
 
 
 def check_config(config: Mapping[str, Any], request: BuildRequest) -> None:
@@ -72,20 +59,17 @@ def _check_stored_dtype(config: Mapping[str, Any], request: BuildRequest) -> Non
 
 def _uses_remote_code(config: Mapping[str, Any], request: BuildRequest) -> bool:
     """Whether the repo's own classes will be run; transformers prefers its own where there is no consent."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
     from yaie_async.core.errors import UnsafeFileError
 
     auto_map = config.get("auto_map")
     if not isinstance(auto_map, dict) or not auto_map.keys() & {"AutoConfig", "AutoModelForCausalLM"}:
         return False
     if request.trust_remote_code:
-        if not is_remote(config) and config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if not is_remote(config) and not compat.is_causal(config.get("model_type")):
             brings = ", ".join(sorted(auto_map))
             raise _incompatible(config, request, f"its own code has no AutoModelForCausalLM (it has {brings})")
         return True
-    if config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.get("model_type") in CONFIG_MAPPING:
+    if compat.is_known(config.get("model_type")):
         return False
     reference = str(auto_map.get("AutoModelForCausalLM") or auto_map.get("AutoConfig"))
     message = (
@@ -96,79 +80,43 @@ def _uses_remote_code(config: Mapping[str, Any], request: BuildRequest) -> bool:
 
 
 def _check_model_type(config: Mapping[str, Any], request: BuildRequest) -> None:
-    from transformers.models.auto import modeling_auto
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise _incompatible(config, request, "its config.json has no model_type; it was not saved by transformers")
-    if model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if compat.is_causal(model_type):
         return
-    if model_type not in CONFIG_MAPPING:
+    if not compat.is_known(model_type):
         raise _incompatible(
             config,
             request,
             f"this transformers does not know the model type {model_type!r}; a newer one might: "
             "pip install --upgrade transformers",
         )
-    if _is_registered(model_type):
-        return
-    raise _incompatible(config, request, _instead(config, model_type))
-
-
-def _is_registered(model_type: str) -> bool:
-    """Whether the application has registered a class of its own (`AutoModelForCausalLM.register`)."""
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    return CONFIG_MAPPING[model_type] in AutoModelForCausalLM._model_mapping  # noqa: SLF001 - there is no public way
+    auto_class = compat.auto_class_of(architecture(config), model_type)
+    use = f"use {auto_class}" if auto_class else "use the class that its model card names"
+    raise _incompatible(config, request, f"it is not a causal language model; {use}")
 
 
 def _check_architecture(config: Mapping[str, Any], request: BuildRequest) -> None:
     """A classifier of a known model type would load with a random head, and an encoder as half of a model."""
-    from transformers.models.auto import modeling_auto
-
     named = architecture(config)
-    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if named is None or named in causal.values() or named == config.get("model_type"):
+    if named is None or named == config.get("model_type"):
         return
-    auto_class = _auto_class_of(named)
+    auto_class = compat.auto_class_of(named)
     if auto_class in (None, "AutoModel") or (auto_class == "AutoModelForMaskedLM" and config.get("is_decoder")):
         return
     raise _incompatible(config, request, f"it is not a causal language model; use {auto_class}")
 
 
-def _auto_class_of(named: str) -> str | None:
-    from transformers.models.auto import modeling_auto
-
-    for table, auto_class in _TASKS.items():
-        classes = getattr(modeling_auto, table, {}).values()
-        if any(named == entry or (isinstance(entry, tuple | list) and named in entry) for entry in classes):
-            return auto_class
-    return None
-
-
-def _instead(config: Mapping[str, Any], model_type: str) -> str:
-    from transformers.models.auto import modeling_auto
-
-    auto_class = _auto_class_of(architecture(config) or "") or next(
-        (name for table, name in _TASKS.items() if model_type in getattr(modeling_auto, table, {})), None
-    )
-    use = f"use {auto_class}" if auto_class else "use the class that its model card names"
-    return f"it is not a causal language model; {use}"
-
-
 def _check_quantisation(config: Mapping[str, Any], request: BuildRequest) -> None:
     """transformers only logs an unknown method, and then reads quantised numbers as plain weights."""
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
-
     quantisation = config.get("quantization_config")
     if not isinstance(quantisation, dict):
         return
     method = quantisation.get("quant_method")
     if method == "bitsandbytes" or quantisation.get("load_in_8bit") or quantisation.get("load_in_4bit"):
         return
-    if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    if not compat.knows_quantisation(method):
         raise _incompatible(
             config,
             request,

@@ -22,6 +22,7 @@ from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from types import ModuleType
 
 from yaie_async.core.threads import cores
+from yaie_async.model.compat import TORCH_MODULE
 
 # Seconds. With Python's default of 5 ms the importing thread keeps the GIL for that long while the loop waits for it.
 _INTERVAL = 0.0005
@@ -74,8 +75,8 @@ def _hold_extensions() -> Callable[[], None]:
     before = ExtensionFileLoader.create_module
 
     def create_module(self: ExtensionFileLoader, spec: ModuleSpec) -> ModuleType:
-        # The libraries of `torch._C` are loaded by then; its own initialisation is the longest call of all.
-        with nullcontext() if spec.name == "torch._C" else cores().all_seen():
+        # The libraries of torch's module are loaded by then; its own initialisation is the longest call of all.
+        with nullcontext() if spec.name == TORCH_MODULE else cores().all_seen():
             return before(self, spec)
 
     def restore() -> None:
@@ -85,11 +86,6 @@ def _hold_extensions() -> Callable[[], None]:
     ExtensionFileLoader.create_module = create_module  # type: ignore[method-assign]
     return restore
 
-
-# The libraries that `import torch` maps. Each brings its own dependencies.
-TORCH = ("libc10.so", "libtorch_cpu.so", "libtorch_cuda.so", "libtorch_python.so")
-# The OpenMP runtime, which counts the cores when it is loaded. torch's wheels have one, other packages may not.
-OPENMP = ("libgomp*", "libiomp*", "libomp*")
 
 _interval = _Held(_hold_interval)
 _gc = _Held(_hold_gc)
@@ -122,8 +118,12 @@ def leaving_a_core() -> Iterator[None]:
     """Keep one CPU core free for the event loop while this thread imports or builds. See `yaie_async.core.affinity`.
 
     Extension modules are still loaded with all cores visible: OpenBLAS (in numpy and scipy) and OpenMP count them when
-    they are loaded, and would have one thread too few for the rest of the process.
+    they are loaded, and would have one thread too few for the rest of the process. No core is kept free where Python
+    loads such modules in another way.
     """
+    if "create_module" not in vars(ExtensionFileLoader):
+        yield
+        return
     with _extensions.held(), cores().one_left_free():
         yield
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yaie_async.core.trace import span
+from yaie_async.model.compat import add_generation, can_stream, has_extra_files, is_distributed
 from yaie_async.model.filesystem import is_local
 from yaie_async.model.imports import import_libraries
 from yaie_async.model.lock import BuildCancelled, build_lock
 from yaie_async.model.pretrained import load_checked, pretrained_arguments
-from yaie_async.model.skeleton import add_generation, model_class, view_of
+from yaie_async.model.skeleton import model_class, view_of
 from yaie_async.model.tensors import ArrivingFiles
 from yaie_async.store.arriving_file import ArrivalError, ArrivingFile
 
@@ -106,7 +107,7 @@ def _load(request: BuildRequest, files: ArrivingFiles) -> tuple[Any, Mapping[str
     with view_of(request.folder, request.config) as view:
         arguments = pretrained_arguments(request, view, pickled=False)
         found, found_config, rest = model_class(arguments)
-        if type(found_config).extra_files:
+        if has_extra_files(found_config):
             raise StreamAbandoned("it has more weight files than its index names")
         model, info = found.from_pretrained(None, config=found_config, state_dict=files.tensors(), **rest)
         add_generation(model, view, trust_remote_code=arguments["trust_remote_code"])
@@ -115,14 +116,13 @@ def _load(request: BuildRequest, files: ArrivingFiles) -> tuple[Any, Mapping[str
 
 def _check_surroundings(snapshot: Path) -> None:
     """Give up where stock's result depends on more than the model's files."""
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-    from transformers.integrations.fsdp import is_fsdp_enabled
-
+    if not can_stream():
+        raise StreamAbandoned("this release of transformers lacks what a build during the download needs")
     if not is_local(snapshot):
         raise StreamAbandoned("its cache is not known to be on a local file system")
     if (snapshot / "adapter_config.json").exists():
         raise StreamAbandoned("it has an adapter")
-    if is_deepspeed_zero3_enabled() or is_fsdp_enabled():
+    if is_distributed():
         raise StreamAbandoned("its parameters are to be distributed over several processes")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from yaie_async.core.trace import span
+from yaie_async.model.compat import asks_for_consent, name_tokenizer, replace_parts
 from yaie_async.model.imports import import_libraries
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ def _build(request: BuildRequest) -> PreTrainedTokenizerBase:
     config = _named_config(directory, request)
     tokenizer = _build_quickly(directory, request, config) or _from_pretrained(directory, request, config)
     if request.commit is not None:
-        tokenizer.name_or_path = request.source
-        tokenizer.init_kwargs["name_or_path"] = request.source
+        name_tokenizer(tokenizer, request.source)
     return tokenizer
 
 
@@ -135,10 +135,7 @@ def _of_parts(text: str, make: Callable[..., Any]) -> PreTrainedTokenizerBase | 
     # The name of no file: transformers looks for none of its own then, and finds none to read.
     tokenizer: Any = make(tokenizer_file="", vocab=parts.vocab, merges=parts.merges, **parts.keywords)
     known = any(type(tokenizer) is getattr(transformers, name) for name in _OF_PARTS)
-    if not known or tokenizer._merges is not parts.merges:  # noqa: SLF001
-        return None
-    tokenizer._vocab, tokenizer._merges = parts.plain()  # noqa: SLF001 - what it was made of
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer if known and replace_parts(tokenizer, parts.merges, parts.plain) else None
 
 
 def _named_config(directory: str, request: BuildRequest) -> Mapping[str, Any]:
@@ -165,7 +162,7 @@ def _translate(error: Exception, request: BuildRequest) -> Exception:
     if isinstance(error, MemoryError):
         message = f"no memory left for the tokenizer of {request.source}"
         return OutOfMemoryError(message, needed=None, free=None, device="cpu", model=request.source)
-    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+    if asks_for_consent(error):
         message = (
             f"the tokenizer of {request.source} can only be built by running code from its repo, and nothing was run. "
             "Read that code; if you trust it, pass trust_remote_code=True"

@@ -21,10 +21,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
-
 from yaie_async.core.manifest import RepoFile
 from yaie_async.core.names import is_commit
+from yaie_async.store.compat import are_symlinks_supported
 from yaie_async.store.directory import files_below
 from yaie_async.store.os_errors import cache_errors
 
@@ -45,7 +44,7 @@ class RepoCache:
 
     @property
     def folder(self) -> Path:
-        return self.root / repo_folder_name(repo_id=self.repo_id, repo_type="model")
+        return self.root / "--".join(("models", *self.repo_id.split("/")))
 
     @property
     def blobs(self) -> Path:

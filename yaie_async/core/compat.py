@@ -1,0 +1,55 @@
+"""Finds names that another library does not promise to keep, and logs what is lost without one."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any
+
+logger = logging.getLogger("yaie_async")
+
+_logged: set[str] = set()
+
+
+class Names:
+    """The undocumented names of other libraries that one module of this package uses.
+
+    Args:
+        losses: what is lost without each name ("module:attribute.attribute"), as the end of a sentence.
+    """
+
+    def __init__(self, losses: Mapping[str, str]) -> None:
+        self.losses = losses
+
+    def find(self, name: str, owner: object = None) -> Any:
+        """Return what `name` stands for, or None where the library lacks it. That is logged once in a process.
+
+        Args:
+            name: one of `losses`.
+            owner: the object to take the last attribute of `name` from; the module is not imported then.
+        """
+        loss = self.losses[name]
+        module, _, path = name.partition(":")
+        try:
+            if owner is not None:
+                return getattr(owner, path.rpartition(".")[2])
+            return reduce(getattr, path.split("."), importlib.import_module(module))
+        except (ImportError, AttributeError):
+            if name not in _logged:
+                _logged.add(name)
+                library = module.partition(".")[0]
+                logger.warning("%s (%s) has no %s: %s.", library, version(library), name.replace(":", "."), loss)
+            return None
+
+
+def version(library: str) -> str | None:
+    """Return the version of a library, or None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed(library)
+    except PackageNotFoundError:
+        return None
