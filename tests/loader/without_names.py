@@ -81,7 +81,7 @@ def child(endpoint: str, name: str | None, model: str, stock: tuple[Any, Any], c
     huggingface_hub.constants.HF_HUB_CACHE = str(cache)
     # A build begins as soon as the small files are there, however soon the others are.
     streamed.is_due = lambda *_: True
-    streamed.StreamedBuild.all_are_there = lambda _: None  # type: ignore[method-assign]
+    streamed.StreamedBuild.all_are_there = lambda self: None  # type: ignore[method-assign]
     tokenizers._LARGE = 0
     try:
         with lacking(name):
