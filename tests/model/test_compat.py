@@ -61,7 +61,7 @@ def test_code_of_two_models_with_one_name(tmp_path: Path) -> None:
     """Where transformers would run the first one's code for the second, the second is refused."""
     directories = []
     for parent in ("a", "b"):
-        directory = models.remote_code(tmp_path / parent / "model")
+        directory = models.remote_code(tmp_path / parent / "named-alike")
         code = directory / "modeling_tiny.py"
         code.write_text(code.read_text() + f"\n    parent = {parent!r}\n")
         directories.append(directory)

@@ -83,7 +83,7 @@ def test_what_is_asked_of_a_value(route: Callable[..., Any], kind: str) -> None:
 
 def test_dtype_asked_for_is_the_final_one(route: Callable[..., Any], tmp_path: Path) -> None:
     """A parameter that a model keeps in float32 is asked for in float32: nothing is rounded on the way there."""
-    directory = models.remote_code(tmp_path / "model")
+    directory = models.remote_code(tmp_path / "float32-head")
     code = directory / "modeling_tiny.py"
     code.write_text(
         code.read_text().replace(
