@@ -199,7 +199,7 @@ async def test_an_outage_is_waited_for(
     ("fault", "deadline", "told"),
     [
         (Stall(-1), 0.3, "resolving"),
-        (Status(429, {"Retry-After": "1000"}), 1.5, "retrying, 0%.*limits your rate"),
+        (Status(429, {"Retry-After": "1000"}), 3.0, "retrying, 0%.*limits your rate"),
     ],
     ids=["slow", "away"],
 )

@@ -104,7 +104,7 @@ async def test_a_fault_that_stays_is_named(
     """The error says what the server did and names model and file; nothing is linked, and the next run is right."""
     hub.faults.add(fault, path="^/cdn/", times=None)
     with pytest.raises(expected, match=told) as caught:
-        await fetch(hub, tmp_path, stall=0.2)
+        await fetch(hub, tmp_path, stall=0.2 if isinstance(fault, (Stall, Drip)) else 10)
     assert (caught.value.model, caught.value.file) == ("org/big", "model.safetensors")
     nothing_is_linked(tmp_path)
     locks_are_free(tmp_path)
@@ -214,8 +214,8 @@ async def test_the_only_connection_drips(stock: bool, hub: HubServer, weights: b
 
 async def test_a_connection_is_slow(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
     """A slow line is waited for: what is well above a drip is no fault."""
-    hub.faults.add(Drip(20_000), path="^/cdn/", when=_starts_at(4 * BLOCK))
-    assert await fetch(hub, tmp_path, max_connections=4, stall=0.1) == weights
+    hub.faults.add(Drip(5_000), path="^/cdn/", when=_starts_at(4 * BLOCK))  # over two seconds
+    assert await fetch(hub, tmp_path, max_connections=4, stall=1.0) == weights
     assert any(request.fault for request in bodies(hub))
     assert sent(hub) == len(weights)
 
@@ -231,7 +231,7 @@ async def test_a_stale_edge_is_asked_no_more(hub: HubServer, weights: bytes, tmp
 async def test_silence_for_ever_keeps_what_came(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
     """StalledError counts the attempts; the next run asks only for what is missing."""
     hub.faults.add(Stall(-1), path="^/cdn/", when=lambda r: not _starts_at(0)(r), times=None)
-    async with opened(hub, tmp_path, stall=0.5, max_connections=1) as one:
+    async with opened(hub, tmp_path, stall=1.0, max_connections=1) as one:
         with pytest.raises(StalledError, match="kept") as caught:
             await one.prefetch("org/big")
     assert isinstance(caught.value, TimeoutError)

@@ -126,7 +126,7 @@ async def test_silence_is_a_stall(after: int, anyio_backend: Any, hub: HubServer
     hub.faults.add(Stall(after))
     async with opened(hub, tmp_path) as one:
         with pytest.raises(TransientError) as caught:
-            async with answer(one.session, "GET", hub.url + API, asked=ASKED, timeout=0.1) as response:
+            async with answer(one.session, "GET", hub.url + API, asked=ASKED, timeout=0.3) as response:
                 await response.aread()
     assert caught.value.kind == "stall"
 

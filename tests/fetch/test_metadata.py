@@ -256,7 +256,7 @@ async def test_a_hub_that_says_nothing(anyio_backend: Any, hub: HubServer, tmp_p
     """Silence for as long as HF_HUB_ETAG_TIMEOUT, again and again, is a StalledError."""
     hub.faults.add(Stall(-1), times=None)
     async with opened(hub, tmp_path) as one:
-        one.session.settings = replace(one.session.settings, metadata_timeout=0.05)
+        one.session.settings = replace(one.session.settings, metadata_timeout=0.2)
         with pytest.raises(StalledError, match="org/big") as caught:
             await listing_of(one.session, "org/big", "main")
     assert caught.value.attempts == len(hub.requests) == 4
