@@ -179,9 +179,8 @@ class FileState:
         self.file = file
         self.model = model
         self.order = order
-        self.gaps: list[tuple[int, int]] = _gaps(
-            file
-        )  # a heap of disjoint (start, stop): neither written nor handed out
+        # A heap of disjoint (start, stop): neither written nor handed out.
+        self.gaps: list[tuple[int, int]] = _gaps(file)
         self.running: set[Range] = set()
         self.verified = 0
         self.finished: list[int] = []  # a heap of the ends of finished ranges; those before `verified` are dropped late
