@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
-logger = logging.getLogger("yaie_async")
+logger: logging.Logger = logging.getLogger("yaie_async")
 
 _logged: set[str] = set()
 
