@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 from tests.fetch.fetching import opened, put
 from tests.support.hub import HubServer
 from tests.support.loops import on_one_loop
-from yaie_async import DiskFullError, Hub, ModelLoader, OfflineError
+from yaie_async import CacheAccessError, DiskFullError, Hub, ModelLoader, OfflineError
 from yaie_async.core.manifest import RepoFile
 from yaie_async.fetch import snapshot
 from yaie_async.fetch.snapshot import bytes_missing, check_disk
@@ -238,3 +238,19 @@ def test_too_little_room_is_refused(cache: RepoCache, monkeypatch: pytest.Monkey
     ) as caught:
         check_disk(cache, "a" * 40, (file,))
     assert (caught.value.needed, caught.value.free, caught.value.path) == (1000, 999, os.fspath(cache.root))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+async def test_a_small_file_that_cannot_be_read_is_named(
+    name: str, anyio_backend: Any, hub: HubServer, model: Path, tmp_path: Path
+) -> None:
+    """Something else has its name in the snapshot: the fetch ends with an error that has the path."""
+    if name != "config.json":
+        (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
+        (model / name).write_text('{"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+    commit = (await fetch(hub, tmp_path / "other")).name
+    folder = tmp_path / "models--org--big" / "snapshots" / commit
+    (folder / name).mkdir(parents=True)
+    with anyio.fail_after(60), pytest.raises(CacheAccessError, match="can't be read.*Check its permissions") as caught:
+        await fetch(hub, tmp_path, commit)
+    assert caught.value.path == str(folder / name)

@@ -177,3 +177,21 @@ def test_a_damaged_config_is_an_error_of_the_model(content: bytes, cache: RepoCa
     found = completeness.snapshot_state(cache, COMMIT, Need(weights=True))
     assert found.completeness is Completeness.MISSING
     assert found.error is not None and found.error.file == "config.json"
+
+
+def test_an_index_that_is_not_cached_may_be_on_the_hub(cache: RepoCache) -> None:
+    """config.json names an index, and only the tokenizer was fetched: the cache can't say that the model is broken."""
+    enter(cache, *(path for path in ORDER if path not in ("model.safetensors", "config.json")))
+    enter(cache, "config.json", content='{"transformers_weights": "odd.safetensors.index.json"}')
+    found = completeness.snapshot_state(cache, COMMIT, Need(weights=True))
+    assert (found.completeness, found.error) == (Completeness.MISSING, None)
+
+
+def test_the_official_listing_is_enough_for_a_plan(cache: RepoCache) -> None:
+    """Its files are known before config.json is linked, which is the last link of a fetch."""
+    write_tree(cache, *ORDER)
+    enter(cache, *(path for path in ORDER if path != "config.json"))
+    found = completeness.snapshot_state(cache, COMMIT, Need(weights=True))
+    assert found.completeness is Completeness.MISSING
+    assert found.manifest is not None
+    assert {file.path for file in found.manifest.files} == set(ORDER)

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from yaie_async.core.errors import IncompatibleModelError, ModelFileNotFoundError, UnsafeFileError
@@ -148,13 +148,14 @@ class Manifest:
     def pickled(self) -> bool:
         """Whether the weights are pickles (`.bin`) and not safetensors."""
         named = self.index or (self.weights[0].path if self.weights else "")
-        return ".bin" in PurePosixPath(named).suffixes
+        return named.endswith(".bin") or ".bin.index." in named
 
     @property
     def stored(self) -> Mapping[str, int] | str | None:
         """How the weights are stored: elements by safetensors dtype, else the dtype of the config, else None."""
         config = self.config or {}
-        return self.listing.parameters or config.get("dtype") or config.get("torch_dtype")
+        named = config.get("dtype") or config.get("torch_dtype")
+        return self.listing.parameters or (named if isinstance(named, str) else None)
 
     def with_sizes(self, known: Mapping[str, RepoFile]) -> Manifest:
         """The same manifest with files replaced by those of `known`, by path."""
@@ -194,7 +195,8 @@ class Manifest:
         draft = replace(draft, small=(files[index], *small))
         raw = read(files[index])
         if raw is None:
-            return replace(draft, weights=tuple(files[name] for name in names))
+            # Nothing that has been started is stopped before the index has decided.
+            return replace(draft, weights=tuple(files[name] for name in names) or self.weights)
         weights = _existing(files, _shards(raw, index, self.model), index, self.model)
         if not self.need.rules.pickle:  # transformers unpickles every shard of another suffix
             _refuse_pickles([file.path for file in weights if not file.path.endswith(".safetensors")], self.model)
@@ -218,8 +220,8 @@ def draft(listing: Listing, need: Need, *, model: str, folder: Path) -> Manifest
         try:
             index, names = _usual_weights(files, need.rules, model)
         except (IncompatibleModelError, UnsafeFileError):
-            # config.json may name one of these.
-            if not any(path.endswith(_EXPLICIT) for path in files):
+            # config.json may name one of these; never the weights of an adapter.
+            if not any(path.endswith(_EXPLICIT) and not path.startswith("adapter_model.") for path in files):
                 raise
     return Manifest(
         model,

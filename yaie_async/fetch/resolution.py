@@ -107,7 +107,8 @@ async def manifest_of(session: Session, cache: RepoCache, resolution: Resolution
     cached_only = session.settings.offline or resolution.unconfirmed is not None
     if found.manifest is not None:
         if found.completeness is Completeness.COMPLETE or cached_only:
-            return found.manifest
+            known = resolution.listing.parameters if resolution.listing else {}
+            return replace(found.manifest, listing=replace(found.manifest.listing, parameters=known))
     elif cached_only:
         raise _not_cached(cache, resolution, found.error)
     listing = resolution.listing or await listing_of(session, cache.repo_id, resolution.commit)
@@ -136,12 +137,11 @@ async def manifest_of_choice(
     if cached_only and not listing.files:
         raise _not_cached(cache, resolution)
     chosen = patterns.choose(listing.files, model=repo_id)
-    manifest = Manifest(repo_id, cache.snapshot(commit), listing, None, weights=chosen, sharp=True)
-    if await run_owned(lambda: all(cache.has(commit, file.path) for file in chosen), name="cache"):
-        manifest = replace(manifest, complete=True)
-    elif cached_only:
+    complete = await run_owned(lambda: all(cache.has(commit, file.path) for file in chosen), name="cache")
+    if cached_only and not complete:
         raise _not_cached(cache, resolution)
-    return await with_sizes(session, manifest)
+    manifest = Manifest(repo_id, cache.snapshot(commit), listing, None, weights=chosen, sharp=True, complete=complete)
+    return manifest if cached_only else await with_sizes(session, manifest)
 
 
 async def with_sizes(session: Session, manifest: Manifest) -> Manifest:

@@ -20,7 +20,7 @@ from yaie_async.fetch.session import Session
 from yaie_async.store.arriving_file import ArrivingFile
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.claims import resumable_bytes
-from yaie_async.store.completeness import mark_unproved, read, wait_for_clock_tick
+from yaie_async.store.completeness import mark_unproved, read_fetched, wait_for_clock_tick
 from yaie_async.store.os_errors import free_bytes
 
 # Called once all files but the weights are in the cache, with the sharp manifest and the weights that still arrive.
@@ -87,7 +87,11 @@ class _Fetch:
     async def _sharpen(self) -> None:
         """Let config.json and the index decide, now that they are in the cache."""
         listing = self._manifest.listing
-        sharpened = partial(self._manifest.sharpened, lambda file: read(self._cache, listing, file))
+
+        def read(file: RepoFile) -> bytes | None:
+            return read_fetched(self._cache, listing, file) if file.path in self._fetched else None
+
+        sharpened = partial(self._manifest.sharpened, read)
         self._manifest = await with_sizes(self._session, await run_owned(sharpened, name="plan"))
         await self._expect()
 
@@ -163,7 +167,7 @@ class _Fetch:
         """Whether a file of the same content is still to be linked: without symlinks the last one moves the blob."""
         return any(
             other.etag == file.etag and other.path != file.path and not self._cache.has(self._commit, other.path)
-            for other in self._manifest.files
+            for other in (*self._manifest.small, *self._manifest.weights)
         )
 
 

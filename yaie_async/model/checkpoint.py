@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yaie_async.model.header import MONSTROUS, HeaderError, read_header
+from yaie_async.model.header import MONSTROUS, HeaderError, UnknownDtypeError, read_header
 
 if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
@@ -84,6 +84,8 @@ def _is_damaged(path: Path) -> bool:
             return not (zipfile.is_zipfile(path) if start.startswith(b"PK") else start.startswith(b"\x80"))
         try:
             read_header(file, os.fstat(file.fileno()).st_size)
+        except UnknownDtypeError:
+            return False
         except HeaderError:
             return True
     return False

@@ -45,6 +45,10 @@ class Stored:
         return self.dtype.bits // 8
 
 
+class UnknownDtypeError(HeaderError):
+    """The header has a dtype that a newer safetensors may know."""
+
+
 def header_length(first: bytes, size: int, *, largest: int = LARGEST) -> int:
     """Bytes of the header, by the first eight bytes of a file of `size` bytes.
 
@@ -107,7 +111,7 @@ def _stored(name: str, entry: Any, data: int) -> Stored:
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     known = BY_CODE.get(dtype) if isinstance(dtype, str) else None
     if known is None:
-        raise HeaderError(f"{name} has the dtype {dtype!r}, which is not read here")
+        raise UnknownDtypeError(f"{name} has the dtype {dtype!r}, which is not read here")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise HeaderError(f"{name} has no shape or no offsets")
     if (offsets[1] - offsets[0]) * 8 != math.prod(shape) * known.bits:

@@ -50,14 +50,14 @@ def build_model(request: BuildRequest, *, cancelled: Callable[[], bool] = lambda
     except BuildCancelled:
         raise
     except Exception as error:
+        from yaie_async.core.errors import LoaderError
         from yaie_async.model.failures import translate
 
-        translated = translate(error, request, replace(_found(request), handled=handled))
         # The frames of the failed build hold the half-built model: without them its memory is free at once.
         traceback.clear_frames(error.__traceback__)
-        if translated is error:
+        if isinstance(error, LoaderError):
             raise
-        raise translated from error
+        raise translate(error, request, replace(_found(request), handled=handled)) from error
 
 
 def _load(request: BuildRequest) -> Any:

@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from yaie_async.core.errors import LoaderError
+from yaie_async.core.errors import LoaderError, ModelFileNotFoundError
 from yaie_async.core.manifest import CONFIG, TOKENIZER_CONFIG, Listing, Manifest, Need, RepoFile, draft
 from yaie_async.store.cache import RepoCache
+from yaie_async.store.os_errors import cache_errors
 
 _CLOCK_TICK = 0.02  # seconds: file systems advance the times of files in steps of 10 ms at most
 
@@ -53,13 +54,14 @@ def snapshot_state(cache: RepoCache, commit: str, need: Need) -> SnapshotState:
     says nothing about code files, so a load with code is never proved complete by it.
     """
     tree, present = cache.tree(commit), cache.files(commit)
-    if CONFIG not in present and (tree is None or CONFIG in tree):
+    if CONFIG not in present and tree is None:
         return SnapshotState(Completeness.MISSING)
     try:
         manifest = cached_manifest(cache, Listing(commit, tree or present), need)
     except LoaderError as error:
         # The content of a JSON file decides for good. A missing file may be on the Hub, unless its listing is known.
-        final = tree is not None or (getattr(error, "file", None) or "").endswith(".json")
+        content = not isinstance(error, ModelFileNotFoundError) and (error.file or "").endswith(".json")
+        final = tree is not None or content
         return SnapshotState(Completeness.MISSING, error=error if final else None)
     if not manifest.sharp or any(file.path not in present for file in manifest.files):
         return SnapshotState(Completeness.MISSING, manifest)
@@ -110,6 +112,22 @@ def read(cache: RepoCache, listing: Listing, file: RepoFile) -> bytes | None:
         with suppress(OSError):
             return path.read_bytes()
     return None
+
+
+def read_fetched(cache: RepoCache, listing: Listing, file: RepoFile) -> bytes:
+    """The bytes of a small file that was fetched or is linked. Blocks.
+
+    Raises:
+        CacheAccessError: it can't be read.
+    """
+    assert listing.commit is not None
+    # Twice: without symlinks another load may move the blob to its link between the two looks of `read`.
+    for _ in range(2):
+        if (raw := read(cache, listing, file)) is not None:
+            return raw
+    path = cache.pointer(listing.commit, file.path)
+    with cache_errors(path, reading=True):
+        return path.read_bytes()
 
 
 def known_files(cache: RepoCache, commit: str) -> Mapping[str, RepoFile]:

@@ -22,7 +22,7 @@ def directory_manifest(path: Path, need: Need) -> Manifest:
 
 
 def _read(path: Path) -> bytes:
-    with cache_errors(path):
+    with cache_errors(path, reading=True):
         return path.read_bytes()
 
 
@@ -34,8 +34,9 @@ def files_below(top: Path) -> dict[str, RepoFile]:
             full = Path(folder, name)
             try:
                 size = full.stat().st_size
+                etag = os.readlink(full).rpartition("/")[2] if full.is_symlink() else None
             except OSError:
                 continue  # a dangling link: its blob was removed
             path = full.relative_to(top).as_posix()
-            found[path] = RepoFile(path, size, os.readlink(full).rpartition("/")[2] if full.is_symlink() else None)
+            found[path] = RepoFile(path, size, etag)
     return found

@@ -16,8 +16,8 @@ _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @contextmanager
-def cache_errors(path: Path, *, needed: int = 0) -> Iterator[None]:
-    """Translate an OSError about `path`, where `needed` bytes still have to be written.
+def cache_errors(path: Path, *, needed: int = 0, reading: bool = False) -> Iterator[None]:
+    """Translate an OSError about `path`, where `needed` bytes still have to be written, or which is only read.
 
     Raises:
         DiskFullError: for ENOSPC, EDQUOT and EFBIG.
@@ -28,10 +28,10 @@ def cache_errors(path: Path, *, needed: int = 0) -> Iterator[None]:
     except LoaderError:
         raise
     except OSError as error:
-        raise _translated(error, path, needed) from error
+        raise _translated(error, path, needed, reading=reading) from error
 
 
-def _translated(error: OSError, path: Path, needed: int) -> LoaderError:
+def _translated(error: OSError, path: Path, needed: int, *, reading: bool) -> LoaderError:
     if error.errno in _FULL:
         free = free_bytes(path)
         return DiskFullError(
@@ -42,7 +42,9 @@ def _translated(error: OSError, path: Path, needed: int) -> LoaderError:
             path=str(path),
         )
     at = os.fspath(error.filename or path)
-    if error.errno in _READ_ONLY:
+    if reading:
+        message = f"{at} can't be read: {error.strerror or error}. Check its permissions and the disk."
+    elif error.errno in _READ_ONLY:
         message = (
             f"The cache can't be written at {at}: {error.strerror}. Files that are in the cache still load with "
             "local_files_only=True. Set HF_HUB_CACHE or cache_dir to a directory that you may write to."
