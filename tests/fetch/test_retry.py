@@ -190,6 +190,8 @@ async def test_a_cancel_ends_a_wait(anyio_backend: Any) -> None:
         ({}, None),
         ({"retry-after": "12"}, 12.0),
         ({"retry-after": " 0 "}, 0.0),
+        ({"retry-after": "9" * 400}, 1e9),
+        ({"ratelimit": '"api";r=0;t=' + "9" * 400}, 1e9),
         ({"retry-after": "-1"}, None),
         ({"retry-after": "1.5"}, None),
         ({"retry-after": "soon"}, None),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import transformers
+from transformers.models.auto import modeling_auto
 
 from tests.model.test_model import stock_model
 from tests.support import models
@@ -22,6 +23,7 @@ from yaie_async.core.compat import Names, version
 from yaie_async.model import compat
 from yaie_async.model.failures import translate
 from yaie_async.model.model import build_model
+from yaie_async.model.preflight import check_config
 from yaie_async.model.pretrained import load_checked
 
 
@@ -120,3 +122,39 @@ def test_a_text_that_another_release_has(error: Exception, checkpoint: Callable[
 def test_the_device_that_is_full(text: str, expected: tuple[str, int | None]) -> None:
     """It is the CPU, and its free memory unknown, where torch's text says nothing of either."""
     assert compat.full_device(text) == expected
+
+
+_ENCODER = {"architectures": ["BertForMaskedLM"], "model_type": "bert"}
+_ENCODER_DECODER = {"architectures": ["BartForConditionalGeneration"], "model_type": "bart"}
+
+
+@pytest.mark.parametrize("config", [_ENCODER, _ENCODER_DECODER], ids=["encoder", "encoder-decoder"])
+@pytest.mark.parametrize(
+    "table",
+    [
+        "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+        "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+        "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    ],
+)
+def test_what_is_no_causal_model_is_refused_without_a_table(
+    table: str, config: dict[str, Any], checkpoint: Callable[[str], Path]
+) -> None:
+    """Its tensors are those of a causal language model, so nothing but the name of its class shows what it is."""
+    with hidden(modeling_auto, table), pytest.raises(errors.IncompatibleModelError, match="not a causal language"):
+        check_config(config, request_of(checkpoint("llama")))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantization_config": {"quant_method": ["x"]}},
+        {"model_type": ["x"], "auto_map": {"AutoConfig": "a.B"}},
+        {"model_type": {"x": 1}},
+    ],
+)
+def test_a_config_with_lists_for_names(changes: dict[str, Any], checkpoint: Callable[[str], Path]) -> None:
+    """What can't be a name is in no table, and is refused."""
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | changes
+    with pytest.raises(errors.LoaderError):
+        check_config(config, request_of(checkpoint("llama")))

@@ -146,14 +146,17 @@ def _error(state: RetryCallState) -> TransientError:
     return error
 
 
+_LONGEST_ASKED = 1e9  # seconds; a longer number is no wait, and may be more than a float holds
+
+
 def asked_wait(headers: Mapping[str, str]) -> float | None:
     """Seconds that a response asks to wait: `RateLimit: "api";r=0;t=55`, else `Retry-After` in either form."""
     limit = re.search(r"\br=0\b.*\bt=(\d+)", headers.get("ratelimit", ""))
     if limit:
-        return float(limit[1])
+        return min(float(limit[1]), _LONGEST_ASKED)
     after = headers.get("retry-after", "").strip()
     if after.isdecimal():
-        return float(after)
+        return min(float(after), _LONGEST_ASKED)
     try:
         return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
     except ValueError:

@@ -52,6 +52,9 @@ _TASKS = {
 }
 """The tables of model types and classes that are not for causal language models, by preference."""
 
+# Some classes of these tables are causal language models too.
+_MAY_BE_CAUSAL = ("AutoModelForImageTextToText", "AutoModel")
+
 _STREAMING = (_DEEPSPEED, _FSDP, _EXTRA_FILES, _SUB_CONFIGS, _GENERATION)
 
 _UNCHECKED = "whether a model can be loaded is found out only after its download"
@@ -63,7 +66,7 @@ NAMES = Names(
         _CONFIGS: _UNCHECKED,
         _MODELS: _UNCHECKED,
         _REGISTERED: "a second model with its own code may be refused if the first one had the same name",
-        _QUANTISATIONS: "an unknown quantisation is not refused before the download",
+        _QUANTISATIONS: "a model of an unknown quantisation is not refused, and its numbers are read as plain weights",
         _LAYERS: "it is imported during the first build",
         _SET_HOOK: "transformers draws its progress bars",
         _NO_BAR: "transformers draws its progress bars",
@@ -71,7 +74,10 @@ NAMES = Names(
         _VOCAB: "large tokenizers are built by transformers alone, which may hold up the event loop",
         _MERGES: "large tokenizers are built by transformers alone, which may hold up the event loop",
         _INIT_KWARGS: "tokenizers keep the path of their snapshot as their name",
-        **{name: f"an error can't advise {auto_class}" for name, auto_class in _TASKS.items()},
+        **{
+            name: f"models for {auto_class} are told by the names of their classes"
+            for name, auto_class in _TASKS.items()
+        },
     }
 )
 
@@ -98,37 +104,48 @@ def is_causal(model_type: Any) -> bool:
     Without one of the tables: True, and transformers itself refuses the model.
     """
     causal = NAMES.find(_CAUSAL)
-    if causal is None or model_type in causal:
+    if causal is None or (isinstance(model_type, str) and model_type in causal):
         return True
     configs, models = NAMES.find(_CONFIGS), NAMES.find(_MODELS)
-    return configs is None or models is None or (model_type in configs and configs[model_type] in models)
+    if configs is None or models is None:
+        return True
+    return isinstance(model_type, str) and model_type in configs and configs[model_type] in models
 
 
 def is_known(model_type: Any) -> bool:
     """Return whether transformers has classes for a model type; True without the table."""
     configs = NAMES.find(_CONFIGS)
-    return configs is None or model_type in configs
+    return configs is None or (isinstance(model_type, str) and model_type in configs)
 
 
 def auto_class_of(architecture: str | None, model_type: Any = None) -> str | None:
     """Return the auto class for what is no causal language model, by its architecture or else its model type.
 
-    None where it is one, where no table names it, and without the table of causal language models.
+    None where it is one, and where no table names it. Without a table the ending of the class's name decides: an
+    encoder has the tensors of a causal language model, and would load as one without a word.
     """
     causal = NAMES.find(_CAUSAL)
-    if causal is None or (architecture in causal.values() and model_type is None):
+    if causal is not None and architecture in causal.values() and model_type is None:
         return None
-    tables = [(NAMES.find(name) or {}, auto_class) for name, auto_class in _TASKS.items()]
+    tables = [(NAMES.find(name), auto_class) for name, auto_class in _TASKS.items()]
     for table, auto_class in tables:
-        if any(architecture in (entry if isinstance(entry, tuple | list) else (entry,)) for entry in table.values()):
+        if causal is None and auto_class in _MAY_BE_CAUSAL:
+            continue
+        entries = [entry if isinstance(entry, tuple | list) else (entry,) for entry in (table or {}).values()]
+        if any(architecture in entry for entry in entries) or (table is None and _ends_as(architecture, auto_class)):
             return auto_class
-    return next((auto_class for table, auto_class in tables if model_type in table), None)
+    return next((auto_class for table, auto_class in tables if model_type in (table or {})), None)
+
+
+def _ends_as(architecture: str | None, auto_class: str) -> bool:
+    task = "ForConditionalGeneration" if auto_class == "AutoModelForSeq2SeqLM" else auto_class.removeprefix("AutoModel")
+    return bool(task) and architecture is not None and architecture.endswith(task)
 
 
 def knows_quantisation(method: Any) -> bool:
-    """Return whether transformers knows a quantisation method; True without the table, as stock loads it too."""
+    """Return whether transformers knows a quantisation method; True without the table, as for stock."""
     methods = NAMES.find(_QUANTISATIONS)
-    return methods is None or method in methods
+    return methods is None or (isinstance(method, str) and method in methods)
 
 
 def forget_remote_classes() -> None:
