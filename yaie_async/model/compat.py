@@ -75,7 +75,7 @@ NAMES = Names(
         _MERGES: "large tokenizers are built by transformers alone, which may hold up the event loop",
         _INIT_KWARGS: "tokenizers keep the path of their snapshot as their name",
         **{
-            name: f"models for {auto_class} are told by the names of their classes"
+            name: f"models for {auto_class} are recognised by the endings of their class names"
             for name, auto_class in _TASKS.items()
         },
     }
