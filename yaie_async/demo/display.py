@@ -70,7 +70,9 @@ def step_bar() -> Iterator[Callable[[str, int, int | None], None]]:
         task = bars.add_task("Starting", total=None, count="")
 
         def show(name: str, done: int, total: int | None) -> None:
-            bars.update(task, description=name, completed=done, total=total, count=f"{done}/{total}" if total else "")
+            count = f"{done}/{total}" if total else ""
+            # Drawn at once: the next step may come before the next of the ten refreshes a second.
+            bars.update(task, description=name, completed=done, total=total, count=count, refresh=True)
 
         yield show
         show("Done", 1, 1)
