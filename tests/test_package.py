@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -64,6 +65,24 @@ print(json.dumps(time.perf_counter() - start))
     seconds = in_a_new_process(code)
     print(f"import yaie_async, beyond anyio and httpx: {seconds * 1000:.0f} ms")
     assert seconds < 2
+
+
+def test_every_public_coroutine_says_what_cancelling_leaves_and_what_it_raises() -> None:
+    """In the format of trio's docstrings: a paragraph for each, in every module of the package."""
+    silent = []
+
+    def look(node: ast.AST, path: Path) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.AsyncFunctionDef) and (child.name[0] != "_" or child.name == "__call__"):
+                text = ast.get_docstring(child) or ""
+                if not all(f"**{word}:**" in text for word in ("Cancellation", "Raises")):
+                    silent.append(f"{path}: {child.name}")
+            elif isinstance(child, ast.ClassDef) and child.name[0] != "_":
+                look(child, path)
+
+    for path in sorted((_ROOT / "yaie_async").rglob("*.py")):
+        look(ast.parse(path.read_text()), path.relative_to(_ROOT))
+    assert silent == []
 
 
 def test_every_public_name_is_there() -> None:

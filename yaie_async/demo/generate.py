@@ -16,6 +16,8 @@ async def generate_line(
     """The most probable continuation of `prompt`, or the answer to it where there is a chat template; one line.
 
     **Cancellation:** control returns at once; the thread generates to its end and the text is dropped.
+
+    **Raises:** what the model or the tokenizer raises.
     """
     return await run_detached(lambda: _generate(model, tokenizer, prompt, tokens), name="generate")
 

@@ -37,7 +37,12 @@ class Pulse:
 
 @asynccontextmanager
 async def heartbeat() -> AsyncIterator[Pulse]:
-    """Watch the loop while the block runs."""
+    """Watch the loop while the block runs.
+
+    **Cancellation:** the watch ends.
+
+    **Raises:** what the block raises.
+    """
     pulse = Pulse()
 
     async def watch() -> None:

@@ -27,7 +27,12 @@ _ENDS = "failed", "stopped"
 
 @asynccontextmanager
 async def watching(meter: Meter, on_progress: OnProgress | None) -> AsyncIterator[None]:
-    """Report `meter` to `on_progress` during the block; without one, to the terminal or the log."""
+    """Report `meter` to `on_progress` during the block; without one, to the terminal or the log.
+
+    **Cancellation:** the row of the load says "stopped"; the last event is reported.
+
+    **Raises:** what the block raises.
+    """
     if on_progress is not None:
         async with reporting(meter, on_progress):
             yield

@@ -54,13 +54,23 @@ class HubFiles:
     async def fetch(
         self, session: Session, manifest: Manifest, meter: Meter, on_small: OnSmall = lambda _manifest, _arriving: None
     ) -> Manifest:
-        """Make the folder of the manifest hold its files; return it sharp. See `yaie_async.fetch.snapshot`."""
+        """Make the folder of the manifest hold its files; return it sharp.
+
+        **Cancellation:** finished files stay, partials are kept.
+
+        **Raises:** as `yaie_async.fetch.snapshot.fetch_snapshot`.
+        """
         if manifest.complete:
             return _all_there(manifest, meter, on_small)
         return await fetch_snapshot(session, self.cache, self.resolution, manifest, meter, on_small)
 
     async def missing(self, manifest: Manifest) -> Mapping[Path, int]:
-        """How many bytes of the files the disk lacks, by blob. Makes no request."""
+        """How many bytes of the files the disk lacks, by blob. Makes no request.
+
+        **Cancellation:** the thread ends by itself.
+
+        **Raises:** CacheAccessError when the cache can't be read.
+        """
         return await run_owned(partial(bytes_missing, self.cache, self.commit, manifest.files), name="disk")
 
     def has(self, file: RepoFile) -> bool:
@@ -89,11 +99,21 @@ class DirectoryFiles:
     async def fetch(
         self, _session: Session, manifest: Manifest, meter: Meter, on_small: OnSmall = lambda _manifest, _arriving: None
     ) -> Manifest:
-        """The manifest itself: its folder is the directory."""
+        """The manifest itself: its folder is the directory.
+
+        **Cancellation:** never waits.
+
+        **Raises:** nothing.
+        """
         return _all_there(manifest, meter, on_small)
 
     async def missing(self, _manifest: Manifest) -> Mapping[Path, int]:
-        """Nothing."""
+        """Nothing is missing.
+
+        **Cancellation:** never waits.
+
+        **Raises:** nothing.
+        """
         return {}
 
     def has(self, _file: RepoFile) -> bool:
@@ -123,6 +143,8 @@ async def plan_of(files: ModelFiles, manifest: Manifest, dtype: Any) -> Plan:
     """What a load of `manifest` would do. Makes no request.
 
     **Cancellation:** the thread ends by itself.
+
+    **Raises:** nothing.
     """
 
     def work() -> Plan:

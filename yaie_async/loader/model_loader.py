@@ -189,6 +189,8 @@ class ModelLoader:
         A reference of the caller's keeps the model alive.
 
         **Cancellation:** the references are dropped; the thread that collects garbage finishes.
+
+        **Raises:** nothing.
         """
         from yaie_async.model.memory import release_memory
 

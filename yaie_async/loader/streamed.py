@@ -61,6 +61,8 @@ class StreamedBuild:
         """The sharp manifest, once `small_are_there`.
 
         **Cancellation:** at once.
+
+        **Raises:** nothing.
         """
         await self._small.wait()
         assert self._manifest is not None
