@@ -1,7 +1,5 @@
 """The ASGI application of a warm-up: probes, the status as JSON and as events, and the page."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from urllib.parse import quote

@@ -3,8 +3,6 @@
 Imported off the event loop, since `core.errors` is.
 """
 
-from __future__ import annotations
-
 from yaie_async.core.errors import HubUnavailableError
 from yaie_async.fetch.retry import RetryPolicy, asked_wait
 

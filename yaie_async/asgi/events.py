@@ -1,7 +1,5 @@
 """The status as a stream of server-sent events."""
 
-from __future__ import annotations
-
 import time
 from contextlib import suppress
 

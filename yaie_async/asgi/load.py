@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import random
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from yaie_async.asgi.status import ModelStatus, State
+from yaie_async.core.log import logger
 from yaie_async.core.progress import Progress
 from yaie_async.core.threads import run_detached
 from yaie_async.loader.model_loader import ModelLoader
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from yaie_async.core.errors import LoaderError
-
-logger: logging.Logger = logging.getLogger("yaie_async")
 
 
 class Load:

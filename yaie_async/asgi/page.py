@@ -1,7 +1,5 @@
 """The page of a warm-up: one HTML file without external assets, and its Content-Security-Policy."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

@@ -1,9 +1,6 @@
 """One run of a warm-up: loads all its models in the background of one event loop."""
 
-from __future__ import annotations
-
 import asyncio
-import logging
 import os
 import signal
 import time
@@ -16,6 +13,7 @@ import anyio
 from yaie_async.asgi.load import Load
 from yaie_async.asgi.signals import StopSignals
 from yaie_async.asgi.status import Status
+from yaie_async.core.log import logger
 from yaie_async.core.tasks import task_group
 from yaie_async.loader.model_loader import ModelLoader
 
@@ -26,8 +24,6 @@ _POLL_INTERVAL = 0.1
 
 # Cache lifetime of the encoded status, in seconds. Hundreds of readers of /events share it.
 _STATUS_LIFETIME = 0.1
-
-logger: logging.Logger = logging.getLogger("yaie_async")
 
 
 class Run:

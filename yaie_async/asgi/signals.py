@@ -5,8 +5,6 @@ After SIGTERM a server first waits for open responses, and only then sends the l
 record the signal and call the server's own handler.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The status of a warm-up, as probes and the page receive it: plain data and derived numbers. Pure."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """The commands and their options. Each command imports its implementation when it runs, so `--help` is fast."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`yaie-async demo`: a cold load from a local Hub on this machine."""
 
-from __future__ import annotations
-
 from yaie_async.cli.extras import requires_extra
 from yaie_async.cli.result import CommandResult, print_status
 from yaie_async.cli.tables import field_lines

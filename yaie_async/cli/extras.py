@@ -1,7 +1,5 @@
 """Extras: turns a failed import of an optional dependency into an error with the command that installs it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

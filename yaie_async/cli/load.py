@@ -1,7 +1,5 @@
 """`yaie-async load`: load a model, and print its class, the time taken and the longest stall of the event loop."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A file that lists models: one per line, optionally with @revision; `#` starts a comment."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

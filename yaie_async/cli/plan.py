@@ -1,7 +1,5 @@
 """`yaie-async plan`: what a load would download and need, without downloading a file."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from yaie_async.cli.batch import batch_document, run_for_each

@@ -1,7 +1,5 @@
 """`yaie-async prefetch`: download models into the cache, sharing one set of connections."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`yaie-async serve`: a read-only local Hub for other machines."""
 
-from __future__ import annotations
-
 import socket
 import threading
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`yaie-async verify`: compares cached files with the digests in their names. Offline; deletes nothing."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

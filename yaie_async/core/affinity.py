@@ -14,8 +14,6 @@ then waits for the GIL while the thread that holds it waits for a core behind al
 32 s.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator

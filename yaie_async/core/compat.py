@@ -1,14 +1,11 @@
 """Finds names that another library does not promise to keep, and logs what is lost without one."""
 
-from __future__ import annotations
-
 import importlib
-import logging
 from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
-logger: logging.Logger = logging.getLogger("yaie_async")
+from yaie_async.core.log import logger
 
 _logged: set[str] = set()
 

@@ -1,7 +1,5 @@
 """Checks of names that a server or a caller chooses (paths, etags, commits) before they are used on the disk."""
 
-from __future__ import annotations
-
 import re
 from pathlib import PurePosixPath, PureWindowsPath
 

@@ -1,7 +1,5 @@
 """The plan of a load, shown to users before the load begins."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,8 +1,5 @@
 """Progress of a load: the frozen events that users get, and the meter that they are made from."""
 
-from __future__ import annotations
-
-import logging
 import math
 import threading
 import time
@@ -14,6 +11,7 @@ from typing import Literal
 
 import anyio
 
+from yaie_async.core.log import logger
 from yaie_async.core.tasks import task_group
 
 Stage = Literal["resolving", "downloading", "waiting", "verifying", "building", "ready"]
@@ -25,8 +23,6 @@ RATE_WINDOW = 5.0  # seconds: on a slow link a range ends only every second or s
 
 # The stage of a download is the first of these that one of its blobs is in.
 _BLOB_STAGES: tuple[BlobStage, ...] = ("downloading", "verifying", "waiting")
-
-logger: logging.Logger = logging.getLogger("yaie_async")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,5 @@
 """Task groups that raise a single error, and calls that share one result."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager

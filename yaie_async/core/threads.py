@@ -9,8 +9,6 @@ The threads are daemons of this package. The thread pools of anyio and of asynci
 the application, and joined when the interpreter exits, so that a Ctrl-C would wait for a build.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextvars
 import os

@@ -3,8 +3,6 @@
 One recording runs at a time. Without one, a span costs a microsecond.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import time

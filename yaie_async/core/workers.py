@@ -5,8 +5,6 @@ threads that want the GIL all the time (an import, a build) it took 10-50 ms, mo
 the new thread has run for the first time.
 """
 
-from __future__ import annotations
-
 import os
 import queue
 import threading

@@ -1,7 +1,5 @@
 """Which model the demo loads, and where it is: SmolLM2 when its package is installed, else a random one."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass

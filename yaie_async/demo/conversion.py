@@ -1,7 +1,5 @@
 """The demo's real model, converted once a machine: kept in the user's cache folder, and checked before it is used."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The demo's bars on stderr: one while its model is made, one for the load with the longest stall beside it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

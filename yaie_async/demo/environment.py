@@ -1,7 +1,5 @@
 """What the demo must not touch, and what must not touch the demo: the user's HF cache, token, endpoint and proxy."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """How long an event loop was away: a task that wants to run all the time, and measures how late it comes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,7 +1,5 @@
 """Runs `yaie_async.demo.making` in a process of its own, and shows its steps."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

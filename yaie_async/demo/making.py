@@ -4,8 +4,6 @@ python -m yaie_async.demo.making smollm2 FILE.gguf DIRECTORY
 python -m yaie_async.demo.making random DIRECTORY
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The demo itself: a model, a hub on this machine, a cold load from it, a line of text."""
 
-from __future__ import annotations
-
 import sys
 import time
 import urllib.request

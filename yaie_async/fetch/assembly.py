@@ -1,7 +1,5 @@
 """Fills one partial: fetches its ranges, hashes and syncs close behind them, and keeps other processes off it."""
 
-from __future__ import annotations
-
 import time
 from functools import partial
 

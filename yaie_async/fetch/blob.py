@@ -1,8 +1,5 @@
 """One blob: fetched once for all tasks that need it, verified, and published into the cache."""
 
-from __future__ import annotations
-
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +8,7 @@ from functools import partial
 import anyio
 
 from yaie_async.core.errors import IntegrityError
+from yaie_async.core.log import logger
 from yaie_async.core.manifest import RepoFile
 from yaie_async.core.progress import Meter
 from yaie_async.core.threads import run_owned
@@ -26,8 +24,6 @@ from yaie_async.store.claims import claim_or_create, discard_orphans, has_live_o
 from yaie_async.store.locks import blob_lock
 from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.partials import Partial
-
-logger: logging.Logger = logging.getLogger("yaie_async")
 
 # Seconds between checks whether the process that claimed our partial has finished.
 _LOOK = 1.0

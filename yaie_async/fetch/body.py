@@ -1,7 +1,5 @@
 """One request for a range: what the head of the response must say, and how its body is read into the range."""
 
-from __future__ import annotations
-
 import re
 import time
 

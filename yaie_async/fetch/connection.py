@@ -1,7 +1,5 @@
 """One HTTP/1.1 connection: sends a request, then reads the head and the body of the response, in owned threads."""
 
-from __future__ import annotations
-
 import itertools
 import ssl
 import time

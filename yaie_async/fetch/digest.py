@@ -1,7 +1,5 @@
 """Digests of files on disk: sha256 of LFS files, git's blob sha1 of small files."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The downloader of a Hub: gives the scheduler's ranges to the files that they belong to, and keeps its clock."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Hashable

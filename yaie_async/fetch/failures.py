@@ -1,7 +1,5 @@
 """Maps a failed HTTP request to a LoaderError, or to a TransientError if a retry may help. Pure."""
 
-from __future__ import annotations
-
 import json
 import math
 import ssl

@@ -1,7 +1,5 @@
 """One request to the Hub: follows its redirects by hand and turns its failures into errors of this package."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache

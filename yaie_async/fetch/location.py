@@ -1,7 +1,5 @@
 """Where a file is fetched from: the Hub redirects once, and its signed URL serves all ranges until it expires."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 

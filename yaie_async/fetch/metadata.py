@@ -1,7 +1,5 @@
 """What the Hub says about a model: the commit of a revision, and the size and digest of each of its files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """How fast a body arrives: when it counts as stalled, and how long to wait for more bytes to gather."""
 
-from __future__ import annotations
-
 # Bytes a second of one body; below this it has stalled. It is a thirtieth of a 28.8 kbit/s line, so that 8 connections
 # which share such a line are still faster. A wait for the user's own rate limit does not count.
 SLOWEST = 100

@@ -1,7 +1,5 @@
 """Files chosen by patterns, as `hf download --include --exclude` chooses them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Every method changes the state in one synchronous step and returns the connections to close. Nothing here waits.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Hashable

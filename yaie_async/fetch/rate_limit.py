@@ -1,7 +1,5 @@
 """The token bucket behind `max_bytes_per_second`: one for all bodies of a Hub."""
 
-from __future__ import annotations
-
 import threading
 
 # What an idle bucket saves up, in seconds of its rate: a thread that sleeps a little too long loses nothing, and it is

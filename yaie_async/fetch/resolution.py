@@ -1,9 +1,6 @@
 """What a revision stands for, and the manifest of a load or of a choice at its commit."""
 
-from __future__ import annotations
-
 import copy
-import logging
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,6 +13,7 @@ from yaie_async.core.errors import (
     ModelNotFoundError,
     OfflineError,
 )
+from yaie_async.core.log import logger
 from yaie_async.core.manifest import Listing, Manifest, Need, RepoFile
 from yaie_async.core.names import is_commit
 from yaie_async.core.tasks import task_group
@@ -25,8 +23,6 @@ from yaie_async.fetch.patterns import Patterns
 from yaie_async.fetch.session import Session
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.completeness import Completeness, SnapshotState, cached_manifest, known_files, snapshot_state
-
-logger: logging.Logger = logging.getLogger("yaie_async")
 
 # Errors after which a cached snapshot is as good as before: the Hub is down, or no longer gives access.
 _FALL_BACK = (HubUnavailableError, GatedModelError, ModelNotFoundError)

@@ -1,8 +1,5 @@
 """When a failed request is retried: one frozen policy with pure decisions, applied by tenacity."""
 
-from __future__ import annotations
-
-import logging
 import random
 import re
 import time
@@ -14,9 +11,9 @@ from typing import Literal, NoReturn, TypeVar
 import anyio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-T = TypeVar("T")
+from yaie_async.core.log import logger
 
-logger: logging.Logger = logging.getLogger("yaie_async")
+T = TypeVar("T")
 
 Kind = Literal["connect", "read", "stall", "truncated", "range", "status"]
 

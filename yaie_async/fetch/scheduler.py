@@ -9,8 +9,6 @@ the model with the fewest ranges so far comes first, then its files by path, the
 fetched from its lowest offset upwards.
 """
 
-from __future__ import annotations
-
 import bisect
 import heapq
 import math

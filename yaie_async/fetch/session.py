@@ -1,7 +1,5 @@
 """An open Hub: one HTTP client, the settings that it was opened with, and what its transfers share."""
 
-from __future__ import annotations
-
 import copy
 import ssl
 from collections import defaultdict

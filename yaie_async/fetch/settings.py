@@ -1,7 +1,5 @@
 """The settings of a Hub, read from the environment when it opens. Their meaning is the official client's."""
 
-from __future__ import annotations
-
 import platform
 from dataclasses import dataclass
 from pathlib import Path

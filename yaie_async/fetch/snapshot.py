@@ -1,7 +1,5 @@
 """From a manifest to a snapshot in the cache: one fetch of what is missing, each file linked when its turn has come."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

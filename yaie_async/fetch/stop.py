@@ -1,7 +1,5 @@
 """A flag that ends a wait in a thread, and that Ctrl-C can't corrupt."""
 
-from __future__ import annotations
-
 import threading
 from contextlib import suppress
 

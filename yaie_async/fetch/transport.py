@@ -5,8 +5,6 @@ does not answer. Here each request and each body runs in a thread of its own (`r
 end or its error. HTTP/1.1 only, because ranges are parallel if each has a connection.
 """
 
-from __future__ import annotations
-
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable

@@ -6,8 +6,6 @@ data. Here only decrypted bytes can come out. Reads of 512 KiB from the kernel m
 0.8-1.0 CPU-s/GB; `SSLSocket` measured 1,070-1,320 at 1.0-1.3 (6 connections, 2 cores, the server on the same two).
 """
 
-from __future__ import annotations
-
 import select
 import socket
 import ssl

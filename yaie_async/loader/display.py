@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
@@ -10,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
+from yaie_async.core.log import logger
 from yaie_async.core.progress import Meter, OnProgress, Progress, reporting
 from yaie_async.core.threads import run_detached
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.live import Live
     from rich.table import Table
-
-logger: logging.Logger = logging.getLogger("yaie_async")
 
 LOG_INTERVAL = 5.0
 

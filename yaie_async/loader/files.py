@@ -1,7 +1,5 @@
 """Where the files of one model are, the Hub or a directory. They differ only in how a manifest is made."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

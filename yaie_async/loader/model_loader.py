@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
+from yaie_async.core.log import logger
 from yaie_async.core.progress import Meter, OnProgress, Progress
 from yaie_async.core.tasks import SharedCall, task_group
 from yaie_async.core.threads import run_detached
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from yaie_async.loader.files import ModelFiles
     from yaie_async.loader.streamed import StreamedBuild
     from yaie_async.model.request import BuildRequest
-
-logger: logging.Logger = logging.getLogger("yaie_async")
 
 # The Hubs of loaders without a Hub of their own: shared within an event loop.
 _shared_hubs: anyio.lowlevel.RunVar[dict[object, Hub]] = anyio.lowlevel.RunVar("yaie_async_hubs")

@@ -1,9 +1,6 @@
 """Several models within one Hub: all are planned first, then fetched together."""
 
-from __future__ import annotations
-
 import copy
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -12,6 +9,7 @@ from pathlib import Path
 import anyio
 
 from yaie_async.core.errors import DiskFullError, LoaderError, PrefetchError
+from yaie_async.core.log import logger
 from yaie_async.core.manifest import Manifest, Need
 from yaie_async.core.progress import Meter, OnProgress
 from yaie_async.core.tasks import task_group
@@ -23,8 +21,6 @@ from yaie_async.loader.files import ModelFiles, find_files
 from yaie_async.loader.source import split_revision
 from yaie_async.model.responsive import quick_switching
 from yaie_async.store.os_errors import free_bytes
-
-logger: logging.Logger = logging.getLogger("yaie_async")
 
 
 class Prefetch:

@@ -1,7 +1,5 @@
 """What a model's name stands for: a directory, or a repo id on the Hub."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import anyio
 
+from yaie_async.core.log import logger
 from yaie_async.core.manifest import Manifest
 from yaie_async.core.progress import Meter, Progress
 from yaie_async.core.threads import run_detached
@@ -21,8 +21,6 @@ from yaie_async.store.arriving_file import ArrivingFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-logger: logging.Logger = logging.getLogger("yaie_async")
 
 # Seconds between two checks whether it is time; and seconds by which a build begins early, since the rate of the
 # download and the duration of the build are estimates.

@@ -1,7 +1,5 @@
 """The imports of a load, done before the first load."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from yaie_async.core.threads import run_detached

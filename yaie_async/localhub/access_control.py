@@ -1,7 +1,5 @@
 """Access control: tokens for the whole hub, and grants for gated models."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 
 from yaie_async.localhub.errors import HubError, repo_not_found

@@ -1,7 +1,5 @@
 """The JSON documents of the Hub's API: models, tree entries and the user."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Iterable, Mapping

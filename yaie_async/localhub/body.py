@@ -1,7 +1,5 @@
 """The body of a response: a whole file, or one range of it (RFC 9110, section 14)."""
 
-from __future__ import annotations
-
 import io
 import re
 from pathlib import Path

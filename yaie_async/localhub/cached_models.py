@@ -1,7 +1,5 @@
 """The models of an HF cache."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from yaie_async.core.errors import UnsafeFileError

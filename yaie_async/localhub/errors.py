@@ -3,8 +3,6 @@
 The message is also in a header because the response to HEAD has no body.
 """
 
-from __future__ import annotations
-
 from starlette.responses import JSONResponse, Response
 
 

@@ -1,7 +1,5 @@
 """LocalHub, an ASGI application with one method per endpoint of the Hub's protocol."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ All functions block: they read the disk and are called in threads. Only files in
 request can't reach other files, however its path is spelled.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -3,8 +3,6 @@
 In the decoded path the revision `refs%2Fpr%2F1` would look like three segments.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, unquote

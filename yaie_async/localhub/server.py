@@ -1,7 +1,5 @@
 """Serves an ASGI application from a thread of this process during a `with` block."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket

@@ -1,7 +1,5 @@
 """Signed URLs, as CDNs use them: valid for one file and a limited time."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import secrets

@@ -1,7 +1,5 @@
 """Which keywords may be passed on to `from_pretrained`. Imports nothing heavy, so that it can be checked first."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any

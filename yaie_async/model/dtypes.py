@@ -1,7 +1,5 @@
 """The dtypes of checkpoints and of arguments: one table. Imports nothing heavy."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

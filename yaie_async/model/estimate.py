@@ -1,7 +1,5 @@
 """What a build casts, how long it takes and how much memory the model needs, estimated from sizes and names alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Whether a directory is on a local file system, where written bytes are visible through every descriptor at once."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -4,8 +4,6 @@ What is accepted and refused follows the safetensors library. The bytes may be u
 against the length of the file.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Imports torch and transformers: seconds of work, done in a worker thread and never when a module is imported."""
 
-from __future__ import annotations
-
 import threading
 from contextlib import ExitStack
 

@@ -1,7 +1,5 @@
 """The build lock: one build at a time in this process."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

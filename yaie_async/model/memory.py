@@ -1,7 +1,5 @@
 """How much memory is free, and giving back what a model held."""
 
-from __future__ import annotations
-
 import gc
 import sys
 

@@ -5,8 +5,6 @@ read some hundred entries at a time, and passed on in a form that lets other thr
 copies them.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence

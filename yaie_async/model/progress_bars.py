@@ -1,7 +1,5 @@
 """Hides the progress bars that transformers draws while it reads weights."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

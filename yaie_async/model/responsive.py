@@ -8,8 +8,6 @@ them, unless other code has changed them since. torch's thread count is left alo
 stays in force for every thread that first uses torch in that window.
 """
 
-from __future__ import annotations
-
 import gc
 import glob
 import importlib.util

@@ -1,7 +1,5 @@
 """The class and the config of a snapshot whose config.json is not linked yet."""
 
-from __future__ import annotations
-
 import copy
 import json
 import tempfile

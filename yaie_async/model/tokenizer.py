@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from yaie_async.core.log import logger
 from yaie_async.core.trace import span
 from yaie_async.model.compat import asks_for_consent, name_tokenizer, replace_parts
 from yaie_async.model.imports import import_libraries
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from yaie_async.model.request import BuildRequest
-
-
-logger: logging.Logger = logging.getLogger("yaie_async")
 
 # The classes that take the tokenizer of tokenizer.json as it is, and those that make one of their own from its
 # vocabulary and merges. The names of all may end in "Fast".

@@ -1,7 +1,5 @@
 """A file that is being downloaded, for a build whose threads read its bytes meanwhile."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

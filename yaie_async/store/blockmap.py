@@ -7,8 +7,6 @@ an unexpected byte is damaged as a whole, and the map of one file is never valid
 the right value once in 127 cases; the digest of the whole file decides.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

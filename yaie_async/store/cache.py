@@ -10,8 +10,6 @@
 The layout is that of huggingface_hub 2.4. All methods block: they are called in threads.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

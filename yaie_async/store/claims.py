@@ -3,8 +3,6 @@
 All functions block, and raise CacheAccessError, or DiskFullError where they write.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import stat

@@ -4,8 +4,6 @@ Its environment variables and the layout of its cache are documented, so all of 
 module of this package uses one; tests/loader/test_compat.py takes every one away and loads a model.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Callable, Iterable

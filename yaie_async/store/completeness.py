@@ -1,7 +1,5 @@
 """How complete a cached snapshot is for a load, judged by the disk alone."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A model in a directory: its files, and the manifest of a load from it."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reads and writes at offsets, copies of sparse files, and syncs to the disk."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress

@@ -3,8 +3,6 @@
 Correctness never depends on it, because some network file systems ignore it. It saves fetching a blob twice.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext

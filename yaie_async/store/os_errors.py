@@ -1,7 +1,5 @@
 """Translates OSErrors of the cache: no OSError escapes raw, and each error names the path and what to do."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Whether the owner of a partial is gone. Times are compared with the file system's clock only."""
 
-from __future__ import annotations
-
 import os
 import platform
 import secrets
