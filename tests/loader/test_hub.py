@@ -137,7 +137,7 @@ async def test_a_hub_that_can_t_be_opened(anyio_backend: Any, hub: HubServer, tm
         with pytest.raises(InvalidArgumentError, match="'nonsense'"):
             async with one:
                 raise AssertionError
-    one._endpoint = hub.url
+    one._environment["endpoint"] = hub.url
     async with one:
         assert one.session
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.lowlevel
@@ -79,14 +79,18 @@ class Hub:
         if max_bytes_per_second is not None and not max_bytes_per_second > 0:
             raise invalid_argument(f"max_bytes_per_second must be above 0, not {max_bytes_per_second}.")
         self.on_progress = on_progress
-        self._cache_dir = cache_dir
-        self._token = token
-        self._endpoint = endpoint
-        self._local_files_only = local_files_only
-        self._max_connections = max_connections
-        self._max_bytes_per_second = max_bytes_per_second
-        self._verify = verify
-        self._client = client
+        self._environment: dict[str, Any] = {  # what `read_settings` takes
+            "cache_dir": cache_dir,
+            "token": token,
+            "endpoint": endpoint,
+            "local_files_only": local_files_only,
+        }
+        self._options: dict[str, Any] = {  # what `Session` takes
+            "max_connections": max_connections,
+            "max_bytes_per_second": max_bytes_per_second,
+            "verify": verify,
+            "client": client,
+        }
         self._users = 0
         self._home: tuple[int, object] | None = None
         self._opening: SharedCall[Session] = SharedCall()
@@ -143,25 +147,12 @@ class Hub:
         def work() -> Session:
             # In a thread: imports huggingface_hub, reads the token, loads certificates.
             import_layers()
-            reserve_threads(2 * self._max_connections + 4)  # for the bodies, for their digests and locks
+            reserve_threads(2 * self._options["max_connections"] + 4)  # for the bodies, for their digests and locks
             from yaie_async.fetch.retry import RetryPolicy
             from yaie_async.fetch.session import Session
             from yaie_async.fetch.settings import read_settings
 
-            settings = read_settings(
-                cache_dir=self._cache_dir,
-                token=self._token,
-                endpoint=self._endpoint,
-                local_files_only=self._local_files_only,
-            )
-            return Session(
-                settings,
-                max_connections=self._max_connections,
-                max_bytes_per_second=self._max_bytes_per_second,
-                verify=self._verify,
-                client=self._client,
-                policy=RetryPolicy(),
-            )
+            return Session(read_settings(**self._environment), policy=RetryPolicy(), **self._options)
 
         return await run_detached(work, name="open")
 

@@ -176,10 +176,8 @@ class ModelLoader:
         **Raises:** as `prefetch`.
         """
         async with self._hub() as hub:
-            from yaie_async.loader.files import plan_of
-
             files = await self._find(hub.session)
-            return await plan_of(files, await files.manifest(hub.session, self._need(weights=True)), self._dtype)
+            return await files.plan(await files.manifest(hub.session, self._need(weights=True)), self._dtype)
 
     async def unload(self) -> None:
         """Drop the loader's references to model and tokenizer, and free their memory. The next await loads again.

@@ -12,13 +12,6 @@ from yaie_async.core.names import check_path
 
 
 @dataclass(frozen=True, slots=True)
-class Directory:
-    """A model in a directory. It never causes a request."""
-
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
 class HubModel:
     """A model on the Hub at a revision."""
 
@@ -26,8 +19,8 @@ class HubModel:
     revision: str
 
 
-def find_source(model: str | os.PathLike[str], revision: str | None) -> Directory | HubModel:
-    """Decide what `model` is. Blocks: looks for a directory of that name.
+def find_source(model: str | os.PathLike[str], revision: str | None) -> Path | HubModel:
+    """The directory or the Hub model that `model` names. Blocks: looks for a directory of that name.
 
     `./x`, `../x`, `~/x`, absolute paths and path objects are always directories. A bare name is a directory if one
     exists, else a repo id.
@@ -40,7 +33,7 @@ def find_source(model: str | os.PathLike[str], revision: str | None) -> Director
     only_path = not isinstance(model, str) or name.startswith((".", "~", os.sep))
     directory = _directory(name)
     if directory is not None:
-        return Directory(directory)
+        return directory
     if only_path:
         raise ModelNotFoundError(
             f"The directory {name!r} does not exist. A name that starts with '.', '~' or '/' is always a directory; "
