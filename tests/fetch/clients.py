@@ -12,16 +12,14 @@ import httpx
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.transport import DrainableStream, DrainTransport, drainable
 
-LIMITS = httpx.Limits(max_connections=4, max_keepalive_connections=4, keepalive_expiry=30)
-
 
 def make_client(
     context: ssl.SSLContext | None = None,
     *,
     timeout: httpx.Timeout | float = 5,
-    limits: httpx.Limits = LIMITS,
+    max_connections: int = 4,
 ) -> httpx.AsyncClient:
-    transport = DrainTransport(context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), limits)
+    transport = DrainTransport(context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), max_connections)
     return httpx.AsyncClient(transport=transport, timeout=timeout, headers={"Accept-Encoding": "identity"})
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import anyio
 import h11
-import httpx
 import pytest
 
 from tests.fetch.clients import Memory, body_of, make_client, sockets, threads
@@ -201,19 +200,6 @@ async def test_a_sink_that_waits_is_woken_by_a_cancel(authority: Authority) -> N
 
             assert await by_scope(work, lambda: sink.calls > 0) < 1
             assert sink.calls == 1
-
-
-async def test_a_cancelled_wait_for_a_connection_leaves_the_queue(authority: Authority) -> None:
-    with phase("body", authority) as entered:
-        async with make_client(limits=httpx.Limits(max_connections=1)) as client:
-            async with client.stream("GET", entered.url):
-
-                async def work() -> None:
-                    await client.get(entered.url)
-
-                assert await by_scope(work, lambda: True) < 1
-            async with client.stream("GET", entered.url) as response:
-                assert response.status_code == 200
 
 
 async def test_an_iteration_that_is_cancelled_closes_its_connection(authority: Authority) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol, TypeVar
 
 import h11
@@ -26,13 +25,9 @@ HEAD_READ = 64 * 1024
 
 
 class Sink(Protocol):
-    """Where a body is written to.
+    """Where a body is written to."""
 
-    Attributes:
-        largest: the most bytes that one read should ask for, because of a rate limit.
-    """
-
-    largest: int
+    largest: int  # the most bytes that one read should ask for, because of a rate limit
 
     def write(self, data: memoryview, stopped: Stop) -> None:
         """Take the next bytes of the body, in the thread that reads it.
@@ -50,25 +45,18 @@ class Origin:
 
 
 class Connection:
-    """A connection for one request at a time.
-
-    Attributes:
-        reused: whether it has carried a request before the current one.
-        silent: whether no byte of the current response has arrived.
-        length: bytes of the current body; None if the body ends with a last chunk or with the connection.
-        track: its name in a trace.
-    """
+    """A connection for one request at a time."""
 
     _numbers = itertools.count(1)
 
     def __init__(self, origin: Origin, ssl_context: ssl.SSLContext) -> None:
         self.origin = origin
-        self.track: str = f"connection {next(self._numbers)} to {origin.host}"
-        self.reused: bool = False
-        self.silent: bool = True
-        self.length: int | None = None
+        self.track: str = f"connection {next(self._numbers)} to {origin.host}"  # its name in a trace
+        self.is_open: bool = False
+        self.reused: bool = False  # whether it has carried a request before the current one
+        self.silent: bool = True  # whether no byte of the current response has arrived
+        self.length: int | None = None  # of the current body; None if it ends with a last chunk or with the connection
         self._wire = Wire(ssl_context if origin.scheme == "https" else None, origin.host)
-        self._open = False
         self._http: h11.Connection
         self._read_timeout: float | None = None
         self._kept_alive = False
@@ -79,9 +67,6 @@ class Connection:
     def abort(self) -> None:
         """End the connection from any thread; see `Wire.abort`."""
         self._wire.abort()
-
-    def is_open(self) -> bool:
-        return self._open
 
     def is_quiet(self) -> bool:
         """Whether the idle connection is still open, with nothing to read."""
@@ -101,28 +86,29 @@ class Connection:
 
         **Raises:** what `fn` raises.
         """
-        return await run_owned(partial(self._run, fn), interrupt=self.abort, name=name)
 
-    def _run(self, fn: Callable[[], T]) -> T:
-        with self._wire.owned():
-            return fn()
+        def owned() -> T:
+            with self._wire.owned():
+                return fn()
+
+        return await run_owned(owned, interrupt=self.abort, name=name)
 
     def exchange(self, request: httpx.Request, addresses: Sequence[Address], timeouts: httpx.Timeout) -> h11.Response:
         """Connect if necessary, send the request, and read the response up to its body.
 
         The read timeout is for the whole head. Otherwise a head of one byte a second would never time out.
         """
-        self.reused = self._open
+        self.reused = self.is_open
         self.silent = True
         self._complete = self._surplus = False
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         with _mapped(httpx.WriteTimeout, httpx.WriteError):
             sent = _encoded(self._http, request)
-        if not self._open:
+        if not self.is_open:
             with _mapped(httpx.ConnectTimeout, httpx.ConnectError, cut=httpx.ConnectError):
                 self._wire.connect(addresses, _deadline(timeouts.connect))
             self._buffer = memoryview(bytearray(READ_SIZE))
-            self._open = True
+            self.is_open = True
         with _mapped(httpx.WriteTimeout, httpx.WriteError):
             self._wire.set_timeout(timeouts.write)
             self._wire.send(sent)

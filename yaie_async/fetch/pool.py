@@ -1,121 +1,66 @@
-"""Which request gets which connection: idle ones by origin, a limit on all, first come first served.
+"""Which request gets which connection: the idle ones by origin, and a limit on all of them.
 
-Every method changes the state in one synchronous step and returns the connections to close. Nothing here waits.
+No request waits. The only requests are for the ranges of a Hub's scheduler, which hands out no more of them than there
+may be connections, and a range is given back after its connection is.
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable
 
-import anyio
-import httpx
+from yaie_async.fetch.connection import Connection, Origin
+
+EXPIRY = 5.0  # seconds that a connection stays idle, as in httpx
 
 
-class Poolable(Protocol):
-    @property
-    def origin(self) -> Hashable: ...
+class Pool:
+    """The connections of one transport, idle and in use. Every method is one synchronous step on the loop's thread."""
 
-    def is_quiet(self) -> bool: ...
-
-
-C = TypeVar("C", bound=Poolable)
-
-
-@dataclass(eq=False)
-class Place(Generic[C]):
-    """A request's place in the queue; `served` is set once it has its `connection`."""
-
-    origin: Hashable
-    connection: C | None = None
-    served: anyio.Event = field(default_factory=anyio.Event)
-
-
-class Pool(Generic[C]):
-    """The connections of one transport, idle and in use."""
-
-    def __init__(
-        self, make: Callable[[Any], C], limits: httpx.Limits, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.active: set[C] = set()
-        self.idle: dict[C, float] = {}  # since when; the oldest first
-        self._queue: deque[Place[C]] = deque()
+    def __init__(self, make: Callable[[Origin], Connection], max_connections: int) -> None:
         self._make = make
-        self._limits = limits
-        self._clock = clock
+        self._max = max_connections
+        self._active: set[Connection] = set()
+        self._idle: dict[Connection, float] = {}  # since when; the oldest first
 
-    def enter(self, origin: Hashable) -> tuple[Place[C], list[C]]:
-        """Queue for a connection; return the place in the queue and the connections to close."""
-        place: Place[C] = Place(origin)
-        self._queue.append(place)
-        return place, self._serve()
+    def take(self, origin: Origin) -> Connection:
+        """An idle connection of the origin, else a new one, for which the oldest idle one may have to go."""
+        self._close_surplus()
+        connection = self._reusable(origin) or self._make(origin)
+        self._active.add(connection)
+        self._close_surplus()
+        return connection
 
-    def leave(self, place: Place[C]) -> list[C]:
-        """Give up a place, served or not; return the connections to close."""
-        if place.connection is not None:
-            return self.release(place.connection, keep=False)
-        self._queue.remove(place)
-        return []
-
-    def release(self, connection: C, *, keep: bool) -> list[C]:
-        """Take back a connection, which stays idle if `keep`; return the connections to close."""
-        if connection not in self.active:
-            return []
-        self.active.remove(connection)
-        closing = []
-        if keep:
-            self.idle[connection] = self._clock()
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection that can be used again, close any other."""
+        if connection not in self._active:
+            return  # `clear` came first
+        self._active.remove(connection)
+        if connection.is_reusable():
+            self._idle[connection] = time.monotonic()
         else:
-            closing.append(connection)
-        return closing + self._serve()
+            connection.abort()
+        self._close_surplus()
 
-    def clear(self) -> list[C]:
+    def clear(self) -> list[Connection]:
         """Forget every connection; return all of them, to be closed."""
-        closing = [*self.active, *self.idle]
-        self.active.clear()
-        self.idle.clear()
+        closing = [*self._active, *self._idle]
+        self._active.clear()
+        self._idle.clear()
         return closing
 
-    def _serve(self) -> list[C]:
-        closing = self._expired()
-        most = self._limits.max_connections
-        while self._queue:
-            place = self._queue[0]
-            connection = self._reusable(place.origin, closing)
-            if connection is None:
-                if most is not None and len(self.active) + len(self.idle) >= most:
-                    if not self.idle:
-                        break
-                    closing.append(self._pop_oldest())
-                connection = self._make(place.origin)
-            self.active.add(connection)
-            self._queue.popleft()
-            place.connection = connection
-            place.served.set()
-        return closing
-
-    def _reusable(self, origin: Hashable, closing: list[C]) -> C | None:
+    def _reusable(self, origin: Origin) -> Connection | None:
         """The idle connection that was used last: it is the most likely to be still open."""
-        for connection in reversed([idle for idle in self.idle if idle.origin == origin]):
-            del self.idle[connection]
+        for connection in reversed([idle for idle in self._idle if idle.origin == origin]):
+            del self._idle[connection]
             if connection.is_quiet():
                 return connection
-            closing.append(connection)
+            connection.abort()
         return None
 
-    def _expired(self) -> list[C]:
-        expiry, most = self._limits.keepalive_expiry, self._limits.max_keepalive_connections
-        closing = []
-        while self.idle:
-            since = next(iter(self.idle.values()))
-            old = expiry is not None and self._clock() - since >= expiry
-            if not old and (most is None or len(self.idle) <= most):
+    def _close_surplus(self) -> None:
+        """Close the oldest idle connections: those that have expired, and those beyond the limit."""
+        for connection, since in list(self._idle.items()):
+            within = len(self._active) + len(self._idle) <= self._max
+            if within and time.monotonic() - since < EXPIRY:
                 break
-            closing.append(self._pop_oldest())
-        return closing
-
-    def _pop_oldest(self) -> C:
-        connection = next(iter(self.idle))
-        del self.idle[connection]
-        return connection
+            del self._idle[connection]
+            connection.abort()

@@ -19,15 +19,7 @@ from yaie_async.fetch.transport import DrainTransport
 
 
 class Session:
-    """What all requests of one Hub share. Made in a thread, because it loads certificates and reads files.
-
-    Attributes:
-        settings: the environment at the time of opening.
-        policy: when a failed request is retried.
-        downloader: hands out the ranges of all files.
-        verify: whether digests are checked before a blob is linked.
-        flights: the blobs that are being fetched, each once for all tasks that need it.
-    """
+    """What all requests of one Hub share. Made in a thread, because it loads certificates and reads files."""
 
     def __init__(
         self,
@@ -39,13 +31,14 @@ class Session:
         client: httpx.AsyncClient | None,
         policy: RetryPolicy,
     ) -> None:
-        self.settings = settings
-        self.policy = policy
-        self.verify = verify
+        self.settings = settings  # the environment at the time of opening
+        self.policy = policy  # when a failed request is retried
+        self.verify = verify  # whether digests are checked before a blob is linked
         self.max_connections = max_connections
         self.downloader: Downloader = Downloader(
             max_connections, verify=verify, max_bytes_per_second=max_bytes_per_second
         )
+        # The blobs that are being fetched, each once for all tasks that need it.
         self.flights: defaultdict[Path, SharedCall[bool]] = defaultdict(SharedCall)
         self._owned = client is None
         self._client = client
@@ -56,7 +49,7 @@ class Session:
             try:
                 self._client = _stock_client(max_connections)
                 # The same certificates as httpx: SSL_CERT_FILE and SSL_CERT_DIR, else certifi's bundle.
-                self._drain = DrainTransport(httpx.create_ssl_context(), _limits(max_connections, spare=0))
+                self._drain = DrainTransport(httpx.create_ssl_context(), max_connections)
             except HubUnavailableError as error:
                 self._broken = error  # not raised yet: directories and cached models need no client
 
@@ -64,8 +57,7 @@ class Session:
     def client(self) -> httpx.AsyncClient:
         """The HTTP client for metadata, and for bodies where `drain` returns None.
 
-        Raises:
-            HubUnavailableError: when it could not be set up.
+        Raises HubUnavailableError when it could not be set up.
         """
         if self._broken is not None:
             raise copy.copy(self._broken) from self._broken.__cause__
@@ -104,7 +96,8 @@ def _stock_client(max_connections: int) -> httpx.AsyncClient:
     try:
         return httpx.AsyncClient(
             follow_redirects=False,  # `http.answer` follows them: the token is for the Hub's origins alone
-            limits=_limits(max_connections, spare=2),  # so that metadata never waits for a body
+            # Two to spare, so that metadata never waits for a body.
+            limits=httpx.Limits(max_connections=max_connections + 2, max_keepalive_connections=max_connections),
         )
     except ImportError as error:
         raise HubUnavailableError(
@@ -116,7 +109,3 @@ def _stock_client(max_connections: int) -> httpx.AsyncClient:
             f"The HTTP client can't be set up: {error}. "
             "Check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR."
         ) from error
-
-
-def _limits(max_connections: int, *, spare: int) -> httpx.Limits:
-    return httpx.Limits(max_connections=max_connections + spare, max_keepalive_connections=max_connections)

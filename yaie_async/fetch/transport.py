@@ -36,11 +36,11 @@ class DrainTransport(httpx.AsyncBaseTransport):
     loop, because it reads some hundred certificates (20 ms). The transport owns the context from then on.
     """
 
-    def __init__(self, ssl_context: ssl.SSLContext, limits: httpx.Limits) -> None:
+    def __init__(self, ssl_context: ssl.SSLContext, max_connections: int) -> None:
         # Once, not for each connection: OpenSSL copies the list for a new connection without the GIL, and another
         # thread that sets it at that moment would free it.
         ssl_context.set_alpn_protocols(["http/1.1"])
-        self._pool: Pool[Connection] = Pool(lambda origin: Connection(origin, ssl_context), limits)
+        self._pool = Pool(partial(Connection, ssl_context=ssl_context), max_connections)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request and return its response, the body not yet read. The body of the request is read first.
@@ -53,14 +53,14 @@ class DrainTransport(httpx.AsyncBaseTransport):
         await request.aread()
         timeouts = httpx.Timeout(None, **request.extensions.get("timeout", {}))
         while True:
-            connection = await self._acquire(origin, timeouts.pool)
+            connection = self._pool.take(origin)
             try:
-                addresses = [] if connection.is_open() else await _resolve(origin, timeouts.connect)
+                addresses = [] if connection.is_open else await _resolve(origin, timeouts.connect)
                 exchange = partial(connection.exchange, request, addresses, timeouts)
                 with span(connection.track, "request", path=request.url.path):  # the query may be a signature
                     head = await connection.run(exchange, "request")
             except BaseException as error:
-                self._release(connection)
+                self._pool.give_back(connection)
                 # The server closed the connection while this request was on its way. RFC 9110 section 9.2.2 allows a
                 # second try. A new connection that fails like this is an error.
                 lost = isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError))
@@ -76,11 +76,16 @@ class DrainTransport(httpx.AsyncBaseTransport):
 
         **Raises:** nothing of its own.
         """
-        # In a thread, because the kernel frees megabytes with each.
-        await run_owned(partial(_abort, self._pool.clear()), name="close")
+        closing = self._pool.clear()
+
+        def close() -> None:
+            for connection in closing:
+                connection.abort()
+
+        await run_owned(close, name="close")  # in a thread, because the kernel frees megabytes with each
 
     def _response(self, request: httpx.Request, connection: Connection, head: h11.Response) -> httpx.Response:
-        stream = DrainableStream(request, connection, self._release)
+        stream = DrainableStream(request, connection, self._pool)
         response = httpx.Response(
             head.status_code,
             headers=head.headers.raw_items(),
@@ -91,40 +96,17 @@ class DrainTransport(httpx.AsyncBaseTransport):
             response.extensions[DRAIN] = stream
         return response
 
-    async def _acquire(self, origin: Origin, timeout: float | None) -> Connection:
-        place, closing = self._pool.enter(origin)
-        _abort(closing)
-        if place.connection is not None:  # nearly always: there are as many connections as ranges
-            return place.connection
-        try:
-            with anyio.fail_after(timeout):
-                await place.served.wait()
-        except BaseException as error:
-            _abort(self._pool.leave(place))
-            if isinstance(error, TimeoutError):
-                raise httpx.PoolTimeout("no connection became free in time") from error
-            raise
-        assert place.connection is not None
-        return place.connection
-
-    def _release(self, connection: Connection) -> None:
-        _abort(self._pool.release(connection, keep=connection.is_reusable()))
-
 
 class DrainableStream(httpx.AsyncByteStream):
     """The body of one response, read once: by iteration, or in one go by `drain_into`."""
 
-    def __init__(self, request: httpx.Request, connection: Connection, release: Callable[[Connection], None]) -> None:
+    def __init__(self, request: httpx.Request, connection: Connection, pool: Pool) -> None:
+        self.track: str = connection.track
         self._request = request
         self._connection = connection
-        self._release = release
+        self._pool = pool
         self._consumed = False
         self._released = False
-
-    @property
-    def track(self) -> str:
-        """The name of its connection in a trace."""
-        return self._connection.track
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives, with any framing or encoding.
@@ -164,7 +146,7 @@ class DrainableStream(httpx.AsyncByteStream):
         """
         if not self._released:
             self._released = True
-            self._release(self._connection)
+            self._pool.give_back(self._connection)
 
     async def _run(self, fn: Callable[[], T]) -> T:
         try:
@@ -214,8 +196,3 @@ async def _resolve(origin: Origin, timeout: float | None) -> list[Address]:
         raise httpx.ConnectTimeout(f"no address for {origin.host} in time") from error
     except OSError as error:
         raise httpx.ConnectError(str(error)) from error
-
-
-def _abort(connections: list[Connection]) -> None:
-    for connection in connections:
-        connection.abort()

@@ -25,14 +25,10 @@ READ_SIZE = 512 * 1024
 
 
 class Wire:
-    """One TCP connection. All methods but `abort` and `is_quiet` block, and are for the one thread inside `owned`.
-
-    Attributes:
-        aborted: set by `abort` or by the first error. The wire can't be used after that.
-    """
+    """One TCP connection. All methods but `abort` and `is_quiet` block, and are for the one thread inside `owned`."""
 
     def __init__(self, ssl_context: ssl.SSLContext | None, server_name: str) -> None:
-        self.aborted: Stop = Stop()
+        self.aborted: Stop = Stop()  # set by `abort` or by the first error; the wire can't be used after that
         self._ssl_context = ssl_context
         self._server_name = server_name
         self._socket: socket.socket | None = None
@@ -198,11 +194,7 @@ class _Tls:
 
 
 def time_left(deadline: float | None) -> float | None:
-    """Seconds until `deadline` (of `time.monotonic`); None for no deadline.
-
-    Raises:
-        TimeoutError: when the deadline has passed.
-    """
+    """Seconds until `deadline` (of `time.monotonic`), None for no deadline; TimeoutError when it has passed."""
     if deadline is None:
         return None
     left = deadline - time.monotonic()
