@@ -15,8 +15,7 @@ from yaie_async.core.errors import (
     RevisionNotFoundError,
     StalledError,
 )
-from yaie_async.fetch.failures import Asked, failure, gave_up, transport_failure
-from yaie_async.fetch.retry import GaveUpError, TransientError
+from yaie_async.fetch.failures import Asked, TransientError, failure, gave_up, transport_failure
 
 URL = "https://hub.example/api/models/org/name?Signature=secret"
 
@@ -163,7 +162,7 @@ def test_a_certificate_that_is_not_trusted() -> None:
 )
 def test_what_is_said_in_the_end(last: TransientError, expected: type[Any], says: str) -> None:
     """Used-up attempts end in an error that counts them, has the last status, and gives advice to fit."""
-    error: Any = gave_up(GaveUpError(6, last), asked("f"))
+    error: Any = gave_up(last, 6, asked("f"))
     assert type(error) is expected
     assert (error.attempts, error.status, error.model, error.file) == (6, last.status, "org/name", "f")
     with pytest.raises(expected, match=rf"Gave up after 6 attempts: x\. .*{says}.*is kept"):
@@ -172,5 +171,5 @@ def test_what_is_said_in_the_end(last: TransientError, expected: type[Any], says
 
 def test_when_to_come_back_is_told_in_the_end() -> None:
     """Where a server asks for a longer wait than the attempts may take, whoever tries again later on knows it."""
-    error: Any = gave_up(GaveUpError(1, TransientError("x", kind="status", status=429, wait=999.5)), asked())
+    error: Any = gave_up(TransientError("x", kind="status", status=429, wait=999.5), 1, asked())
     assert error.response.headers["retry-after"] == "1000"

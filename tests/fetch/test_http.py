@@ -14,9 +14,8 @@ from tests.support.loops import on_one_loop
 from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import until
 from yaie_async import ClosedHubError, GatedModelError, Hub, HubUnavailableError
-from yaie_async.fetch.failures import Asked
+from yaie_async.fetch.failures import Asked, TransientError
 from yaie_async.fetch.http import answer
-from yaie_async.fetch.retry import TransientError
 
 pytestmark = pytest.mark.anyio
 API = "/api/models/org/big/revision/main"

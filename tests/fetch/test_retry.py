@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.stopwatch import Stopwatch
-from yaie_async.fetch.retry import GaveUpError, RetryPolicy, TransientError, asked_wait, with_retries
+from yaie_async.core.errors import HubUnavailableError
+from yaie_async.fetch.failures import Asked, TransientError, asked_wait
+from yaie_async.fetch.retry import RetryPolicy, retried
 
+ASKED = Asked("org/model", "main", None, has_token=False)
 POLICY = RetryPolicy(attempts=4, first_wait=1.0, longest_wait=3.0, budget=100.0)
 
 
@@ -72,7 +75,7 @@ async def test_it_waits_before_each_new_attempt(anyio_backend: Any, slept: list[
             raise outcome
         return outcome
 
-    assert await with_retries(POLICY, work) == "done"
+    assert await retried(POLICY, work, ASKED) == "done"
     assert slept == [1.0, 2.0, 3.0]
 
 
@@ -85,13 +88,13 @@ async def test_what_a_server_asks_is_waited_before_the_next_attempt(anyio_backen
         if outcome := outcomes.pop(0):
             raise outcome
 
-    await with_retries(POLICY, work)
+    await retried(POLICY, work, ASKED)
     assert slept == [1.0, 7.0, 3.0]
 
 
 @pytest.mark.anyio
 async def test_it_gives_up_with_the_last_failure(anyio_backend: Any, slept: list[float]) -> None:
-    """GaveUpError counts the attempts, has the last failure and chains its cause."""
+    """The error counts the attempts, has the last failure and chains its cause."""
     count = 0
 
     async def work() -> None:
@@ -102,9 +105,9 @@ async def test_it_gives_up_with_the_last_failure(anyio_backend: Any, slept: list
         except OSError as error:
             raise failing(text=str(count)) from error
 
-    with pytest.raises(GaveUpError, match="4 attempts") as caught:
-        await with_retries(POLICY, work)
-    assert (count, caught.value.attempts, str(caught.value.last)) == (4, 4, "4")
+    with pytest.raises(HubUnavailableError, match="after 4 attempts: 4") as caught:
+        await retried(POLICY, work, ASKED)
+    assert (count, caught.value.attempts) == (4, 4)
     assert repr(caught.value.__cause__) == "OSError(4)"
     assert len(slept) == 3
 
@@ -119,8 +122,8 @@ async def test_a_few_bytes_are_no_progress(anyio_backend: Any, slept: list[float
         done += 9
         raise failing()
 
-    with pytest.raises(GaveUpError) as caught:
-        await with_retries(RetryPolicy(attempts=3, first_wait=1.0), work, progress=lambda: done, least=10)
+    with pytest.raises(HubUnavailableError) as caught:
+        await retried(RetryPolicy(attempts=3, first_wait=1.0), work, ASKED, progress=lambda: done, least=10)
     assert caught.value.attempts == 3
 
 
@@ -134,8 +137,8 @@ async def test_progress_starts_the_count_over_but_not_the_budget(anyio_backend: 
         done += 1
         raise failing()
 
-    with pytest.raises(GaveUpError) as caught:
-        await with_retries(RetryPolicy(attempts=2, first_wait=1.0, budget=10.0), work, progress=lambda: done)
+    with pytest.raises(HubUnavailableError) as caught:
+        await retried(RetryPolicy(attempts=2, first_wait=1.0, budget=10.0), work, ASKED, progress=lambda: done)
     assert slept == [1.0] * 10
     assert caught.value.attempts == 11
 
@@ -147,8 +150,8 @@ async def test_a_wait_beyond_the_budget_is_not_begun(anyio_backend: Any, slept: 
     async def work() -> None:
         raise failing(wait=3600.0)
 
-    with pytest.raises(GaveUpError) as caught:
-        await with_retries(POLICY, work)
+    with pytest.raises(HubUnavailableError) as caught:
+        await retried(POLICY, work, ASKED)
     assert (slept, caught.value.attempts) == ([], 1)
 
 
@@ -163,7 +166,7 @@ async def test_other_errors_are_not_tried_again(anyio_backend: Any, slept: list[
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        await with_retries(POLICY, work)
+        await retried(POLICY, work, ASKED)
     assert (count, slept) == (1, [])
 
 
@@ -176,7 +179,7 @@ async def test_a_cancel_ends_a_wait(anyio_backend: Any) -> None:
 
     watch = Stopwatch()
     with anyio.move_on_after(0.03) as scope:
-        await with_retries(POLICY, work)
+        await retried(POLICY, work, ASKED)
     assert scope.cancelled_caught
     assert watch.seconds < 5
 

@@ -4,7 +4,8 @@ Imported off the event loop, since `core.errors` is.
 """
 
 from yaie_async.core.errors import HubUnavailableError
-from yaie_async.fetch.retry import RetryPolicy, asked_wait
+from yaie_async.fetch.failures import asked_wait
+from yaie_async.fetch.retry import RetryPolicy
 
 # Single requests have been retried for seconds to minutes before a load fails, so these waits are for longer outages.
 _POLICY = RetryPolicy(first_wait=2.0, longest_wait=60.0)

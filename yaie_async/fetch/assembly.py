@@ -12,11 +12,11 @@ from yaie_async.core.threads import run_owned
 from yaie_async.core.trace import span
 from yaie_async.fetch.body import read_range
 from yaie_async.fetch.digest import Digest
-from yaie_async.fetch.http import retried
+from yaie_async.fetch.failures import TransientError
 from yaie_async.fetch.location import Location, OtherBytesError, StartOverError
 from yaie_async.fetch.pace import least
 from yaie_async.fetch.ranges import FetchFile, Range
-from yaie_async.fetch.retry import TransientError
+from yaie_async.fetch.retry import retried
 from yaie_async.fetch.session import Session
 from yaie_async.fetch.stop import Stop
 from yaie_async.store.blockmap import BLOCK, block_count

@@ -7,11 +7,10 @@ import httpx
 
 from yaie_async.core.threads import run_owned
 from yaie_async.core.trace import span
-from yaie_async.fetch.failures import Asked
+from yaie_async.fetch.failures import Asked, TransientError
 from yaie_async.fetch.location import Location, OtherBytesError, StartOverError
 from yaie_async.fetch.pace import SLOWEST, Pace
 from yaie_async.fetch.ranges import FullError, Range
-from yaie_async.fetch.retry import TransientError
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.transport import drainable
 

@@ -2,10 +2,13 @@
 
 import json
 import math
+import re
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
 
 import httpx
 
@@ -18,10 +21,23 @@ from yaie_async.core.errors import (
     RevisionNotFoundError,
     StalledError,
 )
-from yaie_async.fetch.retry import GaveUpError, Kind, TransientError, asked_wait
+
+Kind = Literal["connect", "read", "stall", "truncated", "range", "status"]
 
 # 416 for a range inside the file comes from a CDN edge that has another version of it.
 _PASSING = {408, 416, 425, 429, 500, 502, 503, 504}
+
+_LONGEST_ASKED = 1e9  # seconds; a longer number is no wait, and may be more than a float holds
+
+
+class TransientError(Exception):
+    """Raised for a failure that may pass. Never leaves the fetch layer."""
+
+    def __init__(self, text: str, *, kind: Kind, status: int | None = None, wait: float | None = None) -> None:
+        super().__init__(text)
+        self.kind: Kind = kind
+        self.status = status  # None without a response
+        self.wait = wait  # seconds that the server asked to wait (Retry-After, RateLimit), or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,17 +178,30 @@ def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseExcept
     return error
 
 
-def gave_up(error: GaveUpError, asked: Asked) -> LoaderError:
+def asked_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a response asks to wait: `RateLimit: "api";r=0;t=55`, else `Retry-After` in either form."""
+    limit = re.search(r"\br=0\b.*\bt=(\d+)", headers.get("ratelimit", ""))
+    if limit:
+        return min(float(limit[1]), _LONGEST_ASKED)
+    after = headers.get("retry-after", "").strip()
+    if after.isdecimal():
+        return min(float(after), _LONGEST_ASKED)
+    try:
+        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def gave_up(last: TransientError, attempts: int, asked: Asked) -> LoaderError:
     """The error for the caller once the retry policy is used up."""
-    last = error.last
     cls = StalledError if last.kind == "stall" else HubUnavailableError
     advice = {
         429: "The Hub limits your rate: wait, or send a token (HF_TOKEN).",
         None: "Check the network, the proxy variables and HF_ENDPOINT.",
     }.get(last.status, "The Hub or its CDN has trouble: try again later.")
     return cls(
-        f"Gave up after {error.attempts} attempts: {last}. {advice} What is downloaded is kept.",
-        attempts=error.attempts,
+        f"Gave up after {attempts} attempts: {last}. {advice} What is downloaded is kept.",
+        attempts=attempts,
         model=asked.model,
         file=asked.file,
         status=last.status,

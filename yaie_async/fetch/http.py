@@ -1,43 +1,19 @@
 """One request to the Hub: follows its redirects by hand and turns its failures into errors of this package."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 
 from yaie_async.core.errors import ClosedHubError, HubUnavailableError
-from yaie_async.fetch.failures import Asked, failure, gave_up, transport_failure
-from yaie_async.fetch.retry import GaveUpError, RetryPolicy, with_retries
+from yaie_async.fetch.failures import Asked, failure, transport_failure
 from yaie_async.fetch.session import Session
 from yaie_async.fetch.settings import origin
 
-T = TypeVar("T")
-
 _HOPS = 20  # as the official client and httpx
 _ERROR_BODY = 64 * 1024  # bytes
-
-
-async def retried(
-    policy: RetryPolicy,
-    work: Callable[[], Awaitable[T]],
-    asked: Asked,
-    *,
-    progress: Callable[[], int] = lambda: 0,
-    least: int = 1,
-) -> T:
-    """Run `work` by `with_retries`, and raise a LoaderError when the policy is used up.
-
-    **Cancellation:** at once, also during a wait.
-
-    **Raises:** HubUnavailableError or StalledError when the policy is used up; any other error of `work`.
-    """
-    try:
-        return await with_retries(policy, work, about=asked.facts, progress=progress, least=least)
-    except GaveUpError as error:
-        raise gave_up(error, asked) from error.__cause__
 
 
 @asynccontextmanager

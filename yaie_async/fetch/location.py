@@ -6,10 +6,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import httpx
 
-from yaie_async.fetch.failures import Asked
+from yaie_async.fetch.failures import Asked, TransientError
 from yaie_async.fetch.http import answer
 from yaie_async.fetch.metadata import file_url, normal_etag
-from yaie_async.fetch.retry import TransientError
 from yaie_async.fetch.session import Session
 
 # The signed URL has expired, or (416) leads to a server with another version: the Hub is asked for a new URL.

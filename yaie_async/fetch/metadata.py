@@ -12,8 +12,8 @@ from yaie_async.core.manifest import Listing, RepoFile
 from yaie_async.core.names import check_etag, check_path, is_commit
 from yaie_async.core.threads import run_owned
 from yaie_async.fetch.failures import Asked
-from yaie_async.fetch.http import answer, retried
-from yaie_async.fetch.retry import RetryPolicy
+from yaie_async.fetch.http import answer
+from yaie_async.fetch.retry import RetryPolicy, retried
 from yaie_async.fetch.session import Session
 
 # Bytes. The largest listings on the Hub have some 20 MB; a longer response is not a listing.
