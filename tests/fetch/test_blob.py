@@ -152,7 +152,7 @@ async def test_a_blob_that_is_moved_while_it_is_looked_at(hub: HubServer, weight
         folder.mkdir(parents=True)
     blob.write_bytes(weights)
     async with opened(hub, tmp_path) as one:
-        await fetch_blob(one.session, cache, commit, file, Meter("org/big"), weights=True)
+        await fetch_blob(one.session, cache, commit, file, Meter("org/big"))
     assert cache.pointer(commit, file.path).read_bytes() == weights
     assert not hub.requests
 
@@ -175,7 +175,7 @@ async def test_what_lies_there_is_being_verified(
 
     monkeypatch.setattr(blob_module, "digest_of", seen)
     async with opened(hub, tmp_path) as one:
-        await fetch_blob(one.session, cache, "0" * 40, file, meter, weights=True)
+        await fetch_blob(one.session, cache, "0" * 40, file, meter)
     assert stages == ["verifying"]
 
 

@@ -40,14 +40,7 @@ class PrunedError(StartOverError):
 
 
 class Assembly:
-    """Fills one partial until it is whole.
-
-    Attributes:
-        counted: bytes that the meter has counted for it.
-        begun: the blocks of which only the beginning is written, each with its end. The map records whole blocks
-            only; another partial that continues with the same bytes needs the rest.
-        retries: number of failed requests.
-    """
+    """Fills one partial until it is whole."""
 
     def __init__(
         self,
@@ -62,7 +55,6 @@ class Assembly:
         self._session = session
         self._downloader = session.downloader
         self._location = location
-        self._asked = location.asked
         self._partial = partial_file
         self._weights = weights
         self._digest = Digest(partial_file.etag, partial_file.size, check=session.verify)
@@ -71,9 +63,11 @@ class Assembly:
         self._group: anyio.abc.TaskGroup
         self._front = self._seen = 0
         self._moved = anyio.Event()
+        # The blocks of which only the beginning is written, each with its end. The map records whole blocks only;
+        # another partial that continues with the same bytes needs the rest.
         self.begun = begun
-        self.counted: int = 0
-        self.retries: int = 0
+        self.retries: int = 0  # number of failed requests
+        self._counted = 0  # bytes that the meter has counted for it
 
     async def run(self, *, whole: bool) -> None:
         """Fetch what is missing and check the digest of all of it.
@@ -89,10 +83,10 @@ class Assembly:
             self.begun.clear()
         done = b"" if whole else self._partial.blocks
         begun = tuple(self.begun.items())
-        self.counted = 0 if whole else self._partial.recorded_bytes + sum(stop - start for start, stop in begun)
-        self._meter.held(self.counted)
-        path = self._asked.file or ""
-        file = FetchFile(self._key, self._asked.model, size, self._weights, done, whole, begun, path)
+        self._counted = 0 if whole else self._partial.recorded_bytes + sum(stop - start for start, stop in begun)
+        self._meter.held(self._counted)
+        asked = self._location.asked
+        file = FetchFile(self._key, asked.model, size, self._weights, done, whole, begun, asked.file or "")
         try:
             async with task_group() as self._group:
                 self._downloader.enter(file, owner=self)
@@ -104,14 +98,14 @@ class Assembly:
             if (found := self._digest.result()) != etag:
                 raise OtherBytesError(etag, found)
         except StartOverError:
-            self._meter.held(-self.counted)
+            self._meter.held(-self._counted)
             raise
         finally:
             self._downloader.leave(self._key)
 
     def moved(self) -> None:
         """See how far the file is; the downloader calls this several times a second."""
-        front, counted = self._downloader.front(self._key), self.counted
+        front, counted = self._downloader.front(self._key), self._counted
         if (front, counted) != (self._front, self._seen):
             self._front, self._seen = front, counted
             self._moved.set()
@@ -128,7 +122,7 @@ class Assembly:
                 await retried(
                     self._session.policy,
                     partial(self._attempt, of),
-                    self._asked,
+                    self._location.asked,
                     progress=lambda: of.position,
                     least=max(1, least(self._location.timeout)),
                 )
@@ -164,7 +158,7 @@ class Assembly:
         first, last = of.position // BLOCK, stop // BLOCK if stop < self._partial.size else block_count(stop)
         if first < last:
             self._partial.record(first, last)
-        self.counted += len(data)  # two threads may lose one of these, which only makes a display a little wrong
+        self._counted += len(data)  # two threads may lose one of these, which only makes a display a little wrong
         self._meter.add(len(data))
         return self._downloader.wait_after(len(data))
 
@@ -190,15 +184,16 @@ class Assembly:
         cancelled = Stop()
         most = start + _HASH_MOST
         read = partial(self._digest.read, self._partial.fd, start, lambda: min(self._ready(), most), cancelled.is_set)
-        with span(f"verify {self._asked.file}", "verify", model=self._asked.model, start=start):
+        asked = self._location.asked
+        with span(f"verify {asked.file}", "verify", model=asked.model, start=start):
             return await run_owned(read, interrupt=cancelled.set, name="verify")
 
     async def _sync_behind(self) -> None:
-        synced = self.counted
+        synced = self._counted
         while True:
             moved = self._moved  # before the comparison, because bytes may arrive while the disk is busy
-            if self.counted - synced >= _SYNC_STEP:
-                synced = self.counted
+            if self._counted - synced >= _SYNC_STEP:
+                synced = self._counted
                 await run_owned(self._partial.sync, name="sync")
             else:
                 await moved.wait()

@@ -35,13 +35,11 @@ async def fetch_blob(
     commit: str,
     file: RepoFile,
     meter: Meter,
-    *,
-    weights: bool,
     arriving: ArrivingFile | None = None,
 ) -> bool:
     """Make `blobs/<etag>` exist. Return whether this call wrote it; otherwise it was there, or linked, already.
 
-    Written blocks are reported to `arriving`, if this call is the one that fetches them.
+    A weight file is `arriving`. Written blocks are reported to it, if this call is the one that fetches them.
 
     **Cancellation:** every thread has ended, the lock is released, and the partial is kept for the next load. Another
     task that awaits the same blob takes over.
@@ -58,7 +56,7 @@ async def fetch_blob(
     async def lead() -> bool:
         nonlocal led
         led = True
-        return await _Fetch(session, cache, commit, file.path, etag, size, meter, weights, arriving).run()
+        return await _Fetch(session, cache, commit, file.path, etag, size, meter, arriving).run()
 
     fresh = await flight(lead)
     if session.flights.get(key) is flight:
@@ -79,8 +77,7 @@ class _Fetch:
     etag: str
     size: int
     meter: Meter
-    weights: bool
-    arriving: ArrivingFile | None
+    arriving: ArrivingFile | None  # None for a small file
     _is_there: bool = field(init=False, default=False)
     # Set in the thread that opened it, so that a cancelled call leaves no descriptor without an owner.
     _partial: Partial | None = field(init=False, default=None)
@@ -105,7 +102,8 @@ class _Fetch:
         """Get a partial, unless there is nothing to fetch. Runs in the thread that has taken the lock."""
         self._is_there = self._look(stop)
         if self._is_there:
-            self._clean()  # a kill right after publishing may have left the map
+            # A kill right after publishing may have left the map.
+            discard_orphans(self.cache.blobs, self.etag, lock_held=True)
         elif not stop.is_set():
             self._own(self._claim)
 
@@ -129,12 +127,14 @@ class _Fetch:
     async def _fill(self) -> bool:
         """Fill partials until one is right, and publish it. Return whether this process did that."""
         start, retries = time.monotonic(), 0
-        location = self._location()
+        asked = self.session.asked(self.cache.repo_id, self.commit, self.path)
+        location = Location(self.session, asked)
+        weights = self.arriving is not None
         whole = failed = False
         begun: dict[int, int] = {}
         while True:
             assert self._partial is not None
-            assembly = Assembly(self.session, location, self._partial, self.meter, weights=self.weights, begun=begun)
+            assembly = Assembly(self.session, location, self._partial, self.meter, weights=weights, begun=begun)
             begun = {}
             try:
                 await assembly.run(whole=whole)
@@ -153,26 +153,27 @@ class _Fetch:
             except OtherBytesError as error:
                 await run_owned(self._partial.discard, name="discard")
                 if failed:
-                    raise self._integrity_error(error) from error
+                    raise IntegrityError(
+                        f"{asked.what} arrived with wrong contents twice: {error}. Nothing was linked. "
+                        "Check HF_ENDPOINT and any proxy on the way to it.",
+                        expected=error.expected,
+                        found=error.found,
+                        model=asked.model,
+                        file=asked.file,
+                    ) from error
                 failed = True
                 # Into a new inode, because a build may have mapped the old one.
                 await self._go_on(partial(Partial.create, self.cache.blobs, self.etag, self.size))
-                location = self._location()
+                location = Location(self.session, asked)
             else:
                 await run_owned(self._publish, name="publish")
                 self.meter.file_done()
-                self._log(time.monotonic() - start, retries + assembly.retries)
+                seconds = time.monotonic() - start
+                retries += assembly.retries
+                facts = {**asked.facts, "bytes": self.size, "seconds": seconds, "retries": retries}
+                logger.debug("%s: downloaded %s in %.1f s", asked.model, asked.file, seconds, extra=facts)
                 return True
             retries += assembly.retries
-
-    def _location(self) -> Location:
-        return Location(self.session, self.session.asked(self.cache.repo_id, self.commit, self.path))
-
-    def _log(self, seconds: float, retries: int) -> None:
-        model = self.cache.repo_id
-        facts = {"model": model, "file": self.path, "stage": "downloading", "bytes": self.size}
-        facts |= {"seconds": seconds, "retries": retries}
-        logger.debug("%s: downloaded %s in %.1f s", model, self.path, seconds, extra=facts)
 
     async def _go_on(self, make: Callable[[], Partial]) -> None:
         await run_owned(partial(self._own, make), name="partial")
@@ -189,11 +190,8 @@ class _Fetch:
     def _publish(self) -> None:
         assert self._partial is not None
         self._partial.publish()
-        self._clean()
-        self._release_lock()
-
-    def _clean(self) -> None:
         discard_orphans(self.cache.blobs, self.etag, lock_held=True)
+        self._release_lock()
 
     def _keep(self) -> None:
         if self._partial is not None:
@@ -211,13 +209,3 @@ class _Fetch:
             if not alive:
                 return False
             await anyio.sleep(_LOOK)
-
-    def _integrity_error(self, error: OtherBytesError) -> IntegrityError:
-        return IntegrityError(
-            f"{self.path} of {self.cache.repo_id} arrived with wrong contents twice: {error}. Nothing was linked. "
-            "Check HF_ENDPOINT and any proxy on the way to it.",
-            expected=error.expected,
-            found=error.found,
-            model=self.cache.repo_id,
-            file=self.path,
-        )

@@ -20,28 +20,20 @@ class StartOverError(Exception):
 
 
 class OtherBytesError(StartOverError):
-    """Raised when the server offers another version of the file than before.
-
-    Attributes:
-        expected: the promised etag or length.
-        found: the etag or length that the server offers now.
-    """
+    """Raised when the server offers another version of the file than before."""
 
     def __init__(self, expected: str | int, found: str | int) -> None:
         super().__init__(f"expected {expected}, but the server offers {found}")
-        self.expected = expected
-        self.found = found
+        self.expected = expected  # the promised etag or length
+        self.found = found  # what the server offers now
 
 
 class Location:
-    """One file on the Hub, and the signed URL behind it.
-
-    Attributes:
-        asked: model and file, as errors name them.
-    """
+    """One file on the Hub, and the signed URL behind it."""
 
     def __init__(self, session: Session, asked: Asked) -> None:
         self.asked = asked
+        self.timeout: float = session.settings.stall_timeout  # seconds without a byte after which a body is given up
         self._session = session
         self._hub_url = file_url(session, asked)
         self._url: str | None = None
@@ -49,11 +41,6 @@ class Location:
         self._finding = anyio.Lock()
         self._linked_etag: str | None = None
         self._body_etag: str | None = None
-
-    @property
-    def timeout(self) -> float:
-        """Seconds without a byte after which a body is given up."""
-        return self._session.settings.stall_timeout
 
     @asynccontextmanager
     async def get(self, byte_range: str | None) -> AsyncIterator[httpx.Response]:
@@ -64,23 +51,17 @@ class Location:
         **Raises:** OtherBytesError when the etag has changed; else as `answer`.
         """
         async with AsyncExitStack() as stack:
-            response = await self._known(stack, byte_range) or await self._found(stack, byte_range)
-            yield response
+            yield await self._response(stack, byte_range)
 
-    async def _known(self, stack: AsyncExitStack, byte_range: str | None) -> httpx.Response | None:
-        url = self._url
-        if url is None:
-            return None
-        try:
-            return await self._ask(stack, url, byte_range)
-        except TransientError as error:
-            if error.status not in _EXPIRED:
-                raise
-            if self._url == url:  # else another range has found the new one already
-                self._url = None
-            return None
-
-    async def _found(self, stack: AsyncExitStack, byte_range: str | None) -> httpx.Response:
+    async def _response(self, stack: AsyncExitStack, byte_range: str | None) -> httpx.Response:
+        if (url := self._url) is not None:
+            try:
+                return await self._ask(stack, url, byte_range)
+            except TransientError as error:
+                if error.status not in _EXPIRED:
+                    raise
+                if self._url == url:  # else another range has found the new one already
+                    self._url = None
         async with self._finding:
             if self._url is None:
                 response = await self._ask(stack, self._hub_url, byte_range)

@@ -30,21 +30,13 @@ _FALL_BACK = (HubUnavailableError, GatedModelError, ModelNotFoundError)
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What a revision stands for.
+    """What a revision stands for."""
 
-    Attributes:
-        revision: what was asked for.
-        commit: 40 hex digits.
-        listing: its files, where the Hub was asked for them.
-        unconfirmed: why the Hub could not confirm the commit, which is then the cache's; None otherwise.
-        replaces: the commit that the cache had for the revision before the Hub was asked.
-    """
-
-    revision: str
-    commit: str
-    listing: Listing | None = None
-    unconfirmed: LoaderError | None = None
-    replaces: str | None = None
+    revision: str  # what was asked for
+    commit: str  # 40 hex digits
+    listing: Listing | None = None  # its files, where the Hub was asked for them
+    unconfirmed: LoaderError | None = None  # why the Hub could not confirm the commit, which is then the cache's
+    replaces: str | None = None  # the commit that the cache had for the revision before the Hub was asked
 
 
 async def resolve(session: Session, cache: RepoCache, revision: str, need: Need) -> Resolution:
@@ -58,7 +50,7 @@ async def resolve(session: Session, cache: RepoCache, revision: str, need: Need)
     commit, completeness = await run_owned(partial(_cached, cache, revision, need), name="cache")
     if session.settings.offline:
         if commit is None:
-            raise offline_error(cache.repo_id, f"revision {revision!r}")
+            raise _offline_error(cache, f"revision {revision!r}")
         return Resolution(revision, commit)
     whole = commit is not None and completeness is Completeness.COMPLETE
     if commit is not None and whole and is_commit(revision):
@@ -100,13 +92,13 @@ async def manifest_of(session: Session, cache: RepoCache, resolution: Resolution
     unconfirmed, where the cache can't decide.
     """
     found: SnapshotState = await run_owned(partial(snapshot_state, cache, resolution.commit, need), name="cache")
-    cached_only = session.settings.offline or resolution.unconfirmed is not None
+    refused = refusal(session, cache, resolution)
     if found.manifest is not None:
-        if found.completeness is Completeness.COMPLETE or cached_only:
+        if found.completeness is Completeness.COMPLETE or refused is not None:
             known = resolution.listing.parameters if resolution.listing else {}
             return replace(found.manifest, listing=replace(found.manifest.listing, parameters=known))
-    elif cached_only:
-        raise _not_cached(cache, resolution, found.error)
+    elif refused is not None:
+        raise found.error or refused  # what is wrong with the model comes first
     listing = resolution.listing or await listing_of(session, cache.repo_id, resolution.commit)
     manifest = await run_owned(partial(cached_manifest, cache, listing, need), name="plan")
     return await with_sizes(session, manifest)
@@ -124,20 +116,20 @@ async def manifest_of_choice(
     **Raises:** InvalidArgumentError when no file matches; else as `manifest_of`.
     """
     commit, repo_id = resolution.commit, cache.repo_id
-    cached_only = session.settings.offline or resolution.unconfirmed is not None
+    refused = refusal(session, cache, resolution)
     listing = resolution.listing
-    if cached_only:
+    if refused is not None:
         listing = Listing(commit, await run_owned(partial(known_files, cache, commit), name="cache"))
     elif listing is None:
         listing = await listing_of(session, repo_id, commit)
-    if cached_only and not listing.files:
-        raise _not_cached(cache, resolution)
+    if refused is not None and not listing.files:
+        raise refused
     chosen = patterns.choose(listing.files, model=repo_id)
     complete = await run_owned(lambda: all(cache.has(commit, file.path) for file in chosen), name="cache")
-    if cached_only and not complete:
-        raise _not_cached(cache, resolution)
+    if refused is not None and not complete:
+        raise refused
     manifest = Manifest(repo_id, cache.snapshot(commit), listing, None, weights=chosen, sharp=True, complete=complete)
-    return manifest if cached_only else await with_sizes(session, manifest)
+    return manifest if refused is not None else await with_sizes(session, manifest)
 
 
 async def with_sizes(session: Session, manifest: Manifest) -> Manifest:
@@ -163,31 +155,20 @@ async def with_sizes(session: Session, manifest: Manifest) -> Manifest:
     return manifest.with_sizes(known) if known else manifest
 
 
-def check_may_fetch(session: Session, cache: RepoCache, resolution: Resolution) -> None:
-    """Refuse to fetch where no request may be made, or the Hub has not confirmed the commit.
-
-    Raises:
-        OfflineError; or why the commit is unconfirmed.
-    """
-    if session.settings.offline or resolution.unconfirmed is not None:
-        raise _not_cached(cache, resolution)
-
-
-def _not_cached(cache: RepoCache, resolution: Resolution, error: LoaderError | None = None) -> LoaderError:
-    """The error for what the cache lacks: what is wrong with the model, else why the Hub can't be asked."""
-    if error is not None:
-        return error
+def refusal(session: Session, cache: RepoCache, resolution: Resolution) -> LoaderError | None:
+    """Why nothing may be fetched: offline, or the Hub has not confirmed the commit; None where it may be asked."""
     if resolution.unconfirmed is not None:
         again = copy.copy(resolution.unconfirmed)  # every waiter has an instance of its own
         again.__cause__ = resolution.unconfirmed.__cause__
         return again
-    return offline_error(cache.repo_id, f"commit {resolution.commit[:12]}")
+    if session.settings.offline:
+        return _offline_error(cache, f"commit {resolution.commit[:12]}")
+    return None
 
 
-def offline_error(repo_id: str, what: str) -> OfflineError:
-    """The error for what is not cached where no request may be made."""
+def _offline_error(cache: RepoCache, what: str) -> OfflineError:
     return OfflineError(
-        f"{repo_id} ({what}) is not whole in the cache, and no request may be made (HF_HUB_OFFLINE or "
-        "local_files_only). Fetch it once while online: `yaie-async prefetch " + repo_id + "`.",
-        model=repo_id,
+        f"{cache.repo_id} ({what}) is not whole in the cache, and no request may be made (HF_HUB_OFFLINE or "
+        f"local_files_only). Fetch it once while online: `yaie-async prefetch {cache.repo_id}`.",
+        model=cache.repo_id,
     )

@@ -13,7 +13,7 @@ from yaie_async.core.progress import Meter
 from yaie_async.core.tasks import task_group
 from yaie_async.core.threads import run_owned
 from yaie_async.fetch.blob import fetch_blob
-from yaie_async.fetch.resolution import Resolution, check_may_fetch, with_sizes
+from yaie_async.fetch.resolution import Resolution, refusal, with_sizes
 from yaie_async.fetch.session import Session
 from yaie_async.store.arriving_file import ArrivingFile
 from yaie_async.store.cache import RepoCache
@@ -37,7 +37,8 @@ async def fetch_snapshot(
 
     **Raises:** every error of the fetch and store layers.
     """
-    check_may_fetch(session, cache, resolution)
+    if (refused := refusal(session, cache, resolution)) is not None:
+        raise refused
     return await _Fetch(session, cache, manifest, meter).run(resolution, on_small)
 
 
@@ -135,13 +136,10 @@ class _Fetch:
 
     async def _fetch(self, file: RepoFile, arriving: ArrivingFile | None = None) -> None:
         assert file.etag is not None
-        weights = arriving is not None
         async with self._open_files:
             if file.path in self._linked:
                 self._meter.cached(file.size or 0)
-            elif await fetch_blob(
-                self._session, self._cache, self._commit, file, self._meter, weights=weights, arriving=arriving
-            ):
+            elif await fetch_blob(self._session, self._cache, self._commit, file, self._meter, arriving):
                 self._fresh.add(file.etag)
             if arriving is not None:
                 arriving.complete()
@@ -170,11 +168,7 @@ class _Fetch:
 
 
 def prepare(cache: RepoCache, resolution: Resolution) -> None:
-    """Make the folders of a fetch, and the ref, unless that has moved on from the commit that it replaces.
-
-    Raises:
-        CacheAccessError, DiskFullError: when they can't be made.
-    """
+    """Make the folders of a fetch, and the ref, unless that has moved on from the commit that it replaces."""
     cache.prepare(resolution.commit)
     # Another load may have resolved the ref since, and a loader may live for days.
     if cache.commit_of(resolution.revision) == resolution.replaces:
@@ -192,11 +186,7 @@ def bytes_missing(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) ->
 
 
 def check_disk(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) -> None:
-    """Refuse a fetch that the disk has no room for, before its first byte.
-
-    Raises:
-        DiskFullError: with the bytes needed and free.
-    """
+    """Refuse a fetch that the disk has no room for, before its first byte, by a DiskFullError."""
     needed, free = sum(bytes_missing(cache, commit, files).values()), free_bytes(cache.root)
     if needed > free:
         raise DiskFullError(
