@@ -78,8 +78,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(list(self.files)))
-        interrupted = self.scheduler.remove(key)
-        assert set(interrupted) == {one for one in self.running if one.file.key == key}
+        self.scheduler.remove(key)
+        interrupted = [one for one in self.running if one.file.key == key]
         self.running = [one for one in self.running if one not in interrupted]
         self.removed += interrupted
         del self.files[key], self.written[key], self.verified[key]
@@ -540,7 +540,7 @@ def test_a_file_added_again_owes_nothing_to_the_ranges_of_its_first_life() -> No
     scheduler = _scheduler(FetchFile("f", "m", 2 * BLOCK))
     old = scheduler.next(0.0)
     assert old is not None
-    assert scheduler.remove("f") == [old]
+    scheduler.remove("f")
     scheduler.add(FetchFile("f", "m", 2 * BLOCK))
     _write(scheduler, old, BLOCK, 0.0)
     _finish(scheduler, old, 0.0)

@@ -33,14 +33,11 @@ class Digest:
         """Feed the bytes of an open file from `start` up to `stop()`, which may grow during the call.
 
         Return where it ended, which is earlier if cancelled.
-
-        **Raises:** OSError.
         """
         if self._hash is None:
             return stop()
-        self._buffer = self._buffer or memoryview(
-            bytearray(_BUFFER)
-        )  # made in this thread: it costs a page fault for each 4 KiB
+        # Made in this thread: it costs a page fault for each 4 KiB.
+        self._buffer = self._buffer or memoryview(bytearray(_BUFFER))
         while (left := stop() - start) > 0 and not cancelled():
             read = os.preadv(fd, [self._buffer[: min(_BUFFER, left)]], start)
             if read == 0:
@@ -55,10 +52,7 @@ class Digest:
 
 
 def digest_of(path: str | os.PathLike[str], etag: str, cancelled: Callable[[], bool] = lambda: False) -> str:
-    """The digest of a whole file, of the same kind as `etag`. Blocks.
-
-    **Raises:** OSError.
-    """
+    """The digest of a whole file, of the same kind as `etag`. Blocks."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size

@@ -28,14 +28,11 @@ class Owner(Protocol):
 
 
 class Downloader:
-    """Downloads all file bodies of one Hub. Every method but `clock` is one synchronous step on the loop's thread.
-
-    Attributes:
-        largest_read: the most bytes that one read should ask for, to stay within `max_bytes_per_second`.
-    """
+    """Downloads all file bodies of one Hub. Every method but `clock` is one synchronous step on the loop's thread."""
 
     def __init__(self, connections: int, *, verify: bool, max_bytes_per_second: float | None) -> None:
         self._bucket = TokenBucket(max_bytes_per_second) if max_bytes_per_second else None
+        # The most bytes that one read should ask for, to stay within `max_bytes_per_second`.
         self.largest_read: int = self._bucket.largest_read(connections) if self._bucket else BLOCK
         self._scheduler = Scheduler(connections, verify=verify)
         self._owners: dict[Hashable, Owner] = {}

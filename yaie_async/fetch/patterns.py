@@ -10,24 +10,14 @@ from yaie_async.store.compat import matching
 
 @dataclass(frozen=True, slots=True)
 class Patterns:
-    """Which files of a repository.
+    """Which files of a repository."""
 
-    Attributes:
-        include: a file matches one of these; empty for all files.
-        exclude: and none of these.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()  # a file matches one of these; empty for all files
+    exclude: tuple[str, ...] = ()  # and none of these
 
     def choose(self, files: Mapping[str, RepoFile], *, model: str) -> tuple[RepoFile, ...]:
-        """Those that match, by the official client's own rules.
-
-        Raises:
-            InvalidArgumentError: when none does.
-        """
-        include = list(self.include) or None
-        paths = matching(files, include, list(self.exclude))
+        """Those that match, by the official client's own rules; InvalidArgumentError when none does."""
+        paths = matching(files, list(self.include) or None, list(self.exclude))
         if not paths:
             wanted = f"include {', '.join(self.include) or '*'}; exclude {', '.join(self.exclude) or 'nothing'}"
             there = ", ".join(sorted(files)[:5]) + (", ..." if len(files) > 5 else "")

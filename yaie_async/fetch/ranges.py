@@ -21,28 +21,16 @@ class FullError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FetchFile:
-    """A file to be fetched.
+    """A file to be fetched."""
 
-    Attributes:
-        key: identifies the file in all calls.
-        model: the model that the file belongs to. Models share the connections equally.
-        size: in bytes.
-        weights: true for a weight file. Weight files come after all small files, their headers first.
-        done: one byte for each 4 MiB block, 0 where the block is missing (as `Partial.blocks`). Empty: all are missing.
-        whole: fetch everything that is missing as one range, for servers that ignore ranges.
-        begun: the written beginnings of missing blocks, as (start, stop).
-        path: in the repository. A model's files are fetched in the order of their paths, because a build reads the
-            shards in that order.
-    """
-
-    key: Hashable
-    model: Hashable
-    size: int
-    weights: bool = True
-    done: bytes = b""
-    whole: bool = False
-    begun: tuple[tuple[int, int], ...] = ()
-    path: str = ""
+    key: Hashable  # identifies the file in all calls
+    model: Hashable  # models share the connections equally
+    size: int  # in bytes
+    weights: bool = True  # weight files come after all small files, their headers first
+    done: bytes = b""  # one byte for each 4 MiB block, 0 where it is missing (as `Partial.blocks`); empty: all are
+    whole: bool = False  # fetch everything that is missing as one range, for servers that ignore ranges
+    begun: tuple[tuple[int, int], ...] = ()  # the written beginnings of missing blocks, as (start, stop)
+    path: str = ""  # a model's files are fetched in this order, because a build reads the shards in it
 
 
 @dataclass(eq=False, slots=True)
@@ -53,24 +41,16 @@ class Range:
     and after the bytes are in the file. The scheduler reads `position` at any moment on the loop's thread: an old
     value is only too low, which is safe. The loop cancels `scope` to interrupt the fetch. The range is given back
     after its reading thread has ended, when `position` is final.
-
-    Attributes:
-        file: the file that the bytes belong to.
-        start: the first byte. Not always the start of a block: see `Scheduler.give_back`.
-        stop: the end of a block or of the file.
-        position: everything from `start` to here is written.
-        scope: cancelled to interrupt the fetch; set by `open`.
-        largest: the most bytes that one read should ask for; set by `open`.
     """
 
     file: FetchFile
-    start: int
-    stop: int
+    start: int  # not always the start of a block: see `Scheduler.give_back`
+    stop: int  # the end of a block or of the file
     state: FileState = field(repr=False)
     issued: float = field(repr=False)
-    position: int = field(init=False)
-    scope: anyio.CancelScope = field(init=False, repr=False)
-    largest: int = field(init=False, repr=False)
+    position: int = field(init=False)  # everything from `start` to here is written
+    scope: anyio.CancelScope = field(init=False, repr=False)  # cancelled to interrupt the fetch; set by `open`
+    largest: int = field(init=False, repr=False)  # the most bytes that one read should ask for; set by `open`
     slow_since: float | None = field(init=False, default=None, repr=False)
     _put: Callable[[Range, memoryview], float] = field(init=False, repr=False)
     _skip: int = field(init=False, default=0, repr=False)
@@ -102,9 +82,7 @@ class Range:
     def write(self, data: memoryview, stopped: Stop) -> None:
         """Write the next bytes of the body. The wait that the rate limit asks for ends when `stopped` is set.
 
-        Raises:
-            FullError: when the body goes on behind `stop`, so that an endless body is not read to its end.
-            DiskFullError, CacheAccessError: from `put`.
+        Raises FullError when the body goes on behind `stop`, so that an endless body is not read to its end.
         """
         skipped = min(self._skip, len(data))
         self._skip -= skipped
@@ -118,11 +96,7 @@ class Range:
             raise FullError
 
     def advance(self, position: int) -> None:
-        """Record that everything up to `position` is written.
-
-        Raises:
-            ValueError: when `position` is outside of what is left of the range.
-        """
+        """Record that everything up to `position` is written, which must be within what is left of the range."""
         if not self.position <= position <= self.stop:
             msg = f"{position} is outside of {self}"
             raise ValueError(msg)

@@ -28,14 +28,10 @@ _ENOUGH_FOR_MEDIAN = 3
 
 
 class Scheduler:
-    """Hands out ranges to at most `max_connections` workers.
-
-    Attributes:
-        width: how many ranges may run now. Less than `max_connections` after the server asked for fewer.
-    """
+    """Hands out ranges to at most `max_connections` workers."""
 
     def __init__(self, max_connections: int, *, verify: bool) -> None:
-        self.width: int = max_connections
+        self.width: int = max_connections  # how many ranges may run now: less after the server asked for fewer
         self._max = max_connections
         self._verify = verify
         self._files: dict[Hashable, FileState] = {}
@@ -61,18 +57,14 @@ class Scheduler:
         model.small += not file.weights
         self._enqueue(state)
 
-    def remove(self, key: Hashable) -> list[Range]:
-        """Forget a file that is finished, failed or no longer wanted. Return its running ranges, to be interrupted.
-
-        These count as connections until they are given back.
-        """
+    def remove(self, key: Hashable) -> None:
+        """Forget a file that is finished, failed or no longer wanted. Its running ranges count until given back."""
         state = self._files.pop(key)
         self._dequeue(state)
         state.model.queue(-state.missing)
         state.model.files -= 1
         if not state.model.files:
             del self._models[state.file.model]
-        return list(state.running)
 
     def next(self, now: float) -> Range | None:
         """Hand out the next range, or None when there is none. Time alone may change that (see `throttled`)."""

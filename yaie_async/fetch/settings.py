@@ -19,25 +19,15 @@ _HUBS = ("https://huggingface.co", "https://hub-ci.huggingface.co", "https://hf.
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One Hub's view of the environment.
+    """One Hub's view of the environment."""
 
-    Attributes:
-        endpoint: base URL without a trailing slash.
-        cache_dir: resolved root of the HF cache. It may not exist yet.
-        token: the Hub token to send, or None.
-        offline: whether requests are forbidden.
-        user_agent: value of the header.
-        metadata_timeout: seconds for a request for metadata (HF_HUB_ETAG_TIMEOUT).
-        stall_timeout: seconds without a byte after which a body has stalled (HF_HUB_DOWNLOAD_TIMEOUT).
-    """
-
-    endpoint: str
-    cache_dir: Path
-    token: str | None
-    offline: bool
+    endpoint: str  # base URL without a trailing slash
+    cache_dir: Path  # resolved root of the HF cache; it may not exist yet
+    token: str | None  # the Hub token to send
+    offline: bool  # whether requests are forbidden
     user_agent: str
-    metadata_timeout: float
-    stall_timeout: float
+    metadata_timeout: float  # seconds for a request for metadata (HF_HUB_ETAG_TIMEOUT)
+    stall_timeout: float  # seconds without a byte after which a body has stalled (HF_HUB_DOWNLOAD_TIMEOUT)
 
     def is_hub(self, url: str) -> bool:
         """Whether a URL belongs to the Hub. Other origins may not see the token."""
@@ -60,9 +50,7 @@ def read_settings(
 ) -> Settings:
     """Merge arguments and environment. Blocks: it reads the token file and may refresh an OAuth token.
 
-    Raises:
-        TokenMissingError: when `token=True` and no token is stored.
-        InvalidArgumentError: when the endpoint is not an http(s) URL, or the token or cache_dir is invalid.
+    Raises TokenMissingError when `token=True` and no token is stored; InvalidArgumentError.
     """
     base = (endpoint or constant("ENDPOINT")).rstrip("/")
     if not _is_http(base):

@@ -168,11 +168,7 @@ def drainable(response: httpx.Response) -> DrainableStream | None:
 
 
 def origin_of(url: httpx.URL) -> Origin:
-    """The origin that a URL's requests go to.
-
-    Raises:
-        httpx.UnsupportedProtocol: for anything but HTTP and HTTPS.
-    """
+    """The origin that a URL's requests go to; httpx.UnsupportedProtocol for anything but HTTP and HTTPS."""
     if url.scheme not in _PORTS or not url.host:
         raise httpx.UnsupportedProtocol(f"neither an http:// nor an https:// URL: {url.scheme}://{url.host}")
     return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
@@ -181,9 +177,7 @@ def origin_of(url: httpx.URL) -> Origin:
 async def _resolve(origin: Origin, timeout: float | None) -> list[Address]:
     """Every address of a host.
 
-    **Cancellation:** at once. A DNS query can't be interrupted; it runs on in its thread and its result is dropped.
-
-    **Raises:** httpx.ConnectTimeout, httpx.ConnectError.
+    A cancel returns at once. A DNS query can't be interrupted; it runs on in its thread and its result is dropped.
     """
 
     def look_up() -> list[Address]:
