@@ -7,7 +7,8 @@ import pytest
 from huggingface_hub import constants
 
 from yaie_async.core.errors import InvalidArgumentError, TokenMissingError
-from yaie_async.fetch.settings import Settings, origin, read_settings
+from yaie_async.fetch.origin import origin_of
+from yaie_async.fetch.settings import Settings, read_settings
 
 
 def read(**arguments: Any) -> Settings:
@@ -102,9 +103,9 @@ def test_who_may_see_the_token(url: str, expected: bool) -> None:
 
 def test_an_origin_has_its_port() -> None:
     """Default ports are filled in, names are lower case, IPv6 is understood."""
-    assert origin("HTTP://A/b") == ("http", "a", 80)
-    assert origin("https://[::1]/") == ("https", "::1", 443)
-    assert origin("https://a:8/") == ("https", "a", 8)
+    assert origin_of("HTTP://A/b") == ("http", "a", 80)
+    assert origin_of("https://[::1]/") == ("https", "::1", 443)
+    assert origin_of("https://a:8/") == ("https", "a", 8)
 
 
 def test_the_user_agent_can_be_a_header(monkeypatch: pytest.MonkeyPatch) -> None:

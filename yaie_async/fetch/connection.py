@@ -5,13 +5,13 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import h11
 import httpx
 
 from yaie_async.core.threads import run_owned
+from yaie_async.fetch.origin import Origin
 from yaie_async.fetch.pace import SLOWEST, Pace, lull
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.wire import READ_SIZE, Address, Wire, time_left
@@ -37,13 +37,6 @@ class Sink(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Origin:
-    scheme: str
-    host: str
-    port: int
-
-
 class Connection:
     """A connection for one request at a time."""
 
@@ -56,7 +49,7 @@ class Connection:
         self.reused: bool = False  # whether it has carried a request before the current one
         self.silent: bool = True  # whether no byte of the current response has arrived
         self.length: int | None = None  # of the current body; None if it ends with a last chunk or with the connection
-        self._wire = Wire(ssl_context if origin.scheme == "https" else None, origin.host)
+        self.wire = Wire(ssl_context if origin.scheme == "https" else None, origin.host)
         self._http: h11.Connection
         self._read_timeout: float | None = None
         self._kept_alive = False
@@ -64,20 +57,10 @@ class Connection:
         self._surplus = False  # more bytes followed it
         self._buffer = memoryview(b"")
 
-    def abort(self) -> None:
-        """End the connection from any thread; see `Wire.abort`."""
-        self._wire.abort()
-
-    def is_quiet(self) -> bool:
-        """Whether the idle connection is still open, with nothing to read."""
-        return self._wire.is_quiet()
-
     def is_reusable(self) -> bool:
-        """Whether the response was read to its end, both sides keep the connection, and no more bytes followed by then.
-
-        `is_quiet` finds bytes that arrive later.
-        """
-        return self._complete and self._kept_alive and not self._surplus and not self._wire.aborted.is_set()
+        """Whether the response was read to its end, with no more bytes by then, and both sides keep the connection."""
+        # `Wire.is_quiet` finds bytes that arrive later.
+        return self._complete and self._kept_alive and not self._surplus and not self.wire.aborted.is_set()
 
     async def run(self, fn: Callable[[], T], name: str) -> T:
         """Run one of the blocking methods below in a thread.
@@ -88,10 +71,10 @@ class Connection:
         """
 
         def owned() -> T:
-            with self._wire.owned():
+            with self.wire.owned():
                 return fn()
 
-        return await run_owned(owned, interrupt=self.abort, name=name)
+        return await run_owned(owned, interrupt=self.wire.abort, name=name)
 
     def exchange(self, request: httpx.Request, addresses: Sequence[Address], timeouts: httpx.Timeout) -> h11.Response:
         """Connect if necessary, send the request, and read the response up to its body.
@@ -103,18 +86,20 @@ class Connection:
         self._complete = self._surplus = False
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         with _mapped(httpx.WriteTimeout, httpx.WriteError):
-            sent = _encoded(self._http, request)
+            head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+            events: list[h11.Event] = [head, h11.Data(data=request.content), h11.EndOfMessage()]
+            sent = b"".join(self._http.send(event) or b"" for event in events)
         if not self.is_open:
             with _mapped(httpx.ConnectTimeout, httpx.ConnectError, cut=httpx.ConnectError):
-                self._wire.connect(addresses, _deadline(timeouts.connect))
+                self.wire.connect(addresses, _deadline(timeouts.connect))
             self._buffer = memoryview(bytearray(READ_SIZE))
             self.is_open = True
         with _mapped(httpx.WriteTimeout, httpx.WriteError):
-            self._wire.set_timeout(timeouts.write)
-            self._wire.send(sent)
+            self.wire.set_timeout(timeouts.write)
+            self.wire.send(sent)
         with _mapped(httpx.ReadTimeout, httpx.ReadError):
             response = self._read_head(_deadline(timeouts.read))
-            self._wire.set_timeout(timeouts.read)
+            self.wire.set_timeout(timeouts.read)
         self._read_timeout = timeouts.read
         # h11 has looked at the `Connection` headers of both sides and at the version.
         self._kept_alive = self._http.our_state is h11.DONE
@@ -136,7 +121,7 @@ class Connection:
                 elif parts:
                     break
                 else:
-                    self._http.receive_data(bytes(self._buffer[: self._wire.recv_into(self._buffer)]))
+                    self._http.receive_data(bytes(self._buffer[: self.wire.recv_into(self._buffer)]))
         return b"".join(parts)
 
     def drain(self, sink: Sink) -> int:
@@ -154,7 +139,7 @@ class Connection:
             wanted = min(length - done, sink.largest)
             begun = time.monotonic()
             with _mapped(httpx.ReadTimeout, httpx.ReadError):
-                count = self._wire.recv_into(self._buffer[:wanted])
+                count = self.wire.recv_into(self._buffer[:wanted])
             now = time.monotonic()
             waited, since, last = now - begun, now - last, now
             if not count:
@@ -164,16 +149,16 @@ class Connection:
             if pace.too_slow(count, waited) and done < length:
                 raise httpx.ReadTimeout(f"under {SLOWEST} bytes a second")
             if count < wanted:  # else more bytes may have arrived already
-                self._wire.aborted.wait(lull(count, since))
+                self.wire.aborted.wait(lull(count, since))
         self._complete = True
         self._surplus = len(early) > done
         return done
 
     def _deliver(self, sink: Sink, data: memoryview) -> None:
         # After an abort a read may still return bytes that arrived before it. They are not written.
-        if self._wire.aborted.is_set():
+        if self.wire.aborted.is_set():
             raise httpx.ReadError("the connection was aborted")
-        sink.write(data, self._wire.aborted)
+        sink.write(data, self.wire.aborted)
 
     def _read_head(self, deadline: float | None) -> h11.Response:
         while True:
@@ -181,8 +166,8 @@ class Connection:
             if isinstance(event, h11.Response):
                 return event
             if event is h11.NEED_DATA:
-                self._wire.set_timeout(time_left(deadline))
-                count = self._wire.recv_into(self._buffer[:HEAD_READ])
+                self.wire.set_timeout(time_left(deadline))
+                count = self.wire.recv_into(self._buffer[:HEAD_READ])
                 if not count and self.silent:
                     raise httpx.RemoteProtocolError("the server closed the connection without a response")
                 self.silent = False
@@ -201,12 +186,6 @@ def body_length(method: bytes, response: h11.Response) -> int | None:
     if b"transfer-encoding" in headers or b"content-length" not in headers:
         return None
     return int(headers[b"content-length"])
-
-
-def _encoded(http: h11.Connection, request: httpx.Request) -> bytes:
-    head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
-    events: list[h11.Event] = [head, h11.Data(data=request.content), h11.EndOfMessage()]
-    return b"".join(http.send(event) or b"" for event in events)
 
 
 def _deadline(seconds: float | None) -> float | None:

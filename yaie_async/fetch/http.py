@@ -9,8 +9,8 @@ import httpx
 
 from yaie_async.core.errors import ClosedHubError, HubUnavailableError
 from yaie_async.fetch.failures import Asked, failure, transport_failure
+from yaie_async.fetch.origin import origin_of
 from yaie_async.fetch.session import Session
-from yaie_async.fetch.settings import origin
 
 _HOPS = 20  # as the official client and httpx
 _ERROR_BODY = 64 * 1024  # bytes
@@ -48,7 +48,7 @@ async def answer(
             raise _invalid_url(asked) from error
         try:
             target = _redirect(response, url, asked)
-            stays = target is not None and (session.settings.is_hub(target) or origin(target) == origin(url))
+            stays = target is not None and (session.settings.is_hub(target) or origin_of(target) == origin_of(url))
             if target is None or not (leave_hub or stays):
                 response.history = history
                 if response.status_code >= 400:
@@ -108,7 +108,7 @@ def _redirect(response: httpx.Response, url: str, asked: Asked) -> str | None:
         return None
     try:
         target = urljoin(url, location)
-        scheme, _, _ = origin(target)
+        scheme, _, _ = origin_of(target)
     except ValueError as error:
         raise _invalid_url(asked) from error
     if scheme not in ("http", "https") or (scheme == "http" and url.startswith("https:")):

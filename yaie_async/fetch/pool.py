@@ -7,7 +7,8 @@ may be connections, and a range is given back after its connection is.
 import time
 from collections.abc import Callable
 
-from yaie_async.fetch.connection import Connection, Origin
+from yaie_async.fetch.connection import Connection
+from yaie_async.fetch.origin import Origin
 
 EXPIRY = 5.0  # seconds that a connection stays idle, as in httpx
 
@@ -37,7 +38,7 @@ class Pool:
         if connection.is_reusable():
             self._idle[connection] = time.monotonic()
         else:
-            connection.abort()
+            connection.wire.abort()
         self._close_surplus()
 
     def clear(self) -> list[Connection]:
@@ -51,9 +52,9 @@ class Pool:
         """The idle connection that was used last: it is the most likely to be still open."""
         for connection in reversed([idle for idle in self._idle if idle.origin == origin]):
             del self._idle[connection]
-            if connection.is_quiet():
+            if connection.wire.is_quiet():
                 return connection
-            connection.abort()
+            connection.wire.abort()
         return None
 
     def _close_surplus(self) -> None:
@@ -63,4 +64,4 @@ class Pool:
             if within and time.monotonic() - since < EXPIRY:
                 break
             del self._idle[connection]
-            connection.abort()
+            connection.wire.abort()

@@ -3,7 +3,6 @@
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from huggingface_hub import __version__ as hub_version
 from huggingface_hub import get_token, is_offline_mode
@@ -11,6 +10,7 @@ from huggingface_hub import get_token, is_offline_mode
 from yaie_async import __version__
 from yaie_async.core.compat import version
 from yaie_async.core.errors import InvalidArgumentError, TokenMissingError
+from yaie_async.fetch.origin import origin_of
 from yaie_async.store.compat import constant
 
 # The origins that huggingface_hub treats as the Hub, in addition to HF_ENDPOINT. They may see the token.
@@ -31,14 +31,7 @@ class Settings:
 
     def is_hub(self, url: str) -> bool:
         """Whether a URL belongs to the Hub. Other origins may not see the token."""
-        return origin(url) in {origin(self.endpoint), *map(origin, _HUBS)}
-
-
-def origin(url: str) -> tuple[str, str, int | None]:
-    """Scheme, host and port of a URL, with default ports filled in."""
-    parts = urlsplit(url)
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    return parts.scheme.lower(), (parts.hostname or "").lower(), port
+        return origin_of(url) in {origin_of(self.endpoint), *map(origin_of, _HUBS)}
 
 
 def read_settings(
@@ -92,7 +85,7 @@ def _token(*, token: str | bool | None) -> str | None:
 
 def _is_http(url: str) -> bool:
     try:
-        scheme, host, _ = origin(url)
+        scheme, host, _ = origin_of(url)
     except ValueError:
         return False
     return scheme in ("http", "https") and bool(host)

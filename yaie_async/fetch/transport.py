@@ -12,12 +12,12 @@ from functools import partial
 from typing import TypeVar
 
 import anyio
-import h11
 import httpx
 
 from yaie_async.core.threads import run_detached, run_owned
 from yaie_async.core.trace import span
-from yaie_async.fetch.connection import Connection, Origin, Sink
+from yaie_async.fetch.connection import Connection, Sink
+from yaie_async.fetch.origin import Origin, origin_of
 from yaie_async.fetch.pool import Pool
 from yaie_async.fetch.wire import Address
 
@@ -25,8 +25,6 @@ T = TypeVar("T")
 
 # The key in `httpx.Response.extensions` of a body that can be drained. httpx wraps `response.stream`, which hides it.
 DRAIN = "yaie_async.drain"
-
-_PORTS = {"http": 80, "https": 443}
 
 
 class DrainTransport(httpx.AsyncBaseTransport):
@@ -49,7 +47,9 @@ class DrainTransport(httpx.AsyncBaseTransport):
 
         **Raises:** `httpx.TransportError`, with the low-level error as its cause.
         """
-        origin = origin_of(request.url)
+        origin = origin_of(str(request.url))
+        if origin.scheme not in ("http", "https") or not origin.host:
+            raise httpx.UnsupportedProtocol(f"neither an http:// nor an https:// URL: {origin.scheme}://{origin.host}")
         await request.aread()
         timeouts = httpx.Timeout(None, **request.extensions.get("timeout", {}))
         while True:
@@ -67,7 +67,17 @@ class DrainTransport(httpx.AsyncBaseTransport):
                 if lost and connection.reused and connection.silent and request.method in ("GET", "HEAD"):
                     continue
                 raise
-            return self._response(request, connection, head)
+            break
+        stream = DrainableStream(request, connection, self._pool)
+        response = httpx.Response(
+            head.status_code,
+            headers=head.headers.raw_items(),
+            stream=stream,
+            extensions={"http_version": b"HTTP/" + head.http_version, "reason_phrase": head.reason},
+        )
+        if connection.length is not None and response.headers.get("content-encoding", "identity") == "identity":
+            response.extensions[DRAIN] = stream
+        return response
 
     async def aclose(self) -> None:
         """Close every connection. A body that is being read ends with an error.
@@ -80,21 +90,9 @@ class DrainTransport(httpx.AsyncBaseTransport):
 
         def close() -> None:
             for connection in closing:
-                connection.abort()
+                connection.wire.abort()
 
         await run_owned(close, name="close")  # in a thread, because the kernel frees megabytes with each
-
-    def _response(self, request: httpx.Request, connection: Connection, head: h11.Response) -> httpx.Response:
-        stream = DrainableStream(request, connection, self._pool)
-        response = httpx.Response(
-            head.status_code,
-            headers=head.headers.raw_items(),
-            stream=stream,
-            extensions={"http_version": b"HTTP/" + head.http_version, "reason_phrase": head.reason},
-        )
-        if connection.length is not None and response.headers.get("content-encoding", "identity") == "identity":
-            response.extensions[DRAIN] = stream
-        return response
 
 
 class DrainableStream(httpx.AsyncByteStream):
@@ -167,25 +165,15 @@ def drainable(response: httpx.Response) -> DrainableStream | None:
     return stream if isinstance(stream, DrainableStream) else None
 
 
-def origin_of(url: httpx.URL) -> Origin:
-    """The origin that a URL's requests go to; httpx.UnsupportedProtocol for anything but HTTP and HTTPS."""
-    if url.scheme not in _PORTS or not url.host:
-        raise httpx.UnsupportedProtocol(f"neither an http:// nor an https:// URL: {url.scheme}://{url.host}")
-    return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
-
-
 async def _resolve(origin: Origin, timeout: float | None) -> list[Address]:
     """Every address of a host.
 
     A cancel returns at once. A DNS query can't be interrupted; it runs on in its thread and its result is dropped.
     """
-
-    def look_up() -> list[Address]:
-        return list(socket.getaddrinfo(origin.host.encode(), origin.port, type=socket.SOCK_STREAM))
-
+    look_up = partial(socket.getaddrinfo, origin.host.encode(), origin.port, type=socket.SOCK_STREAM)
     try:
         with anyio.fail_after(timeout):
-            return await run_detached(look_up, name="dns", awaited_at_exit=False)
+            return list(await run_detached(look_up, name="dns", awaited_at_exit=False))
     except TimeoutError as error:
         raise httpx.ConnectTimeout(f"no address for {origin.host} in time") from error
     except OSError as error:

@@ -1,0 +1,18 @@
+"""The origin of a URL: it decides who may see the token, and which connection a request may take."""
+
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+_PORTS = {"http": 80, "https": 443}
+
+
+class Origin(NamedTuple):
+    scheme: str
+    host: str
+    port: int | None  # with default ports filled in
+
+
+def origin_of(url: str) -> Origin:
+    """The origin of a URL; ValueError for an invalid one."""
+    parts = urlsplit(url)
+    return Origin(parts.scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(parts.scheme))
