@@ -1,6 +1,7 @@
 """Fills one partial: fetches its ranges, hashes and syncs close behind them, and keeps other processes off it."""
 
 import time
+from dataclasses import dataclass, field
 from functools import partial
 
 import anyio
@@ -39,34 +40,27 @@ class PrunedError(StartOverError):
     """Raised when the partial's files were removed. Its open descriptor still has the bytes."""
 
 
+@dataclass(eq=False)
 class Assembly:
     """Fills one partial until it is whole."""
 
-    def __init__(
-        self,
-        session: Session,
-        location: Location,
-        partial_file: Partial,
-        meter: Meter,
-        *,
-        weights: bool,
-        begun: dict[int, int],
-    ) -> None:
-        self._session = session
-        self._downloader = session.downloader
-        self._location = location
-        self._partial = partial_file
-        self._weights = weights
-        self._digest = Digest(partial_file.etag, partial_file.size, check=session.verify)
-        self._meter = meter
+    session: Session
+    location: Location
+    file: Partial
+    meter: Meter
+    weights: bool
+    # The blocks of which only the beginning is written, each with its end. The map records whole blocks only; another
+    # partial that continues with the same bytes needs the rest.
+    begun: dict[int, int]
+    retries: int = field(init=False, default=0)  # number of failed requests
+
+    def __post_init__(self) -> None:
+        self._downloader = self.session.downloader
+        self._digest = Digest(self.file.etag, self.file.size, check=self.session.verify)
         self._key = object()
         self._group: anyio.abc.TaskGroup
         self._front = self._seen = 0
         self._moved = anyio.Event()
-        # The blocks of which only the beginning is written, each with its end. The map records whole blocks only;
-        # another partial that continues with the same bytes needs the rest.
-        self.begun = begun
-        self.retries: int = 0  # number of failed requests
         self._counted = 0  # bytes that the meter has counted for it
 
     async def run(self, *, whole: bool) -> None:
@@ -78,18 +72,18 @@ class Assembly:
 
         **Raises:** a StartOverError, after the meter has taken back what it counted; LoaderError.
         """
-        etag, size = self._partial.etag, self._partial.size
+        etag, size = self.file.etag, self.file.size
         if whole:
             self.begun.clear()
-        done = b"" if whole else self._partial.blocks
+        done = b"" if whole else self.file.blocks
         begun = tuple(self.begun.items())
-        self._counted = 0 if whole else self._partial.recorded_bytes + sum(stop - start for start, stop in begun)
-        self._meter.held(self._counted)
-        asked = self._location.asked
-        file = FetchFile(self._key, asked.model, size, self._weights, done, whole, begun, asked.file or "")
+        self._counted = 0 if whole else self.file.recorded_bytes + sum(stop - start for start, stop in begun)
+        self.meter.held(self._counted)
+        asked = self.location.asked
+        wanted = FetchFile(self._key, asked.model, size, self.weights, done, whole, begun, asked.file or "")
         try:
             async with task_group() as self._group:
-                self._downloader.enter(file, owner=self)
+                self._downloader.enter(wanted, owner=self)
                 self.moved()  # the file may be complete already
                 self._group.start_soon(self._keep_alive)
                 self._group.start_soon(self._sync_behind)
@@ -98,7 +92,7 @@ class Assembly:
             if (found := self._digest.result()) != etag:
                 raise OtherBytesError(etag, found)
         except StartOverError:
-            self._meter.held(-self._counted)
+            self.meter.held(-self._counted)
             raise
         finally:
             self._downloader.leave(self._key)
@@ -120,11 +114,11 @@ class Assembly:
         try:
             with of.scope:
                 await retried(
-                    self._session.policy,
+                    self.session.policy,
                     partial(self._attempt, of),
-                    self._location.asked,
+                    self.location.asked,
                     progress=lambda: of.position,
-                    least=max(1, least(self._location.timeout)),
+                    least=max(1, least(self.location.timeout)),
                 )
         except BaseException:
             # Before the range is given back: a file that is ending would get the range again.
@@ -132,7 +126,7 @@ class Assembly:
             raise
         finally:
             self.begun.pop(of.start // BLOCK * BLOCK, None)
-            if of.position % BLOCK and of.position < self._partial.size:
+            if of.position % BLOCK and of.position < self.file.size:
                 self.begun[of.position // BLOCK * BLOCK] = of.position
             self._downloader.ended(of)
 
@@ -140,7 +134,7 @@ class Assembly:
         of.restart()
         sent = time.monotonic()
         try:
-            await read_range(self._location, of)
+            await read_range(self.location, of)
         except TransientError as error:
             self.retries += 1
             if error.status in (429, 503):
@@ -153,13 +147,13 @@ class Assembly:
         Return the seconds to wait for the rate limit.
         """
         stop = of.position + len(data)
-        with cache_errors(self._partial.path, needed=of.stop - of.position):
-            write_all(self._partial.fd, data, of.position)
-        first, last = of.position // BLOCK, stop // BLOCK if stop < self._partial.size else block_count(stop)
+        with cache_errors(self.file.path, needed=of.stop - of.position):
+            write_all(self.file.fd, data, of.position)
+        first, last = of.position // BLOCK, stop // BLOCK if stop < self.file.size else block_count(stop)
         if first < last:
-            self._partial.record(first, last)
+            self.file.record(first, last)
         self._counted += len(data)  # two threads may lose one of these, which only makes a display a little wrong
-        self._meter.add(len(data))
+        self.meter.add(len(data))
         return self._downloader.wait_after(len(data))
 
     async def _verify_behind(self) -> None:
@@ -170,21 +164,21 @@ class Assembly:
             if self._ready() > read:
                 read = await self._hash(read) if self._digest.reads else self._ready()
                 self._downloader.verified(self._key, read)
-            elif read == self._partial.size:
+            elif read == self.file.size:
                 return
             else:
                 await moved.wait()
 
     def _ready(self) -> int:
         """How far the file can be hashed: in whole blocks. Also called in the thread that hashes."""
-        return self._front if self._front == self._partial.size else self._front // BLOCK * BLOCK
+        return self._front if self._front == self.file.size else self._front // BLOCK * BLOCK
 
     async def _hash(self, start: int) -> int:
         """Hash from `start` as far as the front is by then, within bounds; return where it ended."""
         cancelled = Stop()
         most = start + _HASH_MOST
-        read = partial(self._digest.read, self._partial.fd, start, lambda: min(self._ready(), most), cancelled.is_set)
-        asked = self._location.asked
+        read = partial(self._digest.read, self.file.fd, start, lambda: min(self._ready(), most), cancelled.is_set)
+        asked = self.location.asked
         with span(f"verify {asked.file}", "verify", model=asked.model, start=start):
             return await run_owned(read, interrupt=cancelled.set, name="verify")
 
@@ -194,14 +188,14 @@ class Assembly:
             moved = self._moved  # before the comparison, because bytes may arrive while the disk is busy
             if self._counted - synced >= _SYNC_STEP:
                 synced = self._counted
-                await run_owned(self._partial.sync, name="sync")
+                await run_owned(self.file.sync, name="sync")
             else:
                 await moved.wait()
 
     async def _keep_alive(self) -> None:
         while True:
             await anyio.sleep(_TOUCH_SECONDS)
-            ownership = await run_owned(self._partial.touch, name="touch")
+            ownership = await run_owned(self.file.touch, name="touch")
             if ownership is Ownership.LOST:
                 raise LostError
             if ownership is Ownership.PRUNED:

@@ -134,7 +134,7 @@ class _Fetch:
         begun: dict[int, int] = {}
         while True:
             assert self._partial is not None
-            assembly = Assembly(self.session, location, self._partial, self.meter, weights=weights, begun=begun)
+            assembly = Assembly(self.session, location, self._partial, self.meter, weights, begun)
             begun = {}
             try:
                 await assembly.run(whole=whole)

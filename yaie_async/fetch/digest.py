@@ -23,11 +23,7 @@ class Digest:
         if self._hash is not None and kind == "git-sha1":
             self._hash.update(f"blob {size}\0".encode())
         self._buffer = memoryview(b"")
-
-    @property
-    def reads(self) -> bool:
-        """Whether anything has to be read."""
-        return self._hash is not None
+        self.reads: bool = self._hash is not None  # whether anything has to be read
 
     def read(self, fd: int, start: int, stop: Callable[[], int], cancelled: Callable[[], bool]) -> int:
         """Feed the bytes of an open file from `start` up to `stop()`, which may grow during the call.
@@ -53,11 +49,8 @@ class Digest:
 
 def digest_of(path: str | os.PathLike[str], etag: str, cancelled: Callable[[], bool] = lambda: False) -> str:
     """The digest of a whole file, of the same kind as `etag`. Blocks."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(fd).st_size
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
         digest = Digest(etag, size)
-        digest.read(fd, 0, lambda: size, cancelled)
+        digest.read(file.fileno(), 0, lambda: size, cancelled)
         return digest.result()
-    finally:
-        os.close(fd)

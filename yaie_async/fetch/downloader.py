@@ -89,18 +89,16 @@ class Downloader:
         while True:
             await anyio.sleep(_TICK)
             now = time.monotonic()
-            if now - self._ticked >= _TICK / 2:
-                self._ticked = now
-                self._tick(now)
-
-    def _tick(self, now: float) -> None:
-        for key in self._scheduler.look(now):
-            self._notify(key)
-        if now - self._looked >= _SLOW_TICK:
-            self._looked = now
-            for one in self._scheduler.slow(now):
-                one.scope.cancel()
-        self.pump()
+            if now - self._ticked < _TICK / 2:
+                continue  # another model's clock has ticked
+            self._ticked = now
+            for key in self._scheduler.look(now):
+                self._notify(key)
+            if now - self._looked >= _SLOW_TICK:
+                self._looked = now
+                for one in self._scheduler.slow(now):
+                    one.scope.cancel()
+            self.pump()
 
     def _notify(self, key: Hashable) -> None:
         if key in self._owners:

@@ -101,15 +101,12 @@ def _listing(info: Any, asked: Asked) -> Listing:
     siblings = info.get("siblings")
     if not isinstance(siblings, list):
         raise _not_a_hub(asked, "no list of files")
-    files = {}
-    for entry in siblings:
-        file = _file(entry, asked)
-        files[file.path] = file
+    files = [_file(entry, asked) for entry in siblings]
     parameters = info.get("safetensors")
     counts = parameters.get("parameters") if isinstance(parameters, dict) else None
     return Listing(
         commit=info["sha"],
-        files=files,
+        files={file.path: file for file in files},
         parameters={k: v for k, v in counts.items() if isinstance(v, int)} if isinstance(counts, dict) else {},
     )
 

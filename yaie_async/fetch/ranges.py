@@ -161,18 +161,16 @@ class FileState:
 
     @property
     def rank(self) -> tuple[int, str, int]:
-        if not self.file.weights:
-            return 0, self.file.path, self.order
-        return (1 if self._header_is_missing else 2), self.file.path, self.order
+        kind = 0
+        if self.file.weights:
+            header_is_missing = bool(self.gaps) and self.gaps[0][0] < BLOCK
+            kind = 1 if header_is_missing else 2
+        return kind, self.file.path, self.order
 
     @property
     def missing(self) -> int:
         """Bytes neither written nor handed out."""
         return sum(stop - start for start, stop in self.gaps)
-
-    @property
-    def _header_is_missing(self) -> bool:
-        return bool(self.gaps) and self.gaps[0][0] < BLOCK
 
     @property
     def front(self) -> int:

@@ -16,9 +16,6 @@ class TokenBucket:
     """
 
     def __init__(self, bytes_per_second: float) -> None:
-        if not bytes_per_second > 0:
-            msg = f"bytes_per_second must be above 0, not {bytes_per_second!r}"
-            raise ValueError(msg)
         self._rate = bytes_per_second
         self._tokens = 0.0  # negative: debt
         self._at: float | None = None

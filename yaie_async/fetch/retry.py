@@ -43,8 +43,7 @@ async def retried(
 ) -> T:
     """Run `work` until it returns, fails for good, or the policy is used up.
 
-    `progress` is a count that grows as bytes arrive. Failures with at least `least` of them in between are not in a
-    row.
+    `progress` grows as bytes arrive. Failures with at least `least` of them in between are not in a row.
 
     **Cancellation:** at once, also during a wait.
 

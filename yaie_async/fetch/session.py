@@ -35,9 +35,7 @@ class Session:
         self.policy = policy  # when a failed request is retried
         self.verify = verify  # whether digests are checked before a blob is linked
         self.max_connections = max_connections
-        self.downloader: Downloader = Downloader(
-            max_connections, verify=verify, max_bytes_per_second=max_bytes_per_second
-        )
+        self.downloader = Downloader(max_connections, verify=verify, max_bytes_per_second=max_bytes_per_second)
         # The blobs that are being fetched, each once for all tasks that need it.
         self.flights: defaultdict[Path, SharedCall[bool]] = defaultdict(SharedCall)
         self._owned = client is None
@@ -55,10 +53,7 @@ class Session:
 
     @property
     def client(self) -> httpx.AsyncClient:
-        """The HTTP client for metadata, and for bodies where `drain` returns None.
-
-        Raises HubUnavailableError when it could not be set up.
-        """
+        """The client for metadata, and for bodies where `drain` returns None; or the error that setting it up had."""
         if self._broken is not None:
             raise copy.copy(self._broken) from self._broken.__cause__
         assert self._client is not None
