@@ -57,17 +57,20 @@ def _end_threads() -> None:
     runs).
     """
     if _detached:
-        with suppress(ImportError, AttributeError):  # not CPython
-            _end_detached()
+        _end_detached()
     _workers.end_idle()
 
 
 def _end_detached() -> None:
-    import ctypes  # only here: most processes end without detached work
+    try:
+        import ctypes  # only here: most processes end without detached work
 
+        raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    except (ImportError, AttributeError):
+        return  # not CPython
     hook = sys.unraisablehook
 
-    def hide_exit(unraisable: sys.UnraisableHookArgs) -> None:
+    def hide_exit(unraisable: Any) -> None:
         if unraisable.exc_type is not SystemExit:
             hook(unraisable)
 
@@ -78,8 +81,7 @@ def _end_detached() -> None:
         if now >= next_raise:  # repeated, because an exception inside a destructor is swallowed
             next_raise = now + _RAISE_AGAIN
             for thread in threads & _detached:
-                number, error = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(number, error)
+                raise_in_thread(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
         time.sleep(0.001)
         threads = set(filter(is_there, threads))
 
