@@ -130,7 +130,8 @@ def _certificate(top: Path, host: str) -> None:
         subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=top)
 
     key = ("-newkey", "rsa:2048", "-nodes")
-    openssl("req", "-x509", *key, "-days", "2", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=benchmark CA")
+    usage = ("-addext", "keyUsage=critical,keyCertSign")  # without it Python 3.13 refuses an authority
+    openssl("req", "-x509", *key, *usage, "-days", "2", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=benchmark")
     openssl("req", *key, "-keyout", "site.key", "-out", "site.csr", "-subj", "/CN=localhost")
     (top / "names").write_text(f"subjectAltName=DNS:localhost,IP:{host}", encoding="utf-8")
     openssl(

@@ -183,10 +183,13 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         heavy = {"torch", "transformers", "huggingface_hub", "accelerate", "rich", "typer", "numpy", "httpx2"}
         print(heavy & set(sys.modules) - before or "nothing", took)
     """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    heavy, took = done.stdout.split()
-    assert heavy == "nothing"
-    assert float(took) < 0.1
+    seconds = []
+    for _ in range(3):  # the first may compile the modules, and a core that others share is slow
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        heavy, took = done.stdout.split()
+        assert heavy == "nothing"
+        seconds.append(float(took))
+    assert min(seconds) < 0.1
 
 
 def test_every_public_name_is_there() -> None:

@@ -278,7 +278,7 @@ async def test_a_pruned_partial_is_rescued_at_its_next_touch(
         await hub.until(lambda: maps(tmp_path, blocks=4) and _written(tmp_path) >= len(weights) - half)
         (before,) = maps(tmp_path)
         for path in tmp_path.glob("models--*/blobs/*.incomplete"):
-            path.unlink()
+            path.unlink(missing_ok=True)  # a probe of the folder's clock lives for a moment
         await hub.until(lambda: any(path != before for path in maps(tmp_path)))
     (found,) = tmp_path.glob("models--*/snapshots/*/model.safetensors")
     assert found.read_bytes() == weights
