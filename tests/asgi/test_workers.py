@@ -149,6 +149,8 @@ def test_uvicorn(hub: HubServer, command: Command) -> None:
         server.until(lambda: len(pids(server, "org/name: waiting for another process")) == 7)
         # Everything is on disk except the stalled ranges, which are lost with the process.
         server.until(lambda: resumable_bytes(blobs, etag) >= size - _CONNECTIONS * _BLOCK)
+        # Its own line may come later than those of the workers that wait for it.
+        server.until(lambda: pids(server, "org/name: downloading") - pids(server, "org/name: waiting"))
         (owner,) = pids(server, "org/name: downloading") - pids(server, "org/name: waiting")
         hub.faults.clear()
         begun = len(hub.requests)
