@@ -7,26 +7,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.support.hub import HubServer
 from tests.support.process import in_a_new_process
 
-_BACKENDS = {
-    "asyncio": ("asyncio", {}),
-    "uvloop": ("asyncio", {"use_uvloop": True}),
-    "trio": ("trio", {}),
-}
+# Runs `main` on each event loop in turn: a process imports the heavy libraries once, whatever its loop.
+_ON_EACH_LOOP = """
+for name, options in json.loads(sys.argv[1]):
+    anyio.run(main, backend=name, backend_options=options)
+"""
+_LOOPS = json.dumps([("asyncio", {}), ("asyncio", {"use_uvloop": True}), ("trio", {})])
 
 
-@pytest.mark.parametrize("backend", _BACKENDS)
-def test_a_load_after_it_imports_nothing_heavy(
-    hub: HubServer, put: Callable[..., Path], tmp_path: Path, backend: str
-) -> None:
+def test_a_load_after_it_imports_nothing_heavy(hub: HubServer, put: Callable[..., Path], tmp_path: Path) -> None:
     """A cold load after it imports only the module of its model; two concurrent calls share the imports."""
-    put("org/name", "llama")
+    kinds = ["llama", "qwen2", "gpt2"]  # one for each loop: a module is imported once
+    for kind in kinds:
+        put(f"org/{kind}", kind)
     code = """
 from yaie_async import ModelLoader, warm_imports
+kinds, imported = json.loads(sys.argv[4]), []
 async def main():
     interval = sys.getswitchinterval()
     async with anyio.create_task_group() as group:
@@ -34,40 +33,49 @@ async def main():
         group.start_soon(warm_imports)
     assert gc.isenabled() and sys.getswitchinterval() == interval
     before = set(sys.modules)
-    model, tokenizer = await ModelLoader("org/name", endpoint=sys.argv[1], cache_dir=sys.argv[2]).load()
-    print(json.dumps(sorted(set(sys.modules) - before)))
-name, options = json.loads(sys.argv[3])
-anyio.run(main, backend=name, backend_options=options)
+    name = f"org/{kinds[len(imported)]}"
+    model, tokenizer = await ModelLoader(name, endpoint=sys.argv[2], cache_dir=sys.argv[3]).load()
+    imported.append(sorted(set(sys.modules) - before))
 """
-    imported = in_a_new_process(code, hub.url, str(tmp_path / "cache"), json.dumps(_BACKENDS[backend]))
-    packaged = [name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names]
-    assert [name for name in packaged if not name.startswith("transformers.models.")] == []
-    assert "transformers.models.llama.modeling_llama" in imported
+    code += _ON_EACH_LOOP + "print(json.dumps(imported))"
+    told = in_a_new_process(code, _LOOPS, hub.url, str(tmp_path / "cache"), json.dumps(kinds))
+    for kind, imported in zip(kinds, told, strict=True):
+        packaged = [name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names]
+        assert [name for name in packaged if not name.startswith("transformers.models.")] == []
+        assert f"transformers.models.{kind}.modeling_{kind}" in imported
 
 
-@pytest.mark.parametrize("backend", _BACKENDS)
-def test_a_cancel_gives_control_back_and_leaves_the_imports_to_a_thread(backend: str) -> None:
+def test_a_cancel_gives_control_back_and_leaves_the_imports_to_a_thread() -> None:
     """After a cancel the imports continue in their thread, and the settings are restored when they end."""
     code = """
+import trio, uvloop
 from yaie_async import warm_imports
+interval = sys.getswitchinterval()
+def imported():
+    return hasattr(sys.modules.get("transformers"), "AutoTokenizer")
+said = []
 async def main():
-    interval = sys.getswitchinterval()
     with anyio.move_on_after(100) as scope:
         async with anyio.create_task_group() as group:
             group.start_soon(warm_imports)
             while "torch" not in sys.modules:
                 await anyio.sleep(0.001)
+            await anyio.wait_all_tasks_blocked()
             scope.cancel()
-    assert scope.cancelled_caught and sys.getswitchinterval() == interval
-    at_once = hasattr(sys.modules.get("transformers"), "AutoTokenizer")
-    while any(thread.name.startswith("yaie_async") for thread in threading.enumerate()):
-        await anyio.sleep(0.01)
-    assert gc.isenabled()
-    print(json.dumps([at_once, hasattr(sys.modules["transformers"], "AutoTokenizer")]))
-name, options = json.loads(sys.argv[1])
-anyio.run(main, backend=name, backend_options=options)
+    assert scope.cancelled_caught
+    said.append([sys.getswitchinterval() == interval, imported()])
 """
-    assert in_a_new_process(code, json.dumps(_BACKENDS[backend])) == [False, True]
+    code += (
+        _ON_EACH_LOOP
+        + """
+for thread in threading.enumerate():
+    if thread.name.startswith("yaie_async"):
+        thread.join()
+assert gc.isenabled() and sys.getswitchinterval() == interval
+print(json.dumps([said, imported()]))
+"""
+    )
+    assert in_a_new_process(code, _LOOPS) == [[[True, False]] * 3, True]
 
 
 def test_what_is_missing_is_an_error_of_ours(tmp_path: Path) -> None:
