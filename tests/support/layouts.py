@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,9 +48,17 @@ class Layout:
 # -- the pieces ---------------------------------------------------------------------------------------------
 
 
+@cache
+def _llama() -> tempfile.TemporaryDirectory[str]:
+    """A folder with a Llama, to be copied: that takes a tenth of what making it takes."""
+    folder = tempfile.TemporaryDirectory(prefix="yaie-async-tests-")
+    models.llama(Path(folder.name))
+    return folder
+
+
 def single(directory: Path, name: str = SINGLE) -> State:
     """A Llama in one safetensors file; returns its tensors."""
-    models.llama(directory)
+    shutil.copytree(_llama().name, directory, dirs_exist_ok=True)
     state = load_file(directory / SINGLE)
     (directory / SINGLE).rename(directory / name)
     return state
