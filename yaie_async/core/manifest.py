@@ -27,6 +27,7 @@ _INDEX = re.compile(r".+\.index(\..+)?\.json")
 _HEAVY = re.compile(r".+\.(safetensors|bin|pt|pth|pkl|pickle|ckpt|h5|msgpack|onnx|onnx_data|tflite|gguf|ot|mlmodel)")
 # What `transformers_weights` in config.json may name.
 _EXPLICIT = (".safetensors", ".safetensors.index.json")
+_AGAIN = "Fetch or save the model again; another revision may be whole."
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -34,92 +35,58 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 @dataclass(frozen=True, slots=True)
 class RepoFile:
-    """One file of a repository at one commit.
+    """One file of a repository at one commit."""
 
-    Attributes:
-        path: relative, with slashes.
-        size: bytes; None where a mirror leaves it out and no HEAD has been made yet.
-        etag: the name of its blob: sha256 for LFS files, git's blob sha1 otherwise; None as for `size`.
-    """
+    path: str  # relative, with slashes
+    size: int | None = None  # bytes; None where a mirror leaves it out and no HEAD has been made yet
+    etag: str | None = None  # the name of its blob: sha256 for LFS files, else git's blob sha1; None as for `size`
 
-    path: str
-    size: int | None = None
-    etag: str | None = None
+
+_Files = Mapping[str, RepoFile]
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All files of a repository at one commit.
+    """All files of a repository at one commit."""
 
-    Attributes:
-        commit: 40 hex digits; None for a directory.
-        files: by path.
-        parameters: the Hub's count of parameters by safetensors dtype ("F16"), empty where it gives none.
-    """
-
-    commit: str | None
-    files: Mapping[str, RepoFile]
+    commit: str | None  # 40 hex digits; None for a directory
+    files: Mapping[str, RepoFile]  # by path
+    # The Hub's count of parameters by safetensors dtype ("F16"), empty where it gives none.
     parameters: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class WeightRules:
-    """The caller's arguments about weights.
+    """The caller's arguments about weights."""
 
-    Attributes:
-        variant: the `variant=` of `from_pretrained`, used only on request.
-        safetensors: False where `use_safetensors=False` asks for pickles.
-        pickle: False where pickles are refused.
-    """
-
-    variant: str | None = None
-    safetensors: bool = True
-    pickle: bool = True
+    variant: str | None = None  # the `variant=` of `from_pretrained`, used only on request
+    safetensors: bool = True  # False where `use_safetensors=False` asks for pickles
+    pickle: bool = True  # False where pickles are refused
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Which part of a model is wanted.
+    """Which part of a model is wanted."""
 
-    Attributes:
-        weights: with its weights, or only what the tokenizer needs.
-        code: with its `.py` files.
-        rules: which weights are acceptable.
-    """
-
-    weights: bool
-    code: bool = False
-    rules: WeightRules = WeightRules()
+    weights: bool  # with its weights, or only what the tokenizer needs
+    code: bool = False  # with its `.py` files
+    rules: WeightRules = WeightRules()  # which weights are acceptable
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The files that a load needs of a repository at one commit, and their folder.
+    """The files that a load needs of a repository at one commit, and their folder."""
 
-    Attributes:
-        model: repo id, or the path of a directory.
-        folder: the snapshot's folder, or the directory.
-        listing: what the files were chosen from.
-        need: what they were chosen for; None for a choice by patterns, which asks for no load.
-        small: configuration, tokenizer, index and code files.
-        weights: the shards, in the order in which a build reads them; all files of a choice by patterns.
-        index: path of the shard index among `small`; None where one file holds all weights.
-        config: the parsed config.json; None until it can be read, and for a tokenizer, which needs no config.
-        sharp: whether the choice is final. A draft guesses the weights by their usual names, until config.json and the
-            index decide.
-        complete: the folder has all of the files.
-    """
-
-    model: str
-    folder: Path
-    listing: Listing
-    need: Need | None
-    small: tuple[RepoFile, ...] = ()
-    weights: tuple[RepoFile, ...] = ()
-    index: str | None = None
-    config: Mapping[str, Any] | None = None
-    sharp: bool = False
-    complete: bool = False
+    model: str  # repo id, or the path of a directory
+    folder: Path  # the snapshot's folder, or the directory
+    listing: Listing  # what the files were chosen from
+    need: Need | None  # what they were chosen for; None for a choice by patterns, which asks for no load
+    small: tuple[RepoFile, ...] = ()  # configuration, tokenizer, index and code files
+    weights: tuple[RepoFile, ...] = ()  # in the order in which a build reads them; all files of a choice by patterns
+    index: str | None = None  # path of the shard index among `small`; None where one file holds all weights
+    config: Mapping[str, Any] | None = None  # None until it can be read, and for a tokenizer, which needs none
+    sharp: bool = False  # the choice is final; a draft guesses the weights, until config.json and the index decide
+    complete: bool = False  # the folder has all of the files
 
     @property
     def commit(self) -> str | None:
@@ -167,13 +134,9 @@ class Manifest:
         )
 
     def sharpened(self, read: Callable[[RepoFile], bytes | None]) -> Manifest:
-        """The manifest as config.json and the shard index decide it, as far as both can be read.
+        """The manifest as config.json and the shard index decide it.
 
-        Args:
-            read: the bytes of a file; None where it has not arrived yet.
-
-        Returns:
-            A sharp manifest; a draft, with a better guess, where one of the two has not arrived.
+        It stays a draft, with a better guess, while `read` returns None for one of the two: it has not arrived yet.
 
         Raises:
             IncompatibleModelError: config.json or the index is damaged, or no weights of a readable kind exist.
@@ -213,29 +176,21 @@ def draft(listing: Listing, need: Need, *, model: str, folder: Path) -> Manifest
     files = listing.files
     if CONFIG not in files:
         raise _no_config_error(files, model)
-    small = _small(files, code=need.code)
-    index: str | None = None
-    names: tuple[str, ...] = ()
-    if need.weights:
-        try:
-            index, names = _usual_weights(files, need.rules, model)
-        except (IncompatibleModelError, UnsafeFileError):
-            # config.json may name one of these; never the weights of an adapter.
-            if not any(path.endswith(_EXPLICIT) and not path.startswith("adapter_model.") for path in files):
-                raise
-    return Manifest(
-        model,
-        folder,
-        listing,
-        need,
-        small=(files[index], *small) if index else small,
-        weights=tuple(files[name] for name in names),
-        index=index,
-        sharp=not need.weights,
-    )
+    made = Manifest(model, folder, listing, need, small=_small(files, code=need.code), sharp=not need.weights)
+    if not need.weights:
+        return made
+    try:
+        index, names = _usual_weights(files, need.rules, model)
+    except (IncompatibleModelError, UnsafeFileError):
+        # config.json may name one of these; never the weights of an adapter.
+        if not any(path.endswith(_EXPLICIT) and not path.startswith("adapter_model.") for path in files):
+            raise
+        return made
+    small = (files[index], *made.small) if index else made.small
+    return replace(made, small=small, weights=tuple(files[name] for name in names), index=index)
 
 
-def _small(files: Mapping[str, RepoFile], *, code: bool) -> tuple[RepoFile, ...]:
+def _small(files: _Files, *, code: bool) -> tuple[RepoFile, ...]:
     """The files beside the weights that a model or its tokenizer may read, in the order of linking.
 
     tokenizer_config.json and config.json are the last: see `yaie_async.store.completeness`.
@@ -253,7 +208,7 @@ def _small(files: Mapping[str, RepoFile], *, code: bool) -> tuple[RepoFile, ...]
 
 
 def _weight_set(
-    files: Mapping[str, RepoFile], config: Mapping[str, Any], rules: WeightRules, model: str
+    files: _Files, config: Mapping[str, Any], rules: WeightRules, model: str
 ) -> tuple[str | None, tuple[str, ...]]:
     """The index (or None) and the names of the one weight set that `from_pretrained` takes (a guess, with an index)."""
     explicit = config.get("transformers_weights")
@@ -274,7 +229,7 @@ def _weight_set(
     return explicit, ()
 
 
-def _usual_weights(files: Mapping[str, RepoFile], rules: WeightRules, model: str) -> tuple[str | None, tuple[str, ...]]:
+def _usual_weights(files: _Files, rules: WeightRules, model: str) -> tuple[str | None, tuple[str, ...]]:
     infix = f".{rules.variant}" if rules.variant else ""
     for stem, suffix, allowed in (
         ("model", "safetensors", rules.safetensors),
@@ -304,7 +259,7 @@ def _refuse_pickles(pickles: list[str], model: str) -> None:
         )
 
 
-def _guess_shards(files: Mapping[str, RepoFile], stem: str, infix: str, suffix: str) -> tuple[str, ...]:
+def _guess_shards(files: _Files, stem: str, infix: str, suffix: str) -> tuple[str, ...]:
     variant = re.escape(infix)
     usual = re.compile(rf"{stem}(?:{variant}-\d+-of-\d+|-\d+-of-\d+{variant})\.{suffix}")
     return tuple(sorted(path for path in files if usual.fullmatch(path)))
@@ -323,25 +278,15 @@ def _shards(raw: bytes, index: str, model: str) -> tuple[str, ...]:
         for name in weight_map.values():
             check_path(name, model=model, listed_in=index)
         return tuple(sorted(set(weight_map.values())))
-    raise IncompatibleModelError(
-        f"The shard index {index} of {model} {problem}, so its weights can't be found. "
-        "Fetch or save the model again; another revision may be whole.",
-        model=model,
-        file=index,
-    )
+    message = f"The shard index {index} of {model} {problem}, so its weights can't be found. {_AGAIN}"
+    raise IncompatibleModelError(message, model=model, file=index)
 
 
-def _existing(
-    files: Mapping[str, RepoFile], names: tuple[str, ...], listed_in: str, model: str
-) -> tuple[RepoFile, ...]:
+def _existing(files: _Files, names: tuple[str, ...], listed_in: str, model: str) -> tuple[RepoFile, ...]:
     for name in names:
         if name not in files:
-            raise ModelFileNotFoundError(
-                f"{listed_in} of {model} names {name}, which does not exist. "
-                "Fetch or save the model again; another revision may be whole.",
-                model=model,
-                file=name,
-            )
+            message = f"{listed_in} of {model} names {name}, which does not exist. {_AGAIN}"
+            raise ModelFileNotFoundError(message, model=model, file=name)
     return tuple(files[name] for name in names)
 
 
@@ -353,14 +298,10 @@ def _parse_object(raw: bytes, path: str, model: str) -> Mapping[str, Any]:
         parsed, problem = None, str(error)
     if isinstance(parsed, dict):
         return parsed
-    raise IncompatibleModelError(
-        f"{model}: {path} can't be read ({problem}). Fetch or save the model again; another revision may be whole.",
-        model=model,
-        file=path,
-    )
+    raise IncompatibleModelError(f"{model}: {path} can't be read ({problem}). {_AGAIN}", model=model, file=path)
 
 
-def _no_config_error(files: Mapping[str, RepoFile], model: str) -> IncompatibleModelError:
+def _no_config_error(files: _Files, model: str) -> IncompatibleModelError:
     if "adapter_config.json" in files:
         hint = (
             "It is a PEFT adapter: load the base model that adapter_config.json names, then add the adapter with peft."
@@ -378,7 +319,7 @@ def _no_config_error(files: Mapping[str, RepoFile], model: str) -> IncompatibleM
     )
 
 
-def _no_weights_error(files: Mapping[str, RepoFile], rules: WeightRules, model: str) -> IncompatibleModelError:
+def _no_weights_error(files: _Files, rules: WeightRules, model: str) -> IncompatibleModelError:
     wanted = "no model.safetensors and no pytorch_model.bin" if rules.safetensors else "no pytorch_model.bin"
     variant = f" of the variant {rules.variant!r}" if rules.variant else ""
     found = sorted(path for path in files if "/" not in path and _HEAVY.fullmatch(path))
