@@ -70,8 +70,8 @@ def _write(partial: Partial, *blocks: int) -> None:
         partial.record(block, block + 1)
 
 
-def _claim(directory: Path, *, lock_held: bool = True) -> Partial:
-    return claim_or_create(directory, ETAG, SIZE, lock_held=lock_held)
+def _claim(directory: Path) -> Partial:
+    return claim_or_create(directory, ETAG, SIZE)
 
 
 def _have(partial: Partial) -> list[int]:
@@ -176,25 +176,14 @@ class TestOneProcess:
         first.discard()
         second.discard()
 
-    def test_without_the_lock_nothing_is_claimed(self, blobs: Path) -> None:
-        partial = _claim(blobs)
-        _write(partial, 0)
-        partial.keep()
-        _age(_map(blobs), 3600)
-        other = _claim(blobs, lock_held=False)
-        assert _have(other) == []
-        discard_orphans(blobs, ETAG, lock_held=False)
-        assert len(_names(blobs)) == 4
-        other.discard()
-
     def test_a_published_partial_has_the_blobs_name_and_leaves_nothing(self, blobs: Path) -> None:
         _left_behind(blobs, 1)
-        partial = claim_or_create(blobs, ETAG, SIZE, lock_held=False)
+        partial = Partial.create(blobs, ETAG, SIZE)
         _write(partial, *range(6))
         partial.sync()
         assert partial.publish() == blobs / ETAG
         assert partial.fd == -1
-        discard_orphans(blobs, ETAG, lock_held=True)
+        discard_orphans(blobs, ETAG)
         assert _names(blobs) == [ETAG]
         assert (blobs / ETAG).read_bytes() == WHOLE
 
@@ -209,7 +198,7 @@ class TestOneProcess:
         assert (blobs / ETAG).read_bytes() == WHOLE
 
     def test_an_empty_blob(self, blobs: Path) -> None:
-        partial = claim_or_create(blobs, ETAG, 0, lock_held=True)
+        partial = claim_or_create(blobs, ETAG, 0)
         assert (partial.blocks, partial.recorded_bytes) == (b"", 0)
         partial.sync()
         assert partial.publish().read_bytes() == b""
@@ -230,7 +219,7 @@ class TestOneProcess:
             _left_behind(blobs, 0, 1)
             (data,) = set(blobs.glob("*.incomplete")) - set(blobs.glob("*.map.incomplete"))
             if spoil == "size":
-                partial = claim_or_create(blobs, ETAG, SIZE + 1, lock_held=True)
+                partial = claim_or_create(blobs, ETAG, SIZE + 1)
             else:
                 data.unlink() if spoil == "missing" else os.truncate(data, SIZE - 1)
                 partial = _claim(blobs)
@@ -246,7 +235,7 @@ class TestOneProcess:
         partial = _claim(blobs)
         assert not any(partial.blocks)
         _write(partial, 0)
-        discard_orphans(blobs, ETAG, lock_held=True)
+        discard_orphans(blobs, ETAG)
         assert victim.read_bytes() == bytes(SIZE)
 
     def test_a_link_in_the_place_of_a_data_file_is_not_followed(self, blobs: Path, tmp_path: Path) -> None:
@@ -268,7 +257,7 @@ class TestOneProcess:
         assert _have(partial) == [0, 1]
         _write(partial, *range(6))
         partial.publish()
-        discard_orphans(blobs, ETAG, lock_held=True)
+        discard_orphans(blobs, ETAG)
         assert _names(blobs) == [ETAG]
 
     def test_the_files_of_other_blobs_and_other_programs_stay(self, blobs: Path) -> None:
@@ -283,7 +272,7 @@ class TestOneProcess:
             (blobs / name).write_bytes(b"")
             _age(blobs / name, 3600)
         _claim(blobs).discard()
-        discard_orphans(blobs, ETAG, lock_held=True)
+        discard_orphans(blobs, ETAG)
         assert _names(blobs) == sorted(names)
 
     def test_writers_on_several_threads(self, blobs: Path) -> None:
@@ -335,7 +324,7 @@ class TestKilled:
                 partial.keep()
         else:
             assert _wait(_fork(child)) == 0
-        discard_orphans(blobs, ETAG, lock_held=True)
+        discard_orphans(blobs, ETAG)
         assert _names(blobs) == [ETAG]
         assert (blobs / ETAG).read_bytes() == WHOLE
 
@@ -381,7 +370,7 @@ def _kill_at_each_line(action: str, folder: str) -> None:
                 assert _have(partial) == [0, 1], f"lost by a kill at line {line}"
             _write(partial, 0, 1)
             partial.publish()
-        discard_orphans(blobs, ETAG, lock_held=True)
+        discard_orphans(blobs, ETAG)
         assert _names(blobs) == [ETAG], f"left behind by a kill at line {line}"
         assert (blobs / ETAG).read_bytes() == _whole(SIZE)
         shutil.rmtree(blobs)
@@ -494,7 +483,7 @@ class TestClaims:
 
     def test_discarding_orphans_keeps_partials_of_living_owners(self, blobs: Path) -> None:
         partial = _claim(blobs)
-        discard_orphans(blobs, ETAG, lock_held=True)
+        discard_orphans(blobs, ETAG)
         assert partial.touch() is Ownership.OURS
         assert len(_names(blobs)) == 2
 
@@ -649,7 +638,7 @@ class TestClaims:
         _left_behind(blobs, 0)
         (data,) = set(blobs.glob("*.incomplete")) - set(blobs.glob("*.map.incomplete"))
         data.rename(blobs / ETAG)
-        discard_orphans(blobs, ETAG, lock_held=True)
+        discard_orphans(blobs, ETAG)
         assert _names(blobs) == [ETAG]
 
     @pytest.mark.usefixtures("no_locks")
@@ -657,10 +646,10 @@ class TestClaims:
         blobs.mkdir()
         stray = blobs / f"{ETAG}.yaie-01234567.incomplete"
         stray.touch()
-        discard_orphans(blobs, ETAG, lock_held=True)
+        discard_orphans(blobs, ETAG)
         assert stray.exists()
         _age(stray, 61)
-        discard_orphans(blobs, ETAG, lock_held=True)
+        discard_orphans(blobs, ETAG)
         assert not stray.exists()
 
 
@@ -728,7 +717,7 @@ class TestDamagedMaps:
         assert set(_have(again)) <= {1, 2, 4}
         _write(again, *range(6))
         again.publish()
-        discard_orphans(blobs, ETAG, lock_held=True)
+        discard_orphans(blobs, ETAG)
         assert _names(blobs) == [ETAG]
 
     def test_a_damaged_map_without_working_locks_stays_for_a_minute(self, blobs: Path, no_locks: None) -> None:
@@ -770,7 +759,7 @@ class TestPruned:
         rescued = partial.rescue()
         _write(rescued, *range(6))
         rescued.publish()
-        discard_orphans(blobs, ETAG, lock_held=True)
+        discard_orphans(blobs, ETAG)
         assert _names(blobs) == [ETAG]
 
     @pytest.mark.parametrize("folder", [False, True])

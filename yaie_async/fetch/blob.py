@@ -103,7 +103,7 @@ class _Fetch:
         self._is_there = self._look(stop)
         if self._is_there:
             # A kill right after publishing may have left the map.
-            discard_orphans(self.cache.blobs, self.etag, lock_held=True)
+            discard_orphans(self.cache.blobs, self.etag)
         elif not stop.is_set():
             self._own(self._claim)
 
@@ -185,12 +185,12 @@ class _Fetch:
             self.arriving.begin(self._partial.path, self._partial.blocks)
 
     def _claim(self) -> Partial:
-        return claim_or_create(self.cache.blobs, self.etag, self.size, lock_held=True)
+        return claim_or_create(self.cache.blobs, self.etag, self.size)
 
     def _publish(self) -> None:
         assert self._partial is not None
         self._partial.publish()
-        discard_orphans(self.cache.blobs, self.etag, lock_held=True)
+        discard_orphans(self.cache.blobs, self.etag)
         self._release_lock()
 
     def _keep(self) -> None:

@@ -1,6 +1,7 @@
 """Finding the partials of a blob on the disk, and claiming one whose owner is gone.
 
-All functions block, and raise CacheAccessError, or DiskFullError where they write.
+All functions block, and raise CacheAccessError, or DiskFullError where they write. Their caller holds the blob's lock,
+without which nothing may be claimed; only `resumable_bytes` needs none.
 """
 
 import os
@@ -26,7 +27,7 @@ from yaie_async.store.blockmap import (
 )
 from yaie_async.store.diskio import write_all
 from yaie_async.store.os_errors import cache_errors
-from yaie_async.store.owners import Claimer, ClaimMode, is_alive, probe
+from yaie_async.store.owners import Claimer, ClaimMode, probe
 from yaie_async.store.partials import Ownership, Partial, remove
 
 
@@ -47,24 +48,13 @@ class _FoundMap:
     def recorded_bytes(self) -> int:
         return 0 if self.header is None else recorded_bytes(self.state, self.header.size)
 
-    def mode(self, claimer: Claimer) -> ClaimMode | None:
-        alive = self.header is not None and is_alive(self.header.owner)
-        return claimer.mode(self.header, alive=alive, mtime_ns=self.mtime_ns)
 
-
-def claim_or_create(directory: Path, etag: str, size: int, *, lock_held: bool) -> Partial:
-    """Claim the orphan with the most bytes, or make a new partial.
-
-    Args:
-        directory: the repository's `blobs`; made if it does not exist.
-        etag: the blob's name.
-        size: size of the blob in bytes.
-        lock_held: whether the caller holds the blob's lock. Without it nothing is claimed.
-    """
+def claim_or_create(directory: Path, etag: str, size: int) -> Partial:
+    """Claim the orphan with the most bytes, or make a new partial, and the directory if it does not exist."""
     with cache_errors(directory, needed=size):
-        maps = _read_maps(directory, etag) if lock_held else []
+        maps = _read_maps(directory, etag)
         if maps:
-            claimer = probe(directory, etag, lock_held=lock_held)
+            claimer = probe(directory, etag)
             for found in sorted(maps, key=lambda each: each.recorded_bytes, reverse=True):
                 partial = _claim(found, size, claimer)
                 if partial is not None:
@@ -72,7 +62,7 @@ def claim_or_create(directory: Path, etag: str, size: int, *, lock_held: bool) -
     return Partial.create(directory, etag, size)
 
 
-def discard_orphans(directory: Path, etag: str, *, lock_held: bool) -> None:
+def discard_orphans(directory: Path, etag: str) -> None:
     """Remove the partials of dead owners once the blob is published; those of living owners stay."""
     with cache_errors(directory), suppress(FileNotFoundError):
         # Listed before the maps: a map is made before its data file, so each data file seen here has its map by then.
@@ -81,13 +71,13 @@ def discard_orphans(directory: Path, etag: str, *, lock_held: bool) -> None:
         strays = set(data) - {found.data_path for found in maps}
         if not maps and not strays:
             return
-        claimer = probe(directory, etag, lock_held=lock_held)
+        claimer = probe(directory, etag)
         for found in maps:
-            if found.mode(claimer) is not None:
+            if claimer.mode(found.header, found.mtime_ns) is not None:
                 remove(found.path, found.data_path)
         for path in strays:
             with suppress(OSError):
-                if claimer.mode(None, alive=False, mtime_ns=path.lstat().st_mtime_ns) is not None:
+                if claimer.mode(None, path.lstat().st_mtime_ns) is not None:
                     os.unlink(path)
 
 
@@ -101,8 +91,8 @@ def has_live_owner(directory: Path, etag: str) -> bool:
     """Whether a living process owns a partial of this blob."""
     with cache_errors(directory), suppress(FileNotFoundError):
         maps = _read_maps(directory, etag)
-        claimer = probe(directory, etag, lock_held=True)
-        return any(found.mode(claimer) is None for found in maps)
+        claimer = probe(directory, etag)
+        return any(claimer.mode(found.header, found.mtime_ns) is None for found in maps)
     return False
 
 
@@ -123,7 +113,8 @@ def _read_maps(directory: Path, etag: str) -> list[_FoundMap]:
 
 
 def _claim(found: _FoundMap, size: int, claimer: Claimer) -> Partial | None:
-    mode, header, state = found.mode(claimer), found.header, found.state
+    header, state = found.header, found.state
+    mode = claimer.mode(header, found.mtime_ns)
     if mode is None:
         return None
     if header is None or header.size != size:

@@ -23,50 +23,38 @@ class ClaimMode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Claimer:
-    """What a claim in one directory is decided by.
+    """What a claim in one directory is decided by. This process holds the blob's lock."""
 
-    Attributes:
-        process: this process.
-        lock_held: whether this process holds the blob's lock.
-        locks_work: whether flock in this directory excludes a second descriptor.
-        clock_ns: the mtime of a file that was touched just now.
-    """
+    process: Owner  # this process
+    locks_work: bool  # whether flock in this directory excludes a second descriptor
+    clock_ns: int  # the mtime of a file that was touched just now
 
-    process: Owner
-    lock_held: bool
-    locks_work: bool
-    clock_ns: int
+    def mode(self, header: MapHeader | None, mtime_ns: int) -> ClaimMode | None:
+        """How a partial may be claimed whose map was last touched at `mtime_ns`; None if it may not.
 
-    def mode(self, header: MapHeader | None, *, alive: bool, mtime_ns: int) -> ClaimMode | None:
-        """How a partial may be claimed; None if it may not.
-
-        Args:
-            header: of its map; None for a damaged map, or a data file without a map.
-            alive: whether the owner runs here, if it is of this boot and process namespace.
-            mtime_ns: when the map (or that data file) was last touched.
+        Without a header the map is damaged, or a data file has no map, and `mtime_ns` is the data file's.
         """
-        if not self.lock_held:
-            return None
         silent = self.clock_ns - mtime_ns >= SILENCE * 1e9
         if header is None:  # a wrong guess costs the owner a copy (`Partial.rescue`)
             return ClaimMode.IN_PLACE if self.locks_work or silent else None
-        if header.released or (self.locks_work and not alive and self._shares_pids_with(header.owner)):
+        if header.released or (self.locks_work and self._sees_dead(header.owner)):
             return ClaimMode.IN_PLACE
         return ClaimMode.BY_COPY if silent else None
 
-    def _shares_pids_with(self, owner: Owner) -> bool:
+    def _sees_dead(self, owner: Owner) -> bool:
+        """Whether an owner of this boot and process namespace does not run any more."""
         mine, theirs = ((o.host, o.boot, o.pid_namespace) for o in (self.process, owner))
-        return bool(owner.boot) and mine == theirs
+        return bool(owner.boot) and mine == theirs and start_time(owner.pid) != owner.started
 
 
-def probe(directory: Path, etag: str, *, lock_held: bool) -> Claimer:
+def probe(directory: Path, etag: str) -> Claimer:
     """Probe the directory's clock and flock with a temporary file."""
     # Named like a partial, so that `hf cache prune` and `discard_orphans` remove it if a kill comes before the unlink.
     path = directory / file_name(etag, secrets.token_hex(4), DATA)
     first = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         os.utime(first)
-        return Claimer(this_process(), lock_held, _locks_work(first, path), os.fstat(first).st_mtime_ns)
+        return Claimer(this_process(), _locks_work(first, path), os.fstat(first).st_mtime_ns)
     finally:
         os.close(first)
         with suppress(FileNotFoundError):
@@ -86,12 +74,11 @@ def _locks_work(first: int, path: Path) -> bool:
         fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
-        return False  # the file system has no locks
-    else:
-        return False
+    except OSError:  # the file system has no locks
+        pass
     finally:
         os.close(second)
+    return False
 
 
 def this_process() -> Owner:
@@ -101,11 +88,6 @@ def this_process() -> Owner:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         pid_namespace = os.readlink("/proc/self/ns/pid")
     return Owner(platform.node(), boot, pid_namespace, os.getpid(), start_time(os.getpid()) or 0)
-
-
-def is_alive(owner: Owner) -> bool:
-    """Whether this very process runs, provided that it is of this boot and process namespace."""
-    return start_time(owner.pid) == owner.started
 
 
 def start_time(pid: int) -> int | None:
