@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from yaie_async.core.manifest import Listing, Need, RepoFile, WeightRules
+from yaie_async.core.manifest import Need, RepoFile, WeightRules
 from yaie_async.store import completeness
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.completeness import Completeness, read
@@ -161,12 +161,12 @@ def test_weights_of_another_kind_do_not_count(cache: RepoCache) -> None:
 def test_a_file_is_read_from_the_link_or_the_blob(cache: RepoCache) -> None:
     """A file that is verified but not linked yet can be read; a file that is neither is None."""
     etag = "d" * 40
-    listing, file = Listing(COMMIT, {}), RepoFile("config.json", 2, etag)
-    assert read(cache, listing, file) is None
+    file = RepoFile("config.json", 2, etag)
+    assert read(cache, COMMIT, file) is None
     cache.blob(etag).write_text('{"a": 1}')
-    assert read(cache, listing, file) == b'{"a": 1}'
+    assert read(cache, COMMIT, file) == b'{"a": 1}'
     cache.link(COMMIT, "config.json", etag, fresh=True)
-    assert read(cache, listing, RepoFile("config.json")) == b'{"a": 1}'
+    assert read(cache, COMMIT, RepoFile("config.json")) == b'{"a": 1}'
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000])

@@ -85,10 +85,9 @@ class _Fetch:
 
     async def _sharpen(self) -> None:
         """Let config.json and the index decide, now that they are in the cache."""
-        listing = self._manifest.listing
 
         def read(file: RepoFile) -> bytes | None:
-            return read_fetched(self._cache, listing, file) if file.path in self._fetched else None
+            return read_fetched(self._cache, self._commit, file) if file.path in self._fetched else None
 
         sharpened = partial(self._manifest.sharpened, read)
         self._manifest = await with_sizes(self._session, await run_owned(sharpened, name="plan"))

@@ -10,36 +10,26 @@ from enum import Enum
 from yaie_async.core.errors import LoaderError, ModelFileNotFoundError
 from yaie_async.core.manifest import CONFIG, TOKENIZER_CONFIG, Listing, Manifest, Need, RepoFile, draft
 from yaie_async.store.cache import RepoCache
-from yaie_async.store.os_errors import cache_errors
+from yaie_async.store.os_errors import read_bytes
 
 _CLOCK_TICK = 0.02  # seconds: file systems advance the times of files in steps of 10 ms at most
 
 
 class Completeness(Enum):
-    """How much of a load the cache has.
+    """How much of a load the cache has."""
 
-    MISSING: a file that the load needs is missing.
-    USABLE: no file is known to be missing, but nothing proves that all exist. Enough to load offline.
-    COMPLETE: all files of the manifest exist.
-    """
-
-    MISSING = 0
-    USABLE = 1
-    COMPLETE = 2
+    MISSING = 0  # a file that the load needs is missing
+    USABLE = 1  # no file is known to be missing, but nothing proves that all exist; enough to load offline
+    COMPLETE = 2  # all files of the manifest exist
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotState:
-    """What the cache has of a load.
-
-    Attributes:
-        completeness: how much of it.
-        manifest: the files of the load; None where the cache does not suffice to choose them.
-        error: why the model can't be loaded even if the repository has more files; None where that is not known.
-    """
+    """What the cache has of a load."""
 
     completeness: Completeness
-    manifest: Manifest | None = None
+    manifest: Manifest | None = None  # None where the cache does not suffice to choose the files
+    # Why the model can't be loaded even if the repository has more files; None where that is not known.
     error: LoaderError | None = None
 
 
@@ -92,40 +82,27 @@ def mark_unproved(cache: RepoCache, commit: str) -> None:
 
 
 def cached_manifest(cache: RepoCache, listing: Listing, need: Need) -> Manifest:
-    """The manifest of a load, as sharp as the cached files allow. Blocks.
-
-    Raises:
-        IncompatibleModelError, UnsafeFileError, ModelFileNotFoundError: as `yaie_async.core.manifest` says.
-    """
-    assert listing.commit is not None
-    folder = cache.snapshot(listing.commit)
-    return draft(listing, need, model=cache.repo_id, folder=folder).sharpened(lambda file: read(cache, listing, file))
+    """The manifest of a load, as sharp as the cached files allow; raises what `draft` and `sharpened` do. Blocks."""
+    commit = listing.commit
+    assert commit is not None
+    made = draft(listing, need, model=cache.repo_id, folder=cache.snapshot(commit))
+    return made.sharpened(lambda file: read(cache, commit, file))
 
 
-def read(cache: RepoCache, listing: Listing, file: RepoFile) -> bytes | None:
+def read(cache: RepoCache, commit: str, file: RepoFile) -> bytes | None:
     """The bytes of a small file, from the snapshot or from its verified blob; None where neither exists. Blocks."""
-    assert listing.commit is not None
     blob = [cache.blob(file.etag)] if file.etag else []
-    for path in (cache.pointer(listing.commit, file.path), *blob):
+    for path in (cache.pointer(commit, file.path), *blob):
         with suppress(OSError):
             return path.read_bytes()
     return None
 
 
-def read_fetched(cache: RepoCache, listing: Listing, file: RepoFile) -> bytes:
-    """The bytes of a small file that was fetched or is linked. Blocks.
-
-    Raises:
-        CacheAccessError: it can't be read.
-    """
-    assert listing.commit is not None
-    # Twice: without symlinks another load may move the blob to its link between the two looks of `read`.
-    for _ in range(2):
-        if (raw := read(cache, listing, file)) is not None:
-            return raw
-    path = cache.pointer(listing.commit, file.path)
-    with cache_errors(path, reading=True):
-        return path.read_bytes()
+def read_fetched(cache: RepoCache, commit: str, file: RepoFile) -> bytes:
+    """The bytes of a small file that was fetched or is linked; CacheAccessError where it can't be read. Blocks."""
+    raw = read(cache, commit, file)
+    # Again at the link: without symlinks another load may move the blob there between the two looks of `read`.
+    return read_bytes(cache.pointer(commit, file.path)) if raw is None else raw
 
 
 def known_files(cache: RepoCache, commit: str) -> Mapping[str, RepoFile]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from yaie_async.core.manifest import Listing, Manifest, Need, RepoFile, draft
-from yaie_async.store.os_errors import cache_errors
+from yaie_async.store.os_errors import read_bytes
 
 
 def directory_manifest(path: Path, need: Need) -> Manifest:
@@ -16,12 +16,7 @@ def directory_manifest(path: Path, need: Need) -> Manifest:
         CacheAccessError: config.json or the index can't be read.
     """
     manifest = draft(Listing(None, files_below(path)), need, model=str(path), folder=path)
-    return replace(manifest.sharpened(lambda file: _read(path / file.path)), complete=True)
-
-
-def _read(path: Path) -> bytes:
-    with cache_errors(path, reading=True):
-        return path.read_bytes()
+    return replace(manifest.sharpened(lambda file: read_bytes(path / file.path)), complete=True)
 
 
 def files_below(top: Path) -> dict[str, RepoFile]:
