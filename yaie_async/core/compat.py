@@ -11,21 +11,16 @@ _logged: set[str] = set()
 
 
 class Names:
-    """The undocumented names of other libraries that one module of this package uses.
-
-    Args:
-        losses: what is lost without each name ("module:attribute.attribute"), as the end of a sentence.
-    """
+    """The undocumented names of other libraries that one module of this package uses."""
 
     def __init__(self, losses: Mapping[str, str]) -> None:
+        # What is lost without each name ("module:attribute.attribute"), as the end of a sentence.
         self.losses = losses
 
     def find(self, name: str, owner: object = None) -> Any:
-        """Return what `name` stands for, or None where the library lacks it. That is logged once in a process.
+        """Return what one of `losses` stands for, or None where the library lacks it. That is logged once in a process.
 
-        Args:
-            name: one of `losses`.
-            owner: the object to take the last attribute of `name` from; the module is not imported then.
+        With `owner` the last attribute of `name` is taken from that object, and the module is not imported.
         """
         loss = self.losses[name]
         module, _, path = name.partition(":")
@@ -43,10 +38,9 @@ class Names:
 
 def version(library: str) -> str | None:
     """Return the version of a library, or None where it is not installed."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
+    from importlib import metadata
 
     try:
-        return installed(library)
-    except PackageNotFoundError:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
         return None

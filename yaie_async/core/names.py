@@ -9,10 +9,9 @@ _HEX = re.compile(r"[0-9a-f]+")
 
 
 def check_path(path: str, *, model: str, listed_in: str = "its listing") -> None:
-    """Refuse a path that could leave its folder, by the rules of POSIX and of Windows.
+    """Raise UnsafeFileError for a path that could leave its folder, by the rules of POSIX and of Windows.
 
-    Raises:
-        UnsafeFileError: for `..`, absolute paths, drives, NUL, lone surrogates and empty segments.
+    Those are `..`, absolute paths, drives, NUL, lone surrogates and empty segments.
     """
     parts = path.replace("\\", "/").split("/")
     windows = PureWindowsPath(path)
@@ -33,11 +32,7 @@ def check_path(path: str, *, model: str, listed_in: str = "its listing") -> None
 
 
 def check_etag(etag: str, *, model: str, file: str) -> None:
-    """Refuse an etag that is not a plain file name, because it names a blob.
-
-    Raises:
-        UnsafeFileError: for anything but a non-empty name without separators.
-    """
+    """Raise UnsafeFileError for an etag that is not a plain file name (not empty, no separators): it names a blob."""
     plain = etag not in ("", ".", "..") and not any(c in etag for c in "/\\\0") and len(etag) <= 200
     if not plain or not _encodes(etag):
         raise UnsafeFileError(

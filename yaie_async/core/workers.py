@@ -28,14 +28,10 @@ class _NeverAwaited(threading.Event):
 
 
 class Workers:
-    """Runs each piece of work at once, in a thread that does nothing else meanwhile.
-
-    Attributes:
-        cores: the cores that the threads may run on, except during a last piece of work.
-    """
+    """Runs each piece of work at once, in a thread that does nothing else meanwhile."""
 
     def __init__(self) -> None:
-        self.cores: Cores = Cores()
+        self.cores: Cores = Cores()  # that the threads may run on, except during a last piece of work
         self._work: queue.SimpleQueue[tuple[str, bool, Callable[[], object]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._free = 0  # waiting threads, less the pieces of work that were submitted to them

@@ -25,23 +25,14 @@ class ArrivingFile:
 
     Readers call `open` and `wait`. Both raise ArrivalError once the file has failed, or once `cancelled()` is true
     while they wait.
-
-    Args:
-        path: the file's path in the repository.
-        size: in bytes.
-        finished: the paths that the file is moved to, in this order, once it is complete.
-
-    Attributes:
-        path, size: the same.
-        failed: whether the bytes read here are invalid: some are missing, or others have replaced them.
     """
 
     def __init__(self, path: str, size: int, *finished: Path) -> None:
-        self.path = path
+        self.path = path  # in the repository
         self.size = size
-        self.failed: bool = False
+        self.failed: bool = False  # the bytes read here are invalid: some are missing, or others have replaced them
         self._written = bytearray(block_count(size))
-        self._finished = finished
+        self._finished = finished  # the paths that the file is moved to, in this order, once it is complete
         self._places: tuple[Path, ...] = ()
 
     def begin(self, source: Path, blocks: bytes) -> None:

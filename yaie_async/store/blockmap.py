@@ -30,40 +30,24 @@ MAP: Final = ".map.incomplete"
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A process, described so that another process can check whether it still runs.
+    """A process, described so that another process can check whether it still runs."""
 
-    Attributes:
-        host: the machine's name.
-        boot: the kernel's id of this boot; "" where the system has none.
-        pid_namespace: the namespace of `pid`; "" where the system has none.
-        pid: the process id.
-        started: start time of the process in ticks since boot, because process ids are reused.
-    """
-
-    host: str
-    boot: str
-    pid_namespace: str
+    host: str  # the machine's name
+    boot: str  # the kernel's id of this boot; "" where the system has none
+    pid_namespace: str  # the namespace of `pid`; "" where the system has none
     pid: int
-    started: int
+    started: int  # start time in ticks since boot, because process ids are reused
 
 
 @dataclass(frozen=True, slots=True)
 class MapHeader:
-    """The header of a map.
+    """The header of a map."""
 
-    Attributes:
-        etag: the blob's name.
-        size: size of the blob in bytes.
-        data: name of the data file, in the same directory.
-        owner: the process that writes the partial.
-        released: whether the owner has closed the partial for good.
-    """
-
-    etag: str
-    size: int
-    data: str
-    owner: Owner
-    released: bool = False
+    etag: str  # the blob's name
+    size: int  # of the blob, in bytes
+    data: str  # name of the data file, in the same directory
+    owner: Owner  # the process that writes the partial
+    released: bool = False  # whether the owner has closed the partial for good
 
     @property
     def blocks(self) -> int:

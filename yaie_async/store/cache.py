@@ -7,7 +7,8 @@
                          snapshots/<commit>/<path> -> ../../blobs/<etag>
                          trees/<commit>.json          the official client's listing, read and never written
 
-The layout is that of huggingface_hub 2.4. All methods block: they are called in threads.
+The layout is that of huggingface_hub 2.4. All methods block: they are called in threads. `prepare` and `link` raise
+CacheAccessError or DiskFullError.
 """
 
 import json
@@ -95,9 +96,6 @@ class RepoCache:
         """Make the folders and the cache tag.
 
         The folder of the snapshot has to exist before a ref to it, or `hf cache scan` calls the repository corrupt.
-
-        Raises:
-            CacheAccessError, DiskFullError.
         """
         with cache_errors(self.folder):
             self.blobs.mkdir(parents=True, exist_ok=True)
@@ -128,10 +126,7 @@ class RepoCache:
         """Link a finished blob into the snapshot. `fresh`: whether this load has just written the blob.
 
         Where symlinks don't work (or HF_HUB_DISABLE_SYMLINKS is set) a fresh blob is moved into the snapshot and an
-        older one copied, as the official client does.
-
-        Raises:
-            CacheAccessError, DiskFullError: it can't be linked; the snapshot is unchanged.
+        older one copied, as the official client does. After an error the snapshot is unchanged.
         """
         blob, pointer = self.blob(etag), self.pointer(commit, path)
         # Named like the official client's partials, so that `hf cache prune` removes it after a kill.

@@ -16,16 +16,13 @@ from yaie_async.core.threads import run_owned
 from yaie_async.store.os_errors import cache_errors
 
 
-def _nothing() -> None: ...
-
-
 @asynccontextmanager
 async def blob_lock(
     path: Path,
     waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
     *,
-    first: Callable[[], object] = _nothing,
-    last: Callable[[], object] = _nothing,
+    first: Callable[[], object] = lambda: None,
+    last: Callable[[], object] = lambda: None,
     interrupt: Callable[[], None] | None = None,
 ) -> AsyncIterator[Callable[[], None]]:
     """Hold `.locks/<repo folder>/<etag>.lock` during the block. The lock file itself stays, as other clients expect.

@@ -54,24 +54,16 @@ class Ownership(Enum):
 
 
 class Partial:
-    """A partial that this process owns.
+    """A partial that this process owns."""
 
-    Attributes:
-        path: the data file.
-        fd: its descriptor, for `pwrite` and `pread`; -1 once closed.
-        etag: the blob's name.
-        size: size of the blob, and of the data file, in bytes.
-        arriving: if set, recorded blocks are reported to it.
-    """
-
-    fd: int
+    fd: int  # of the data file, for `pwrite` and `pread`; -1 once closed
 
     def __init__(self, map_path: Path, header: MapHeader, state: bytearray, fds: tuple[int, int]) -> None:
-        self.path: Path = map_path.with_name(header.data)
+        self.path: Path = map_path.with_name(header.data)  # the data file
         self.fd, self._map_fd = fds
         self.etag: str = header.etag
-        self.size: int = header.size
-        self.arriving: ArrivingFile | None = None
+        self.size: int = header.size  # of the blob, and of the data file, in bytes
+        self.arriving: ArrivingFile | None = None  # if set, recorded blocks are reported to it
         self._map_path = map_path
         self._header = header
         self._page = encode_header(header)
