@@ -31,9 +31,9 @@ chains its cause.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -185,10 +185,7 @@ class DiskFullError(LoaderError, OSError):
     needed: int
     free: int
     path: str
-
-    @property
-    def errno(self) -> int:  # type: ignore[override]
-        return errno.ENOSPC
+    errno = ENOSPC
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

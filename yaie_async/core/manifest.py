@@ -43,6 +43,7 @@ class RepoFile:
 
 
 _Files = Mapping[str, RepoFile]
+_WeightSet = tuple[str | None, tuple[str, ...]]  # the index, or None, and the names of the shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +208,8 @@ def _small(files: _Files, *, code: bool) -> tuple[RepoFile, ...]:
     return tuple(files[path] for path in (*sorted(chosen), *(path for path in last if path in files)))
 
 
-def _weight_set(
-    files: _Files, config: Mapping[str, Any], rules: WeightRules, model: str
-) -> tuple[str | None, tuple[str, ...]]:
-    """The index (or None) and the names of the one weight set that `from_pretrained` takes (a guess, with an index)."""
+def _weight_set(files: _Files, config: Mapping[str, Any], rules: WeightRules, model: str) -> _WeightSet:
+    """The one weight set that `from_pretrained` takes; its shards are a guess where it has an index."""
     explicit = config.get("transformers_weights")
     if explicit is None:
         return _usual_weights(files, rules, model)
@@ -229,7 +228,7 @@ def _weight_set(
     return explicit, ()
 
 
-def _usual_weights(files: _Files, rules: WeightRules, model: str) -> tuple[str | None, tuple[str, ...]]:
+def _usual_weights(files: _Files, rules: WeightRules, model: str) -> _WeightSet:
     infix = f".{rules.variant}" if rules.variant else ""
     for stem, suffix, allowed in (
         ("model", "safetensors", rules.safetensors),

@@ -109,9 +109,8 @@ def decode(raw: bytes, etag: str) -> tuple[MapHeader, bytearray] | None:
         header = MapHeader(**{**fields, "owner": Owner(**fields["owner"])})
     except (ValueError, KeyError, TypeError):
         return None
-    if header.etag != etag or not is_file_name(header.data, etag, DATA) or header.size < 0:
-        return None
-    if len(blocks) != header.blocks:
+    named = header.etag == etag and is_file_name(header.data, etag, DATA)
+    if not named or header.size < 0 or len(blocks) != header.blocks:
         return None
     state = bytearray()
     for byte, *valid in zip(blocks, *marks(header), strict=True):
