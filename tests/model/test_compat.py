@@ -6,6 +6,7 @@ That a model loads without each name is tested in tests/loader/test_compat.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from yaie_async.model.failures import translate
 from yaie_async.model.model import build_model
 from yaie_async.model.preflight import check_config
 from yaie_async.model.pretrained import load_checked
+from yaie_async.model.request import BuildRequest
 
 
 @pytest.fixture
@@ -124,6 +126,11 @@ def test_the_device_that_is_full(text: str, expected: tuple[str, int | None]) ->
     assert compat.full_device(text) == expected
 
 
+def with_config(directory: Path, config: dict[str, Any]) -> BuildRequest:
+    request = request_of(directory)
+    return replace(request, manifest=replace(request.manifest, config=config))
+
+
 _ENCODER = {"architectures": ["BertForMaskedLM"], "model_type": "bert"}
 _ENCODER_DECODER = {"architectures": ["BartForConditionalGeneration"], "model_type": "bart"}
 
@@ -142,7 +149,7 @@ def test_what_is_no_causal_model_is_refused_without_a_table(
 ) -> None:
     """Its tensors are those of a causal language model, so nothing but the name of its class shows what it is."""
     with hidden(modeling_auto, table), pytest.raises(errors.IncompatibleModelError, match="not a causal language"):
-        check_config(config, request_of(checkpoint("llama")))
+        check_config(with_config(checkpoint("llama"), config))
 
 
 @pytest.mark.parametrize(
@@ -157,4 +164,4 @@ def test_a_config_with_lists_for_names(changes: dict[str, Any], checkpoint: Call
     """What can't be a name is in no table, and is refused."""
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | changes
     with pytest.raises(errors.LoaderError):
-        check_config(config, request_of(checkpoint("llama")))
+        check_config(with_config(checkpoint("llama"), config))

@@ -220,7 +220,7 @@ class ModelLoader:
 
         await run_detached(partial(import_libraries, responsive=self._responsive), name="imports")
         request = self._request(session, await streamed.wait_for_small())
-        await run_detached(partial(check_config, request.config, request), name="preflight")
+        await run_detached(partial(check_config, request), name="preflight")
         await streamed.run(request)
 
     async def _build(self, request: BuildRequest) -> PreTrainedModel:

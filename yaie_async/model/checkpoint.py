@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from yaie_async.core.errors import IncompatibleModelError, ModelFileNotFoundError
 from yaie_async.model.header import MONSTROUS, HeaderError, UnknownDtypeError, read_header
 
 if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
 
 
-def check_code(config: Mapping[str, Any], request: BuildRequest) -> None:
+def check_code(request: BuildRequest) -> None:
     """Refuse a model whose code is to be run and does not exist.
 
     transformers keeps a registry of the classes that it has run, and may take one of another directory instead.
-
-    Raises:
-        ModelFileNotFoundError: names the file.
     """
-    from yaie_async.core.errors import ModelFileNotFoundError
-
-    auto_map = config.get("auto_map")
-    if not request.trust_remote_code or not isinstance(auto_map, dict):
+    if not request.trust_remote_code:
         return
     for auto_class in ("AutoConfig", "AutoModelForCausalLM"):
-        reference = auto_map.get(auto_class)
+        reference = request.auto_map.get(auto_class)
         if not isinstance(reference, str) or "--" in reference:  # with a repo before "--" it is in that one
             continue
         name = code_file(reference)
@@ -49,14 +43,8 @@ def code_file(reference: str) -> str:
 def check_headers(request: BuildRequest) -> None:
     """Refuse a monstrous header before anything parses it, and a file that can't be opened.
 
-    safetensors reports a file that it may not read as "No such file or directory".
-
-    Raises:
-        IncompatibleModelError: names the file.
-        OSError: it can't be opened.
+    safetensors reports a file that it may not read as "No such file or directory"; here it is the system's OSError.
     """
-    from yaie_async.core.errors import IncompatibleModelError
-
     for weights in request.manifest.weights:
         path = request.folder / weights.path
         with path.open("rb") as file:

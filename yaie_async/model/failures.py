@@ -1,7 +1,7 @@
 """Translates the errors that torch, transformers, safetensors and the disk raise during a build.
 
-A pure function of the error. Classes of libraries are recognised by name, so that nothing has to be imported; the
-texts that are recognised are in `yaie_async.model.compat`.
+Classes of libraries are recognised by name, so that nothing has to be imported; the texts that are recognised are in
+`yaie_async.model.compat`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import pickle
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from yaie_async.core.errors import (
@@ -24,6 +23,9 @@ from yaie_async.core.errors import (
     UnsafeFileError,
 )
 from yaie_async.model import compat
+from yaie_async.model.checkpoint import damaged_file
+from yaie_async.model.estimate import estimate_memory
+from yaie_async.model.memory import available_memory
 
 if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
@@ -32,43 +34,42 @@ if TYPE_CHECKING:
 _UNKNOWN_KEYWORD = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What is known about the checkpoint when its build fails.
+def translate(error: Exception, request: BuildRequest, handled: BaseException | None = None) -> LoaderError:
+    """Return the error of this package for `error`. Raise it `from error`.
 
-    Attributes:
-        architecture: the one that its config names, or None.
-        damaged: the weight file whose structure is broken, or None.
-        needed: bytes that its weights need, or None.
-        free: bytes that are free on the CPU, or None.
-        handled: the exception that the caller was handling when the build began, which is no cause of the failure.
+    `handled` is what the caller was handling when the build began, which is no cause of its failure.
     """
-
-    architecture: str | None = None
-    damaged: str | None = None
-    needed: int | None = None
-    free: int | None = None
-    handled: BaseException | None = None
-
-
-def translate(error: Exception, request: BuildRequest, found: Found = Found()) -> LoaderError:
-    """Return the error of this package for `error`. Raise it `from error`."""
-    chain = list(_chain(error, found.handled))
+    chain = list(_chain(error, handled))
     own = next((e for e in chain if isinstance(e, LoaderError)), None)
     if own is not None:
         return own
     if any(_is_memory(e) for e in chain):
-        return _out_of_memory(chain, request, found)
-    if found.damaged is not None:
-        return _incompatible(
-            request,
-            found,
-            f"{found.damaged} is truncated or corrupt ({_one_line(error)}). Fetch or save the model again.",
-            file=found.damaged,
-        )
+        return _out_of_memory(chain, request)
+    try:
+        damaged = damaged_file(request)
+    except OSError:
+        damaged = None  # it can't be opened: the error that is being translated says so
+    if damaged is not None:
+        why = f"{damaged} is truncated or corrupt ({_one_line(error)}). Fetch or save the model again."
+        return incompatible(request, why, file=damaged)
     if any(isinstance(e, pickle.UnpicklingError) for e in chain):
-        return _unsafe_pickle(request)
-    return _from_argument(error, request) or _from_file(chain, request) or _unknown(error, request, found)
+        # torch's own text advises weights_only=False, which would run the code: it stays in the cause.
+        return UnsafeFileError(
+            f"{request.source} can't be loaded: its pytorch_model.bin holds more than tensors, and nothing of it was "
+            "run. Don't use this model, or choose a revision with safetensors.",
+            model=request.source,
+            file="pytorch_model.bin",
+        )
+    return _from_argument(error, request) or _from_file(chain, request) or _unknown(error, request)
+
+
+def incompatible(
+    request: BuildRequest, why: str, *, file: str | None = None, loaded: str = "loaded"
+) -> IncompatibleModelError:
+    """Return the error for a checkpoint that can't be `loaded`; it names the architecture."""
+    named = request.architecture
+    message = f"{request.source} ({named or 'unknown architecture'}) can't be {loaded}: {why}"
+    return IncompatibleModelError(message, architecture=named, model=request.source, file=file)
 
 
 def _from_argument(error: Exception, request: BuildRequest) -> LoaderError | None:
@@ -124,40 +125,21 @@ def _from_file(chain: list[BaseException], request: BuildRequest) -> LoaderError
     return None
 
 
-def _unknown(error: Exception, request: BuildRequest, found: Found) -> LoaderError:
+def _unknown(error: Exception, request: BuildRequest) -> LoaderError:
     if isinstance(error, ImportError):
-        return _incompatible(request, found, f"it needs a package that is not installed: {_one_line(error)}.")
-    return _incompatible(
-        request,
-        found,
-        f"{type(error).__name__}: {_one_line(error)}. The checkpoint and its config may not fit together.",
-    )
+        return incompatible(request, f"it needs a package that is not installed: {_one_line(error)}.")
+    said = f"{type(error).__name__}: {_one_line(error)}"
+    return incompatible(request, f"{said}. The checkpoint and its config may not fit together.")
 
 
-def _incompatible(request: BuildRequest, found: Found, why: str, file: str | None = None) -> LoaderError:
-    named = found.architecture
-    message = f"{request.source} ({named or 'unknown architecture'}) can't be loaded: {why}"
-    return IncompatibleModelError(message, architecture=named, model=request.source, file=file)
-
-
-def _unsafe_pickle(request: BuildRequest) -> LoaderError:
-    # torch's own text advises weights_only=False, which would run the code: it stays in the cause.
-    return UnsafeFileError(
-        f"{request.source} can't be loaded: its pytorch_model.bin holds more than tensors, and nothing of it was run. "
-        "Don't use this model, or choose a revision with safetensors.",
-        model=request.source,
-        file="pytorch_model.bin",
-    )
-
-
-def _out_of_memory(chain: list[BaseException], request: BuildRequest, found: Found) -> LoaderError:
+def _out_of_memory(chain: list[BaseException], request: BuildRequest) -> LoaderError:
     device, free = compat.full_device(" ".join(str(e) for e in chain))
-    needs = f"Its weights need about {found.needed / 1e9:.2f} GB. " if found.needed is not None else ""
+    needed = estimate_memory(request.manifest.size, request.dtype, request.manifest.stored)
     return OutOfMemoryError(
-        f"{request.source} does not fit into the memory of {device}. {needs}"
+        f"{request.source} does not fit into the memory of {device}. Its weights need about {needed / 1e9:.2f} GB. "
         "Use a smaller model or dtype, a quantised checkpoint, or another device_map.",
-        needed=found.needed,
-        free=found.free if device == "cpu" else free,
+        needed=needed,
+        free=available_memory("cpu") if device == "cpu" else free,
         device=device,
         model=request.source,
     )

@@ -3,6 +3,7 @@
 import threading
 from contextlib import ExitStack
 
+from yaie_async.core.errors import LoaderError
 from yaie_async.core.trace import span
 from yaie_async.model.compat import OPENMP, TORCH, preload
 from yaie_async.model.responsive import leaving_a_core, open_libraries, smooth_imports
@@ -15,11 +16,8 @@ _importing = threading.Lock()
 def import_libraries(*, responsive: bool = False) -> None:
     """Import torch, accelerate and what a build needs of transformers. Cheap from the second call on.
 
-    Args:
-        responsive: leave the GIL to the other threads as far as possible; see `yaie_async.model.responsive`.
-
-    Raises:
-        LoaderError: when one of them is missing or broken in this environment.
+    Where it is to be `responsive`, the GIL is left to other threads as far as `yaie_async.model.responsive` can. Raises
+    LoaderError when a library is missing or broken in this environment.
     """
     with _importing, span("imports", "imports"), ExitStack() as stack:
         if responsive:
@@ -46,8 +44,6 @@ def import_libraries(*, responsive: bool = False) -> None:
 
                 preload()
         except ImportError as error:
-            from yaie_async.core.errors import LoaderError
-
             message = (
                 f"A library that builds models can't be imported: {error}. "
                 "Reinstall it in this environment: pip install --upgrade torch transformers accelerate."

@@ -5,23 +5,21 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from yaie_async.core.errors import LoaderError
 from yaie_async.core.trace import span
 from yaie_async.model.arguments import check_model_kwargs
-from yaie_async.model.checkpoint import check_code, check_headers, damaged_file
-from yaie_async.model.estimate import estimate_memory
+from yaie_async.model.checkpoint import check_code, check_headers
+from yaie_async.model.failures import translate
 from yaie_async.model.imports import import_libraries
 from yaie_async.model.lock import BuildCancelled, build_lock
-from yaie_async.model.memory import available_memory
-from yaie_async.model.preflight import architecture, check_config
+from yaie_async.model.preflight import check_config
 from yaie_async.model.pretrained import load_checked, pretrained_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from yaie_async.model.failures import Found
     from yaie_async.model.request import BuildRequest
 
 
@@ -38,8 +36,8 @@ def build_model(request: BuildRequest, *, cancelled: Callable[[], bool] = lambda
     check_model_kwargs(request.model_kwargs)
     handled = sys.exception()
     try:
-        check_config(request.config, request)
-        check_code(request.config, request)
+        check_config(request)
+        check_code(request)
         check_headers(request)
         import_libraries()
         with build_lock.acquired():
@@ -50,14 +48,11 @@ def build_model(request: BuildRequest, *, cancelled: Callable[[], bool] = lambda
     except BuildCancelled:
         raise
     except Exception as error:
-        from yaie_async.core.errors import LoaderError
-        from yaie_async.model.failures import translate
-
         # The frames of the failed build hold the half-built model: without them its memory is free at once.
         traceback.clear_frames(error.__traceback__)
         if isinstance(error, LoaderError):
             raise
-        raise translate(error, request, replace(_found(request), handled=handled)) from error
+        raise translate(error, request, handled) from error
 
 
 def _load(request: BuildRequest) -> Any:
@@ -65,19 +60,3 @@ def _load(request: BuildRequest) -> Any:
 
     arguments = pretrained_arguments(request, request.folder, pickled=request.manifest.pickled)
     return AutoModelForCausalLM.from_pretrained(**arguments)
-
-
-def _found(request: BuildRequest) -> Found:
-    from yaie_async.model.failures import Found
-
-    try:
-        damaged = damaged_file(request)
-    except OSError:
-        damaged = None  # it can't be opened: the error that is being translated says so
-    manifest = request.manifest
-    return Found(
-        architecture=architecture(request.config),
-        damaged=damaged,
-        needed=estimate_memory(manifest.size, request.dtype, manifest.stored),
-        free=available_memory("cpu"),
-    )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from yaie_async.core.errors import IncompatibleModelError, UnsafeFileError
 from yaie_async.model import compat
 from yaie_async.model.checkpoint import code_file
 from yaie_async.model.dtypes import float_dtype, resolve_dtype
+from yaie_async.model.failures import incompatible
+from yaie_async.model.imports import import_libraries
 
 if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
 
 
-def check_config(config: Mapping[str, Any], request: BuildRequest) -> None:
+def check_config(request: BuildRequest) -> None:
     """Refuse what can't be built as a causal language model with these arguments.
 
     Raises:
@@ -23,53 +25,32 @@ def check_config(config: Mapping[str, Any], request: BuildRequest) -> None:
         LoaderError: transformers can't be imported.
     """
     resolve_dtype(request.dtype)
-    _check_stored_dtype(config, request)
-
-    from yaie_async.model.imports import import_libraries
-
+    _check_stored_dtype(request)
     import_libraries()
-    if not _uses_remote_code(config, request):
-        _check_model_type(config, request)
-        _check_architecture(config, request)
-    _check_quantisation(config, request)
+    if not _uses_remote_code(request):
+        _check_model_type(request)
+        _check_architecture(request)
+    _check_quantisation(request)
 
 
-def architecture(config: Mapping[str, Any]) -> str | None:
-    """Return the first architecture that a config names, else its model type, else None."""
-    named = config.get("architectures")
-    first = named[0] if isinstance(named, list) and named else config.get("model_type")
-    return first if isinstance(first, str) else None
-
-
-def is_remote(config: Mapping[str, Any]) -> bool:
-    """Whether the repo brings its own class for AutoModelForCausalLM."""
-    auto_map = config.get("auto_map")
-    return isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map
-
-
-def _check_stored_dtype(config: Mapping[str, Any], request: BuildRequest) -> None:
-    stored = config.get("dtype", config.get("torch_dtype"))
+def _check_stored_dtype(request: BuildRequest) -> None:
+    stored = request.config.get("dtype", request.config.get("torch_dtype"))
     if request.dtype == "auto" and stored is not None and float_dtype(stored) is None:
-        raise _incompatible(
-            config,
-            request,
-            f'its config names the dtype {stored!r}, so dtype="auto" can\'t be used; pass dtype="float16"',
-        )
+        advice = 'so dtype="auto" can\'t be used; pass dtype="float16"'
+        raise _incompatible(request, f"its config names the dtype {stored!r}, {advice}")
 
 
-def _uses_remote_code(config: Mapping[str, Any], request: BuildRequest) -> bool:
+def _uses_remote_code(request: BuildRequest) -> bool:
     """Whether the repo's own classes will be run; transformers prefers its own where there is no consent."""
-    from yaie_async.core.errors import UnsafeFileError
-
-    auto_map = config.get("auto_map")
-    if not isinstance(auto_map, dict) or not auto_map.keys() & {"AutoConfig", "AutoModelForCausalLM"}:
+    auto_map, model_type = request.auto_map, request.config.get("model_type")
+    if not auto_map.keys() & {"AutoConfig", "AutoModelForCausalLM"}:
         return False
     if request.trust_remote_code:
-        if not is_remote(config) and not compat.is_causal(config.get("model_type")):
+        if "AutoModelForCausalLM" not in auto_map and not compat.is_causal(model_type):
             brings = ", ".join(sorted(auto_map))
-            raise _incompatible(config, request, f"its own code has no AutoModelForCausalLM (it has {brings})")
+            raise _incompatible(request, f"its own code has no AutoModelForCausalLM (it has {brings})")
         return True
-    if compat.is_known(config.get("model_type")):
+    if compat.is_known(model_type):
         return False
     reference = str(auto_map.get("AutoModelForCausalLM") or auto_map.get("AutoConfig"))
     message = (
@@ -79,55 +60,46 @@ def _uses_remote_code(config: Mapping[str, Any], request: BuildRequest) -> bool:
     raise UnsafeFileError(message, model=request.source, file=code_file(reference))
 
 
-def _check_model_type(config: Mapping[str, Any], request: BuildRequest) -> None:
-    model_type = config.get("model_type")
+def _check_model_type(request: BuildRequest) -> None:
+    model_type = request.config.get("model_type")
     if not isinstance(model_type, str):
-        raise _incompatible(config, request, "its config.json has no model_type; it was not saved by transformers")
+        raise _incompatible(request, "its config.json has no model_type; it was not saved by transformers")
     if compat.is_causal(model_type):
         return
     if not compat.is_known(model_type):
-        raise _incompatible(
-            config,
-            request,
-            f"this transformers does not know the model type {model_type!r}; a newer one might: "
-            "pip install --upgrade transformers",
-        )
-    auto_class = compat.auto_class_of(architecture(config), model_type)
-    use = f"use {auto_class}" if auto_class else "use the class that its model card names"
-    raise _incompatible(config, request, f"it is not a causal language model; {use}")
+        raise _unknown(request, f"the model type {model_type!r}")
+    auto_class = compat.auto_class_of(request.architecture, model_type)
+    use = auto_class or "the class that its model card names"
+    raise _incompatible(request, f"it is not a causal language model; use {use}")
 
 
-def _check_architecture(config: Mapping[str, Any], request: BuildRequest) -> None:
+def _check_architecture(request: BuildRequest) -> None:
     """A classifier of a known model type would load with a random head, and an encoder as half of a model."""
-    named = architecture(config)
-    if named is None or named == config.get("model_type"):
+    named = request.architecture
+    if named is None or named == request.config.get("model_type"):
         return
     auto_class = compat.auto_class_of(named)
-    if auto_class in (None, "AutoModel") or (auto_class == "AutoModelForMaskedLM" and config.get("is_decoder")):
-        return
-    raise _incompatible(config, request, f"it is not a causal language model; use {auto_class}")
+    is_decoder = auto_class == "AutoModelForMaskedLM" and request.config.get("is_decoder")
+    if auto_class not in (None, "AutoModel") and not is_decoder:
+        raise _incompatible(request, f"it is not a causal language model; use {auto_class}")
 
 
-def _check_quantisation(config: Mapping[str, Any], request: BuildRequest) -> None:
+def _check_quantisation(request: BuildRequest) -> None:
     """transformers only logs an unknown method, and then reads quantised numbers as plain weights."""
-    quantisation = config.get("quantization_config")
+    quantisation = request.config.get("quantization_config")
     if not isinstance(quantisation, dict):
         return
     method = quantisation.get("quant_method")
     if method == "bitsandbytes" or quantisation.get("load_in_8bit") or quantisation.get("load_in_4bit"):
         return
     if not compat.knows_quantisation(method):
-        raise _incompatible(
-            config,
-            request,
-            f"this transformers does not know its quantisation {method!r}; a newer one might: "
-            "pip install --upgrade transformers",
-        )
+        raise _unknown(request, f"its quantisation {method!r}")
 
 
-def _incompatible(config: Mapping[str, Any], request: BuildRequest, why: str) -> Exception:
-    from yaie_async.core.errors import IncompatibleModelError
+def _unknown(request: BuildRequest, what: str) -> IncompatibleModelError:
+    advice = "a newer one might: pip install --upgrade transformers"
+    return _incompatible(request, f"this transformers does not know {what}; {advice}")
 
-    named = architecture(config)
-    message = f"{request.source} ({named or 'unknown architecture'}) can't be loaded: {why}"
-    return IncompatibleModelError(message, architecture=named, model=request.source, file="config.json")
+
+def _incompatible(request: BuildRequest, why: str) -> IncompatibleModelError:
+    return incompatible(request, why, file="config.json")

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yaie_async.core.errors import IncompatibleModelError
 from yaie_async.model import compat
 from yaie_async.model.dtypes import resolve_dtype
-from yaie_async.model.preflight import architecture
+from yaie_async.model.failures import incompatible
 from yaie_async.model.progress_bars import no_progress_bars
 
 if TYPE_CHECKING:
@@ -26,22 +27,19 @@ def load_checked(
 ) -> PreTrainedModel:
     """Load a model, refuse one that is not what its checkpoint says, and name it. The caller holds the build lock.
 
-    Args:
-        load: calls `from_pretrained` and returns the model and its loading info.
-        request: what is built.
+    `load` calls `from_pretrained` and returns the model and its loading info.
 
     Raises:
-        IncompatibleModelError: when a part of it is random or of another model, or torch's default dtype has changed.
-        MemoryError: when device_map="auto" found no room for it.
+        IncompatibleModelError: a part of the model is random or of another model, or torch's default dtype has changed.
+        MemoryError: device_map="auto" found no room for it.
     """
     if request.trust_remote_code:
         compat.forget_remote_classes()
     with _default_dtype_kept(request), no_progress_bars():
         model, info = load()
     _check_loaded(info, request)
-    auto_map = request.config.get("auto_map")
     # "org/code--modeling_x.X" is meant to run the code of another repository.
-    elsewhere = isinstance(auto_map, Mapping) and "--" in str(auto_map.get("AutoModelForCausalLM"))
+    elsewhere = "--" in str(request.auto_map.get("AutoModelForCausalLM"))
     if not elsewhere and compat.runs_other_code(model, request.folder):
         raise _incompatible(
             "transformers ran the code of another model with its name; load it in a process of its own", request
@@ -82,8 +80,6 @@ def pretrained_arguments(request: BuildRequest, directory: Path, *, pickled: boo
 def _default_dtype_kept(request: BuildRequest) -> Iterator[None]:
     import torch
 
-    from yaie_async.core.errors import IncompatibleModelError
-
     before = torch.get_default_dtype()
     try:
         yield
@@ -97,7 +93,7 @@ def _default_dtype_kept(request: BuildRequest) -> Iterator[None]:
             "it (it is restored). Its own code may set it, or other code in this process may build models at the same "
             "time. Load it in a process of its own."
         )
-        raise IncompatibleModelError(message, architecture=architecture(request.config), model=request.source)
+        raise IncompatibleModelError(message, architecture=request.architecture, model=request.source)
 
 
 def _check_loaded(info: Mapping[str, Any], request: BuildRequest) -> None:
@@ -139,11 +135,7 @@ def _random(why: str, request: BuildRequest) -> Exception:
 
 
 def _incompatible(why: str, request: BuildRequest) -> Exception:
-    from yaie_async.core.errors import IncompatibleModelError
-
-    named = architecture(request.config)
-    message = f"{request.source} ({named or 'unknown architecture'}) can't be loaded as a causal language model: {why}."
-    return IncompatibleModelError(message, architecture=named, model=request.source)
+    return incompatible(request, f"{why}.", loaded="loaded as a causal language model")
 
 
 def _some(names: list[str]) -> str:

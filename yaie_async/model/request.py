@@ -14,22 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """One model or tokenizer to build from files that are on this machine.
-
-    Attributes:
-        manifest: the files, and the folder that has them.
-        cache_dir: the HF cache that holds the snapshot; None for a directory.
-        dtype: a dtype name, a `torch.dtype`, or "auto" for what the checkpoint says.
-        device_map: what `from_pretrained` takes; "auto" lets accelerate decide.
-        trust_remote_code: consent to run the `.py` files of the folder.
-        model_kwargs: passed on to `from_pretrained` as they are.
-    """
+    """One model or tokenizer to build from files that are on this machine."""
 
     manifest: Manifest
-    cache_dir: str | None = None
-    dtype: Any = "float16"
-    device_map: Any = "auto"
-    trust_remote_code: bool = False
+    cache_dir: str | None = None  # the HF cache that holds the snapshot; None for a directory
+    dtype: Any = "float16"  # a dtype name, a `torch.dtype`, or "auto" for what the checkpoint says
+    device_map: Any = "auto"  # what `from_pretrained` takes; "auto" lets accelerate decide
+    trust_remote_code: bool = False  # consent to run the `.py` files of the folder
+    # Passed on to `from_pretrained` as they are.
     model_kwargs: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -39,15 +31,26 @@ class BuildRequest:
 
     @property
     def commit(self) -> str | None:
-        """The 40-hex commit of the snapshot; None for a directory."""
         return self.manifest.commit
 
     @property
     def folder(self) -> Path:
-        """The snapshot's folder, or the directory."""
         return self.manifest.folder
 
     @property
     def config(self) -> Mapping[str, Any]:
         """The parsed config.json."""
         return self.manifest.config or {}
+
+    @property
+    def architecture(self) -> str | None:
+        """The first architecture that the config names, else its model type, else None."""
+        named = self.config.get("architectures")
+        first = named[0] if isinstance(named, list) and named else self.config.get("model_type")
+        return first if isinstance(first, str) else None
+
+    @property
+    def auto_map(self) -> Mapping[str, Any]:
+        """The classes that the model's own code has, by auto class; empty where it has none."""
+        auto_map = self.config.get("auto_map")
+        return auto_map if isinstance(auto_map, dict) else {}
