@@ -81,10 +81,9 @@ def test_failing_download(arrival: Make, pool: ThreadPoolExecutor, waiting: Wait
     watch = Stopwatch()
     for each in arriving.arriving.values():
         each.fail()
-    with pytest.raises(StreamAbandoned, match=r"download of model-0000\d-of-00004.safetensors failed") as caught:
+    with pytest.raises(StreamAbandoned, match=r"download of model-0000\d-of-00004.safetensors failed"):
         job.result()
     assert watch.seconds < 0.1
-    assert caught.value.reason == str(caught.value)
     arriving.land_rest()
     arriving.publish()
     assert arriving.stock().dtype == torch.float16

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from yaie_async.core.plan import Plan
     from yaie_async.fetch.session import Session
     from yaie_async.loader.files import ModelFiles
-    from yaie_async.loader.streamed import StreamedBuild
     from yaie_async.model.request import BuildRequest
 
 # The Hubs of loaders without a Hub of their own: shared within an event loop.
@@ -201,36 +199,15 @@ class ModelLoader:
 
             streamed = StreamedBuild(meter, responsive=self._responsive)
             async with task_group() as group:
-                group.start_soon(self._prepare, session, streamed)
+                group.start_soon(streamed.run, partial(self._request, session))
                 manifest = await files.manifest(session, self._need(weights=True))
                 manifest = await files.fetch(session, manifest, meter, streamed.small_are_there)
                 streamed.all_are_there()
             meter.stage("building")
-            model = streamed.take_model()
-            if model is None:
-                model = await self._build(self._request(session, manifest))
+            model = await streamed.finish(self._request(session, manifest))
             meter.stage("ready")
             self._log_ready(meter, "the model", begin)
             return model
-
-    async def _prepare(self, session: Session, streamed: StreamedBuild) -> None:
-        """While the weights arrive: import, refuse a config that can't be loaded, and build the model."""
-        from yaie_async.model.imports import import_libraries
-        from yaie_async.model.preflight import check_config
-
-        await run_detached(partial(import_libraries, responsive=self._responsive), name="imports")
-        request = self._request(session, await streamed.wait_for_small())
-        await run_detached(partial(check_config, request), name="preflight")
-        await streamed.run(request)
-
-    async def _build(self, request: BuildRequest) -> PreTrainedModel:
-        from yaie_async.model.model import build_model
-
-        cancelled = threading.Event()  # a build that still waits for the lock then is never begun
-        try:
-            return await run_detached(lambda: build_model(request, cancelled=cancelled.is_set), name="build")
-        finally:
-            cancelled.set()
 
     async def _load_tokenizer(self, *, quiet: bool = False) -> PreTrainedTokenizerBase:
         begin = time.monotonic()

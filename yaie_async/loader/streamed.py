@@ -1,9 +1,11 @@
-"""When to begin the build of a model whose weights still arrive, and what to do with its result."""
+"""The build of a model: while its weights still arrive if it can begin then, else of the finished snapshot."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -13,7 +15,10 @@ from yaie_async.core.manifest import Manifest
 from yaie_async.core.progress import Meter, Progress
 from yaie_async.core.threads import run_detached
 from yaie_async.model.estimate import cast_bytes, estimate_seconds
+from yaie_async.model.imports import import_libraries
 from yaie_async.model.lock import build_lock
+from yaie_async.model.model import build_model
+from yaie_async.model.preflight import check_config
 from yaie_async.model.request import BuildRequest
 from yaie_async.model.responsive import leaving_a_core
 from yaie_async.model.streaming import StreamAbandoned, build_streaming, why_not_streamable
@@ -29,16 +34,11 @@ _EARLY = 1.0
 
 
 class StreamedBuild:
-    """One attempt to build a model while its weights arrive. All methods are called on the loop's thread.
-
-    Args:
-        meter: measures the download.
-        responsive: keep one CPU core free for the event loop.
-    """
+    """One build. All methods are called on the loop's thread."""
 
     def __init__(self, meter: Meter, *, responsive: bool) -> None:
-        self._meter = meter
-        self._responsive = responsive
+        self._meter = meter  # measures the download
+        self._responsive = responsive  # keep the event loop responsive during the imports and the build
         self._manifest: Manifest | None = None
         self._arriving: tuple[ArrivingFile, ...] = ()
         self._small = anyio.Event()
@@ -55,24 +55,20 @@ class StreamedBuild:
         """The snapshot is complete and verified: a build that has not begun gains nothing any more."""
         self._whole.set()
 
-    async def wait_for_small(self) -> Manifest:
-        """The sharp manifest, once `small_are_there`.
+    async def run(self, request_for: Callable[[Manifest], BuildRequest]) -> None:
+        """Import, refuse a config that can't be loaded, and build the model when its time has come.
 
-        **Cancellation:** at once.
-
-        **Raises:** nothing.
-        """
-        await self._small.wait()
-        assert self._manifest is not None
-        return self._manifest
-
-    async def run(self, request: BuildRequest) -> None:
-        """Build the model when its time has come; log the reason where it can't be.
+        The reason is logged where it can't be built while its weights arrive.
 
         **Cancellation:** control returns at once; the thread ends within one tensor and gives back what it has.
 
-        **Raises:** LoaderError when the libraries can't be imported.
+        **Raises:** LoaderError when the libraries can't be imported, or for the config.
         """
+        await run_detached(partial(import_libraries, responsive=self._responsive), name="imports")
+        await self._small.wait()
+        assert self._manifest is not None
+        request = request_for(self._manifest)
+        await run_detached(partial(check_config, request), name="preflight")
         if not self._arriving:
             return
         reason = why_not_streamable(request)
@@ -82,7 +78,7 @@ class StreamedBuild:
         cast = cast_bytes(request.manifest.size, request.dtype, request.manifest.stored)
         if await self._is_time(estimate_seconds(cast)):
             # A cast takes all cores, or the model would be ready later: by 6 % of 7 s, on two cores.
-            await self._build(request, leaving_a_core() if self._responsive and not cast else nullcontext())
+            await self._build_early(request, leaving_a_core() if self._responsive and not cast else nullcontext())
         else:
             self._log(request.source, "its weights were complete before a build could begin")
 
@@ -95,34 +91,43 @@ class StreamedBuild:
                 await self._whole.wait()
         return False
 
-    async def _build(self, request: BuildRequest, surroundings: AbstractContextManager[None]) -> None:
-        cancelled = threading.Event()
+    async def _build_early(self, request: BuildRequest, surroundings: AbstractContextManager[None]) -> None:
         arriving = {arriving.path: arriving for arriving in self._arriving}
 
-        def build() -> PreTrainedModel:
+        def build(cancelled: Callable[[], bool]) -> PreTrainedModel:
             with surroundings:
-                return build_streaming(request, arriving, cancelled=cancelled.is_set)
+                return build_streaming(request, arriving, cancelled=cancelled)
 
         try:
-            self._model = await run_detached(build, name="build")
+            self._model = await _run_build(build)
         except StreamAbandoned as abandoned:
-            self._log(request.source, abandoned.reason)
-        finally:
-            cancelled.set()
+            self._log(request.source, str(abandoned))
 
-    def take_model(self) -> PreTrainedModel | None:
-        """The model, if it was built from the very bytes that are in the snapshot now, else None."""
+    async def finish(self, request: BuildRequest) -> PreTrainedModel:
+        """The model of the finished snapshot: that of `run`, if it was built from the very bytes that are there now.
+
+        **Cancellation:** control returns at once. A build that has begun finishes in its thread, and is dropped.
+
+        **Raises:** a LoaderError when it can't be built.
+        """
         model, self._model = self._model, None
         if model is not None and any(arriving.failed for arriving in self._arriving):
-            assert self._manifest is not None
-            self._log(self._manifest.model, "some of the bytes that it was built from were fetched again")
-            return None
-        return model
+            self._log(request.source, "some of the bytes that it was built from were fetched again")
+            model = None
+        return model if model is not None else await _run_build(partial(build_model, request))
 
     @staticmethod
     def _log(model: str, reason: str) -> None:
         facts = {"model": model, "stage": "building"}
         logger.info("%s is built from the finished snapshot: %s", model, reason, extra=facts)
+
+
+async def _run_build(build: Callable[[Callable[[], bool]], PreTrainedModel]) -> PreTrainedModel:
+    cancelled = threading.Event()  # a build that still waits for the lock then is never begun
+    try:
+        return await run_detached(partial(build, cancelled.is_set), name="build")
+    finally:
+        cancelled.set()
 
 
 def is_due(progress: Progress, estimate: float) -> bool:

@@ -57,17 +57,11 @@ def build_backend(text: str) -> Tokenizer:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a tokenizer.json that transformers gives a class that builds its own backend.
+    """The parts of a tokenizer.json that transformers gives a class that builds its own backend."""
 
-    Attributes:
-        vocab: token -> number; it yields the GIL while it is copied.
-        merges: the pairs of tokens; they yield the GIL too.
-        keywords: the other arguments.
-    """
-
-    vocab: dict[str, Any]
-    merges: Merges
-    keywords: Mapping[str, Any]
+    vocab: dict[str, Any]  # token -> number; it yields the GIL while it is copied
+    merges: Merges  # the pairs of tokens; they yield the GIL too
+    keywords: Mapping[str, Any]  # the other arguments
 
     def plain(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
         """Return vocabulary and merges in the types that transformers itself uses."""

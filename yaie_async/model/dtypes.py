@@ -6,19 +6,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Dtype:
-    """One dtype of safetensors files.
+    """One dtype of safetensors files."""
 
-    Attributes:
-        code: as a safetensors header writes it ("F16").
-        name: torch's name ("float16"); None where a tensor of it is not read while its file arrives.
-        bits: of one element.
-        is_cast: a build casts it to the dtype that was asked for. Whole numbers and 8-bit floats are quantised
-            weights, ids or masks, and stay as they are.
-    """
-
-    code: str
-    name: str | None
-    bits: int
+    code: str  # as a safetensors header writes it ("F16")
+    name: str | None  # torch's name ("float16"); None where a tensor of it is not read while its file arrives
+    bits: int  # of one element
+    # A build casts it to the dtype that was asked for. Whole numbers and 8-bit floats stay as they are: they are
+    # quantised weights, ids or masks.
     is_cast: bool = False
 
 

@@ -11,13 +11,12 @@ _FIXED, _CAST = 0.6, 1.5e9
 
 
 def estimate_memory(total_bytes: int, dtype: Any, stored: str | Mapping[str, int] | None) -> int:
-    """Estimate the bytes of a model's parameters once it is built.
+    """Estimate the bytes of a model's parameters once it is built, by the size of its weight files.
 
     Args:
-        total_bytes: size of its weight files.
+        total_bytes: of the weight files.
         dtype: what was asked for: a dtype name, a `torch.dtype`, or "auto".
-        stored: how the weights are stored: the dtype that the config names, or elements per safetensors
-            dtype (`{"F16": 7_000_000}`, as the Hub's model info has it), or None where unknown.
+        stored: as `Manifest.stored` says it.
     """
     asked = float_dtype(dtype)
     if isinstance(stored, Mapping):
@@ -29,13 +28,9 @@ def estimate_memory(total_bytes: int, dtype: Any, stored: str | Mapping[str, int
 
 
 def cast_bytes(size: int, dtype: Any, stored: str | Mapping[str, int] | None) -> int:
-    """Bytes of a checkpoint that a build casts; the others are mapped as they are.
+    """Bytes of a checkpoint of `size` bytes that a build casts; the others are mapped as they are.
 
-    Args:
-        size: bytes of its weight files.
-        dtype: as for `estimate_memory`.
-        stored: as for `estimate_memory`. Where it is None all of it counts as cast: a build that starts early gives
-            way to others.
+    Where `stored` is None all of it counts as cast: a build that starts early gives way to others.
     """
     asked = resolve_dtype(dtype)
     if asked == "auto":

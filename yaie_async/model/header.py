@@ -24,18 +24,12 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor of a file.
-
-    Attributes:
-        dtype, shape: of the tensor.
-        start: offset of its first byte in the file.
-        stop: offset behind its last byte.
-    """
+    """One tensor of a file."""
 
     dtype: Dtype
     shape: tuple[int, ...]
-    start: int
-    stop: int
+    start: int  # offset of its first byte in the file
+    stop: int  # offset behind its last byte
 
     @property
     def item(self) -> int:
@@ -48,11 +42,7 @@ class UnknownDtypeError(HeaderError):
 
 
 def header_length(first: bytes, size: int, *, largest: int = LARGEST) -> int:
-    """Bytes of the header, by the first eight bytes of a file of `size` bytes.
-
-    Raises:
-        HeaderError.
-    """
+    """Bytes of the header, by the first eight bytes of a file of `size` bytes; or a HeaderError."""
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > size - 8:
         raise HeaderError("it is shorter than its header says")
@@ -89,11 +79,7 @@ def parse_header(text: bytes, size: int) -> Mapping[str, Stored]:
 
 
 def read_header(file: BinaryIO, size: int) -> Mapping[str, Stored]:
-    """The tensors of an open file of `size` bytes, by name.
-
-    Raises:
-        HeaderError, OSError.
-    """
+    """The tensors of an open file of `size` bytes, by name; or a HeaderError or OSError."""
     return parse_header(file.read(header_length(file.read(8), size, largest=MONSTROUS)), size)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
 
 
-def build_model(request: BuildRequest, *, cancelled: Callable[[], bool] = lambda: False) -> PreTrainedModel:
+def build_model(request: BuildRequest, cancelled: Callable[[], bool] = lambda: False) -> PreTrainedModel:
     """Build the model as `AutoModelForCausalLM.from_pretrained` would, bit for bit, without any request.
 
     One build runs at a time in this process. `cancelled` is checked once the build lock is held; a build that has

@@ -60,17 +60,11 @@ class Merges(Sequence[tuple[str, str]]):
 
 @dataclass(frozen=True, slots=True)
 class TokenizerJson:
-    """A parsed tokenizer.json.
+    """A parsed tokenizer.json."""
 
-    Attributes:
-        rest: all of it but the two below, which are left out of its "model".
-        vocab: token -> number; some of the numbers are not an `int`, but have `__index__`.
-        merges: the pairs of tokens.
-    """
-
-    rest: dict[str, Any]
-    vocab: dict[str, Any]
-    merges: Merges
+    rest: dict[str, Any]  # all of it but the two below, which are left out of its "model"
+    vocab: dict[str, Any]  # token -> number; some of the numbers are not an `int`, but have `__index__`
+    merges: Merges  # the pairs of tokens
 
 
 def read_pieces(text: str) -> TokenizerJson:

@@ -32,15 +32,7 @@ _KEYWORDS = {"attn_implementation", "experts_implementation", "low_cpu_mem_usage
 
 
 class StreamAbandoned(Exception):
-    """Raised when a streaming build was given up. The finished snapshot is to be built by `build_model`.
-
-    Attributes:
-        reason: why, for the log.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    """Raised when a streaming build was given up; its text says why. `build_model` is to build the snapshot then."""
 
 
 def why_not_streamable(request: BuildRequest) -> str | None:
@@ -128,7 +120,7 @@ def _check_surroundings(snapshot: Path) -> None:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, StreamAbandoned):
-        return error.reason
+        return str(error)
     if isinstance(error, ArrivalError):
         if build_lock.is_contended():
             return "another build waits for the lock"

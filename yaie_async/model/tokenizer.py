@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from yaie_async.core.errors import LoaderError, OutOfMemoryError, TokenizerError, UnsafeFileError
 from yaie_async.core.log import logger
 from yaie_async.core.trace import span
 from yaie_async.model.compat import asks_for_consent, name_tokenizer, replace_parts
@@ -38,8 +39,6 @@ def build_tokenizer(request: BuildRequest) -> PreTrainedTokenizerBase:
         UnsafeFileError: its code is in the repo and was not consented to.
         LoaderError: transformers can't be imported.
     """
-    from yaie_async.core.errors import LoaderError, TokenizerError
-
     import_libraries()
     try:
         with span("tokenizer", "build tokenizer", model=request.source):
@@ -52,8 +51,7 @@ def build_tokenizer(request: BuildRequest) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token is None:
             message = (
                 f"the tokenizer of {request.source} has neither a pad token nor an eos token, so batches can't be "
-                "padded; "
-                "load it with AutoTokenizer and set tokenizer.pad_token yourself"
+                "padded; load it with AutoTokenizer and set tokenizer.pad_token yourself"
             )
             raise TokenizerError(message, model=request.source, file="tokenizer_config.json")
         tokenizer.pad_token = tokenizer.eos_token
@@ -144,18 +142,13 @@ def _named_config(directory: str, request: BuildRequest) -> Mapping[str, Any]:
     trust = bool(request.trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust)
-    except (
-        ValueError,
-        OSError,
-    ):  # as AutoTokenizer itself does: a tokenizer can do without the model's class
+    except (ValueError, OSError):  # as AutoTokenizer itself does: a tokenizer can do without the model's class
         config = PreTrainedConfig.from_pretrained(directory, local_files_only=True)
     config.name_or_path = request.source
     return {"config": config}
 
 
 def _translate(error: Exception, request: BuildRequest) -> Exception:
-    from yaie_async.core.errors import OutOfMemoryError, TokenizerError, UnsafeFileError
-
     if isinstance(error, MemoryError):
         message = f"no memory left for the tokenizer of {request.source}"
         return OutOfMemoryError(message, needed=None, free=None, device="cpu", model=request.source)
