@@ -18,7 +18,7 @@ import pytest
 from tests.fetch.fetching import fetch, sent
 from tests.support.faults import Request
 from tests.support.hub import HubServer
-from yaie_async.store.blockmap import BLOCK, HEADER_SIZE, decode, recorded_bytes
+from yaie_async.store.blockmap import BLOCK, HEADER_SIZE, decode
 
 SIZE = 6 * BLOCK + 777
 CONNECTIONS = 4
@@ -141,7 +141,7 @@ def recorded(cache: Path) -> int:
             for path in cache.glob("models--*/blobs/*.map.incomplete"):
                 header, state = decode(path.read_bytes(), path.name.split(".")[0]) or (None, bytearray())
                 if header is not None and header.size == SIZE:
-                    found.append(recorded_bytes(state, SIZE))
+                    found.append(header.recorded_bytes(state))
         except FileNotFoundError:  # published or claimed meanwhile: looked for again
             continue
         return max(found)

@@ -34,9 +34,6 @@ from yaie_async.store.blockmap import (
     Owner,
     block_count,
     decode,
-    encode_blocks,
-    encode_header,
-    recorded_bytes,
 )
 from yaie_async.store.claims import claim_or_create, discard_orphans, has_live_owner, resumable_bytes
 from yaie_async.store.diskio import write_all
@@ -101,7 +98,7 @@ def _forge(path: Path, **changes: Any) -> None:
     found = decode(raw, ETAG)
     assert found is not None
     header = replace(found[0], **changes)
-    path.write_bytes(encode_header(header) + encode_blocks(header, found[1]))
+    path.write_bytes(header.encode() + header.encode_blocks(found[1]))
 
 
 def _fork(fn: Callable[[], object]) -> int:
@@ -530,7 +527,7 @@ class TestClaims:
         sleeper = _claim(blobs)
         _write(sleeper, 0, 1)
         sleeper.sync()
-        sleeper._page = encode_header(replace(sleeper._header, owner=HOST))
+        sleeper._page = replace(sleeper._header, owner=HOST).encode()
         os.pwrite(sleeper._map_fd, sleeper._page, 0)
         _age(_map(blobs), 61)
         ours = _claim(blobs)
@@ -656,7 +653,7 @@ class TestClaims:
 class TestDamagedMaps:
     HEADER = MapHeader(ETAG, SIZE, f"{ETAG}.yaie-01234567.incomplete", HOST)
     STATE = bytes([0, WRITTEN, SYNCED, 0, WRITTEN, 0])
-    RAW = encode_header(HEADER) + encode_blocks(HEADER, STATE)
+    RAW = HEADER.encode() + HEADER.encode_blocks(STATE)
 
     def test_an_encoded_map_is_decoded(self) -> None:
         assert decode(self.RAW, ETAG) == (self.HEADER, bytearray(self.STATE))
@@ -674,7 +671,7 @@ class TestDamagedMaps:
             return
         header, state = found
         assert header == self.HEADER
-        every = [encode_blocks(header, bytes([value]) * 6) for value in (WRITTEN, SYNCED)]
+        every = [header.encode_blocks(bytes([value]) * 6) for value in (WRITTEN, SYNCED)]
         for block, value in enumerate(state):
             byte = raw[HEADER_SIZE + block]
             # A garbled byte may record a block only by being the one right value of 127.
@@ -688,18 +685,18 @@ class TestDamagedMaps:
     def test_another_blobs_map_is_refused(self) -> None:
         assert decode(self.RAW, "0" * 64) is None
         other = replace(self.HEADER, data=f"{ETAG}.yaie-76543210.incomplete")
-        assert decode(encode_header(other) + self.RAW[HEADER_SIZE:], ETAG) is None
+        assert decode(other.encode() + self.RAW[HEADER_SIZE:], ETAG) is None
 
     @pytest.mark.parametrize("change", ["version", "block_size"])
     def test_another_versions_map_is_refused(self, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("yaie_async.store.blockmap." + {"version": "VERSION", "block_size": "BLOCK"}[change], 2)
-        page = encode_header(self.HEADER)
+        page = self.HEADER.encode()
         monkeypatch.undo()
         assert decode(page + self.RAW[HEADER_SIZE:], ETAG) is None
 
     def test_names_longer_than_the_page_are_refused(self) -> None:
         with pytest.raises(ValueError, match="longer than its header"):
-            encode_header(replace(self.HEADER, etag="x" * 5000))
+            replace(self.HEADER, etag="x" * 5000).encode()
 
     @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
@@ -873,6 +870,7 @@ class TestDisk:
         partial.keep()
 
     def test_recorded_bytes(self) -> None:
-        assert recorded_bytes(b"", 0) == 0
-        assert recorded_bytes(b"\1\0\1", 2 * BLOCK + 7) == BLOCK + 7
-        assert recorded_bytes(b"\1\0\0", 2 * BLOCK + 7) == BLOCK
+        three_blocks = MapHeader(ETAG, 2 * BLOCK + 7, "data", HOST)
+        assert replace(three_blocks, size=0).recorded_bytes(b"") == 0
+        assert three_blocks.recorded_bytes(b"\1\0\1") == BLOCK + 7
+        assert three_blocks.recorded_bytes(b"\1\0\0") == BLOCK

@@ -9,10 +9,7 @@ _HEX = re.compile(r"[0-9a-f]+")
 
 
 def check_path(path: str, *, model: str, listed_in: str = "its listing") -> None:
-    """Raise UnsafeFileError for a path that could leave its folder, by the rules of POSIX and of Windows.
-
-    Those are `..`, absolute paths, drives, NUL, lone surrogates and empty segments.
-    """
+    """Refuse, with UnsafeFileError, a path that could leave its folder, by the rules of POSIX and of Windows."""
     parts = path.replace("\\", "/").split("/")
     windows = PureWindowsPath(path)
     if (
@@ -32,7 +29,7 @@ def check_path(path: str, *, model: str, listed_in: str = "its listing") -> None
 
 
 def check_etag(etag: str, *, model: str, file: str) -> None:
-    """Raise UnsafeFileError for an etag that is not a plain file name (not empty, no separators): it names a blob."""
+    """Refuse, with UnsafeFileError, an etag that is not a plain file name, because it names a blob."""
     plain = etag not in ("", ".", "..") and not any(c in etag for c in "/\\\0") and len(etag) <= 200
     if not plain or not _encodes(etag):
         raise UnsafeFileError(
@@ -59,6 +56,4 @@ def is_commit(revision: str) -> bool:
 
 def digest_kind(etag: str) -> str | None:
     """Which digest an etag is: "sha256" or "git-sha1"; None for any other etag."""
-    if _HEX.fullmatch(etag) is None:
-        return None
-    return {64: "sha256", 40: "git-sha1"}.get(len(etag))
+    return {64: "sha256", 40: "git-sha1"}.get(len(etag)) if _HEX.fullmatch(etag) else None

@@ -22,7 +22,7 @@ from yaie_async.fetch.metadata import commit_of, complete, listing_of
 from yaie_async.fetch.patterns import Patterns
 from yaie_async.fetch.session import Session
 from yaie_async.store.cache import RepoCache
-from yaie_async.store.completeness import Completeness, SnapshotState, cached_manifest, known_files, snapshot_state
+from yaie_async.store.completeness import Completeness, SnapshotState, cached_manifest, snapshot_state
 
 # Errors after which a cached snapshot is as good as before: the Hub is down, or no longer gives access.
 _FALL_BACK = (HubUnavailableError, GatedModelError, ModelNotFoundError)
@@ -119,7 +119,7 @@ async def manifest_of_choice(
     refused = refusal(session, cache, resolution)
     listing = resolution.listing
     if refused is not None:
-        listing = Listing(commit, await run_owned(partial(known_files, cache, commit), name="cache"))
+        listing = Listing(commit, await run_owned(lambda: cache.tree(commit) or cache.files(commit), name="cache"))
     elif listing is None:
         listing = await listing_of(session, repo_id, commit)
     if refused is not None and not listing.files:

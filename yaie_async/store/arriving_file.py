@@ -24,7 +24,7 @@ class ArrivingFile:
     """One file of a snapshot that is being fetched. Thread-safe without locks.
 
     Readers call `open` and `wait`. Both raise ArrivalError once the file has failed, or once `cancelled()` is true
-    while they wait.
+    while they wait. `finished` are the places that the file is moved to, in this order, once it is complete.
     """
 
     def __init__(self, path: str, size: int, *finished: Path) -> None:
@@ -32,7 +32,7 @@ class ArrivingFile:
         self.size = size
         self.failed: bool = False  # the bytes read here are invalid: some are missing, or others have replaced them
         self._written = bytearray(block_count(size))
-        self._finished = finished  # the paths that the file is moved to, in this order, once it is complete
+        self._finished = finished
         self._places: tuple[Path, ...] = ()
 
     def begin(self, source: Path, blocks: bytes) -> None:

@@ -32,17 +32,15 @@ MAP: Final = ".map.incomplete"
 class Owner:
     """A process, described so that another process can check whether it still runs."""
 
-    host: str  # the machine's name
+    host: str
     boot: str  # the kernel's id of this boot; "" where the system has none
-    pid_namespace: str  # the namespace of `pid`; "" where the system has none
+    pid_namespace: str  # that of `pid`; "" where the system has none
     pid: int
-    started: int  # start time in ticks since boot, because process ids are reused
+    started: int  # in ticks since boot, because process ids are reused
 
 
 @dataclass(frozen=True, slots=True)
 class MapHeader:
-    """The header of a map."""
-
     etag: str  # the blob's name
     size: int  # of the blob, in bytes
     data: str  # name of the data file, in the same directory
@@ -53,16 +51,34 @@ class MapHeader:
     def blocks(self) -> int:
         return block_count(self.size)
 
+    def recorded_bytes(self, state: bytes | bytearray) -> int:
+        """Bytes in the blocks that are not MISSING."""
+        recorded = (len(state) - state.count(MISSING)) * BLOCK
+        padding = len(state) * BLOCK - self.size
+        return recorded - padding if state and state[-1] else recorded
+
+    def marks(self) -> tuple[bytes, bytes, bytes]:
+        """The byte of each block for each state: MISSING, WRITTEN and SYNCED are the indexes."""
+        written = bytes(1 + byte % 127 for byte in hashlib.shake_128(self.data.encode()).digest(self.blocks))
+        return bytes(self.blocks), written, bytes(byte | 0x80 for byte in written)
+
+    def encode(self) -> bytes:
+        fields = {"version": VERSION, "block_size": BLOCK, **asdict(self)}
+        text = json.dumps(fields, ensure_ascii=False).encode()
+        body = text.ljust(HEADER_SIZE - 9) + b"\n"
+        if len(body) != HEADER_SIZE - 8:
+            msg = f"The names of a partial are longer than its header: {len(text)} bytes."
+            raise ValueError(msg)
+        return b"%08x" % zlib.crc32(body) + body
+
+    def encode_blocks(self, state: bytes | bytearray) -> bytes:
+        """The bytes after the header."""
+        by_state = self.marks()
+        return bytes(by_state[value][i] for i, value in enumerate(state))
+
 
 def block_count(size: int) -> int:
     return -(-size // BLOCK)
-
-
-def recorded_bytes(state: bytes | bytearray, size: int) -> int:
-    """Bytes in the blocks that are not MISSING, in a blob of `size` bytes."""
-    recorded = (len(state) - state.count(MISSING)) * BLOCK
-    padding = len(state) * BLOCK - size
-    return recorded - padding if state and state[-1] else recorded
 
 
 def file_name(etag: str, unique: str, suffix: str) -> str:
@@ -70,31 +86,9 @@ def file_name(etag: str, unique: str, suffix: str) -> str:
     return f"{etag}.yaie-{unique}{suffix}"
 
 
-def is_file_name(name: str, etag: str, suffix: str) -> bool:
-    """Whether `name` is a DATA or MAP file of this blob. No other file is ever opened or removed."""
+def is_name_of(name: str, etag: str, suffix: str) -> bool:
+    """Whether `name` is that of a DATA or MAP file of this blob. No other file is ever opened or removed."""
     return re.fullmatch(re.escape(etag) + r"\.yaie-[0-9a-f]{8}" + re.escape(suffix), name) is not None
-
-
-def marks(header: MapHeader) -> tuple[bytes, bytes, bytes]:
-    """The byte of each block for each state: MISSING, WRITTEN and SYNCED are the indexes."""
-    written = bytes(1 + byte % 127 for byte in hashlib.shake_128(header.data.encode()).digest(header.blocks))
-    return bytes(header.blocks), written, bytes(byte | 0x80 for byte in written)
-
-
-def encode_header(header: MapHeader) -> bytes:
-    fields = {"version": VERSION, "block_size": BLOCK, **asdict(header)}
-    text = json.dumps(fields, ensure_ascii=False).encode()
-    body = text.ljust(HEADER_SIZE - 9) + b"\n"
-    if len(body) != HEADER_SIZE - 8:
-        msg = f"The names of a partial are longer than its header: {len(text)} bytes."
-        raise ValueError(msg)
-    return b"%08x" % zlib.crc32(body) + body
-
-
-def encode_blocks(header: MapHeader, state: bytes | bytearray) -> bytes:
-    """The bytes after the header."""
-    by_state = marks(header)
-    return bytes(by_state[value][i] for i, value in enumerate(state))
 
 
 def decode(raw: bytes, etag: str) -> tuple[MapHeader, bytearray] | None:
@@ -109,11 +103,12 @@ def decode(raw: bytes, etag: str) -> tuple[MapHeader, bytearray] | None:
         header = MapHeader(**{**fields, "owner": Owner(**fields["owner"])})
     except (ValueError, KeyError, TypeError):
         return None
-    named = header.etag == etag and is_file_name(header.data, etag, DATA)
-    if not named or header.size < 0 or len(blocks) != header.blocks:
+    if header.etag != etag or not is_name_of(header.data, etag, DATA) or header.size < 0:
+        return None
+    if len(blocks) != header.blocks:
         return None
     state = bytearray()
-    for byte, *valid in zip(blocks, *marks(header), strict=True):
+    for byte, *valid in zip(blocks, *header.marks(), strict=True):
         if byte not in valid:
             return None
         state.append(valid.index(byte))

@@ -8,7 +8,7 @@
                          trees/<commit>.json          the official client's listing, read and never written
 
 The layout is that of huggingface_hub 2.4. All methods block: they are called in threads. `prepare` and `link` raise
-CacheAccessError or DiskFullError.
+CacheAccessError or DiskFullError; the others never raise.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Finding the partials of a blob on the disk, and claiming one whose owner is gone.
 
-All functions block, and raise CacheAccessError, or DiskFullError where they write. Their caller holds the blob's lock,
-without which nothing may be claimed; only `resumable_bytes` needs none.
+`directory` is always the repository's `blobs`. The caller of `claim_or_create` and `discard_orphans` holds the blob's
+lock. All functions block, and raise CacheAccessError, or DiskFullError where they write.
 """
 
 import os
@@ -11,20 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from yaie_async.store.blockmap import (
-    DATA,
-    HEADER_SIZE,
-    MAP,
-    MISSING,
-    WRITTEN,
-    MapHeader,
-    decode,
-    encode_blocks,
-    encode_header,
-    file_name,
-    is_file_name,
-    recorded_bytes,
-)
+from yaie_async.store.blockmap import DATA, HEADER_SIZE, MAP, MISSING, SYNCED, MapHeader, decode, file_name, is_name_of
 from yaie_async.store.diskio import write_all
 from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.owners import Claimer, ClaimMode, probe
@@ -46,14 +33,13 @@ class _FoundMap:
 
     @property
     def recorded_bytes(self) -> int:
-        return 0 if self.header is None else recorded_bytes(self.state, self.header.size)
+        return 0 if self.header is None else self.header.recorded_bytes(self.state)
 
 
 def claim_or_create(directory: Path, etag: str, size: int) -> Partial:
-    """Claim the orphan with the most bytes, or make a new partial, and the directory if it does not exist."""
+    """Claim the orphan with the most bytes, or make a new partial, and `directory` if it does not exist."""
     with cache_errors(directory, needed=size):
-        maps = _read_maps(directory, etag)
-        if maps:
+        if maps := _read_maps(directory, etag):
             claimer = probe(directory, etag)
             for found in sorted(maps, key=lambda each: each.recorded_bytes, reverse=True):
                 partial = _claim(found, size, claimer)
@@ -97,7 +83,7 @@ def has_live_owner(directory: Path, etag: str) -> bool:
 
 
 def _paths(directory: Path, etag: str, suffix: str) -> list[Path]:
-    return [Path(entry) for entry in os.scandir(directory) if is_file_name(entry.name, etag, suffix)]
+    return [Path(entry) for entry in os.scandir(directory) if is_name_of(entry.name, etag, suffix)]
 
 
 def _read_maps(directory: Path, etag: str) -> list[_FoundMap]:
@@ -113,8 +99,7 @@ def _read_maps(directory: Path, etag: str) -> list[_FoundMap]:
 
 
 def _claim(found: _FoundMap, size: int, claimer: Claimer) -> Partial | None:
-    header, state = found.header, found.state
-    mode = claimer.mode(header, found.mtime_ns)
+    mode, header, state = claimer.mode(found.header, found.mtime_ns), found.header, found.state
     if mode is None:
         return None
     if header is None or header.size != size:
@@ -122,7 +107,7 @@ def _claim(found: _FoundMap, size: int, claimer: Claimer) -> Partial | None:
         return None
     if header.owner.boot != claimer.process.boot:
         # The machine may have crashed: blocks that were not synced may be holes.
-        state = bytearray(MISSING if value == WRITTEN else value for value in state)
+        state = bytearray(value if value == SYNCED else MISSING for value in state)
     with suppress(FileNotFoundError, PermissionError), ExitStack() as opened:
         map_fd = _open(found.path, os.O_RDWR)
         opened.callback(os.close, map_fd)
@@ -134,7 +119,7 @@ def _claim(found: _FoundMap, size: int, claimer: Claimer) -> Partial | None:
         os.rename(found.path, path)
         if mode is ClaimMode.BY_COPY:
             return _continue_by_copy(path, header, state, (fd, map_fd), claimer)
-        if os.pread(map_fd, HEADER_SIZE, 0) != encode_header(header):
+        if os.pread(map_fd, HEADER_SIZE, 0) != header.encode():
             os.rename(path, found.path)
             return None
         partial = _continue_in_place(path, header, state, (fd, map_fd), claimer)
@@ -153,9 +138,9 @@ def _continue_in_place(path: Path, old: MapHeader, state: bytearray, fds: tuple[
     """
     header = replace(old, owner=claimer.process, released=False)
     # Blocks before header: beside this boot's id every block would be believed.
-    write_all(fds[1], encode_blocks(header, state), HEADER_SIZE)
+    write_all(fds[1], header.encode_blocks(state), HEADER_SIZE)
     os.lstat(path)  # FileNotFoundError: a faster process has claimed the map meanwhile, and its header stays.
-    write_all(fds[1], encode_header(header), 0)
+    write_all(fds[1], header.encode(), 0)
     return Partial(path, header, state, fds)
 
 
@@ -163,8 +148,8 @@ def _continue_by_copy(path: Path, old: MapHeader, state: bytearray, fds: tuple[i
     """Continue in new files, because the silent owner may wake up and write after any check made here."""
     # The new header shows the owner that the map was claimed and not pruned. It has no boot id: if this process dies
     # here, the old owner still counts as silent, and not as dead, so that no process continues in place.
-    write_all(fds[1], encode_header(replace(old, owner=replace(claimer.process, boot=""))), 0)
-    partial = Partial.copy(path.parent, old.etag, old.size, fds[0], state)
+    write_all(fds[1], replace(old, owner=replace(claimer.process, boot="")).encode(), 0)
+    partial = Partial.copy(path.parent, old, fds[0], state)
     remove(path, path.with_name(old.data))
     return partial
 

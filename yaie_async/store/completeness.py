@@ -2,15 +2,15 @@
 
 import os
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
 from yaie_async.core.errors import LoaderError, ModelFileNotFoundError
 from yaie_async.core.manifest import CONFIG, TOKENIZER_CONFIG, Listing, Manifest, Need, RepoFile, draft
 from yaie_async.store.cache import RepoCache
-from yaie_async.store.os_errors import read_bytes
+from yaie_async.store.directory import read_bytes
 
 _CLOCK_TICK = 0.02  # seconds: file systems advance the times of files in steps of 10 ms at most
 
@@ -18,9 +18,9 @@ _CLOCK_TICK = 0.02  # seconds: file systems advance the times of files in steps 
 class Completeness(Enum):
     """How much of a load the cache has."""
 
-    MISSING = 0  # a file that the load needs is missing
-    USABLE = 1  # no file is known to be missing, but nothing proves that all exist; enough to load offline
-    COMPLETE = 2  # all files of the manifest exist
+    MISSING = "a file that the load needs is missing"
+    USABLE = "no file is known to be missing, but nothing proves that all exist: enough to load offline"
+    COMPLETE = "all files of the manifest exist"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,7 @@ class SnapshotState:
 
     completeness: Completeness
     manifest: Manifest | None = None  # None where the cache does not suffice to choose the files
-    # Why the model can't be loaded even if the repository has more files; None where that is not known.
-    error: LoaderError | None = None
+    error: LoaderError | None = None  # why it can't be loaded even if the repository has more files, where known
 
 
 def snapshot_state(cache: RepoCache, commit: str, need: Need) -> SnapshotState:
@@ -82,11 +81,10 @@ def mark_unproved(cache: RepoCache, commit: str) -> None:
 
 
 def cached_manifest(cache: RepoCache, listing: Listing, need: Need) -> Manifest:
-    """The manifest of a load, as sharp as the cached files allow; raises what `draft` and `sharpened` do. Blocks."""
-    commit = listing.commit
-    assert commit is not None
-    made = draft(listing, need, model=cache.repo_id, folder=cache.snapshot(commit))
-    return made.sharpened(lambda file: read(cache, commit, file))
+    """The manifest of a load, as sharp as the cached files allow; raises what making one raises. Blocks."""
+    assert listing.commit is not None
+    manifest = draft(listing, need, model=cache.repo_id, folder=cache.snapshot(listing.commit))
+    return manifest.sharpened(partial(read, cache, listing.commit))
 
 
 def read(cache: RepoCache, commit: str, file: RepoFile) -> bytes | None:
@@ -100,11 +98,6 @@ def read(cache: RepoCache, commit: str, file: RepoFile) -> bytes | None:
 
 def read_fetched(cache: RepoCache, commit: str, file: RepoFile) -> bytes:
     """The bytes of a small file that was fetched or is linked; CacheAccessError where it can't be read. Blocks."""
-    raw = read(cache, commit, file)
-    # Again at the link: without symlinks another load may move the blob there between the two looks of `read`.
-    return read_bytes(cache.pointer(commit, file.path)) if raw is None else raw
-
-
-def known_files(cache: RepoCache, commit: str) -> Mapping[str, RepoFile]:
-    """The files of a commit as far as the disk knows: the official client's listing, else the snapshot's files."""
-    return cache.tree(commit) or cache.files(commit)
+    found = read(cache, commit, file)
+    # Without symlinks another load may have moved the blob to its link between the two looks of `read`.
+    return read_bytes(cache.pointer(commit, file.path)) if found is None else found

@@ -5,18 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from yaie_async.core.manifest import Listing, Manifest, Need, RepoFile, draft
-from yaie_async.store.os_errors import read_bytes
+from yaie_async.store.os_errors import cache_errors
 
 
 def directory_manifest(path: Path, need: Need) -> Manifest:
-    """The manifest of a load from a directory. Blocks.
-
-    Raises:
-        IncompatibleModelError, UnsafeFileError, ModelFileNotFoundError: it has no complete model.
-        CacheAccessError: config.json or the index can't be read.
-    """
+    """The manifest of a load from a directory; raises what making or reading one raises. Blocks."""
     manifest = draft(Listing(None, files_below(path)), need, model=str(path), folder=path)
     return replace(manifest.sharpened(lambda file: read_bytes(path / file.path)), complete=True)
+
+
+def read_bytes(path: Path) -> bytes:
+    with cache_errors(path, reading=True):
+        return path.read_bytes()
 
 
 def files_below(top: Path) -> dict[str, RepoFile]:

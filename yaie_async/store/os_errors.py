@@ -15,9 +15,9 @@ _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 @contextmanager
 def cache_errors(path: Path, *, needed: int = 0, reading: bool = False) -> Iterator[None]:
-    """Raise DiskFullError or CacheAccessError for an OSError about `path`.
+    """Translate an OSError about `path`, where `needed` bytes still have to be written, or which is only read.
 
-    `needed` bytes still have to be written to it, or it is only read.
+    A full disk becomes a DiskFullError, every other OSError a CacheAccessError.
     """
     try:
         yield
@@ -51,11 +51,6 @@ def _translated(error: OSError, path: Path, needed: int, *, reading: bool) -> Lo
             "Check the disk, or set HF_HUB_CACHE or cache_dir to another one."
         )
     return CacheAccessError(message, path=at, cause_errno=error.errno)
-
-
-def read_bytes(path: Path) -> bytes:
-    with cache_errors(path, reading=True):
-        return path.read_bytes()
 
 
 def free_bytes(path: Path) -> int:

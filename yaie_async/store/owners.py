@@ -23,7 +23,7 @@ class ClaimMode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Claimer:
-    """What a claim in one directory is decided by. This process holds the blob's lock."""
+    """What a claim in one directory is decided by. Only the holder of the blob's lock may claim."""
 
     process: Owner  # this process
     locks_work: bool  # whether flock in this directory excludes a second descriptor
@@ -32,17 +32,17 @@ class Claimer:
     def mode(self, header: MapHeader | None, mtime_ns: int) -> ClaimMode | None:
         """How a partial may be claimed whose map was last touched at `mtime_ns`; None if it may not.
 
-        Without a header the map is damaged, or a data file has no map, and `mtime_ns` is the data file's.
+        `header` is None for a damaged map, and for a data file without a map (then `mtime_ns` is that file's).
         """
         silent = self.clock_ns - mtime_ns >= SILENCE * 1e9
         if header is None:  # a wrong guess costs the owner a copy (`Partial.rescue`)
             return ClaimMode.IN_PLACE if self.locks_work or silent else None
-        if header.released or (self.locks_work and self._sees_dead(header.owner)):
+        if header.released or (self.locks_work and self._knows_dead(header.owner)):
             return ClaimMode.IN_PLACE
         return ClaimMode.BY_COPY if silent else None
 
-    def _sees_dead(self, owner: Owner) -> bool:
-        """Whether an owner of this boot and process namespace does not run any more."""
+    def _knows_dead(self, owner: Owner) -> bool:
+        """Whether that very process has ended. Only one of this boot and process namespace can be looked up."""
         mine, theirs = ((o.host, o.boot, o.pid_namespace) for o in (self.process, owner))
         return bool(owner.boot) and mine == theirs and start_time(owner.pid) != owner.started
 
@@ -63,21 +63,20 @@ def probe(directory: Path, etag: str) -> Claimer:
 
 def _locks_work(first: int, path: Path) -> bool:
     """Whether a second descriptor can't get the lock (of the kind that filelock takes) that the first one holds."""
+    second = None
     try:
         import fcntl
 
         second = os.open(path, os.O_RDWR)
-    except (ImportError, OSError):  # no fcntl on Windows; the file may have been pruned meanwhile
-        return False
-    try:
         fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # the file system has no locks
-        pass
+    except (ImportError, OSError):  # no fcntl on Windows; pruned meanwhile; a file system without locks
+        return False
     finally:
-        os.close(second)
+        if second is not None:
+            os.close(second)
     return False
 
 

@@ -26,18 +26,7 @@ from enum import Enum
 from pathlib import Path
 
 from yaie_async.store.arriving_file import ArrivingFile
-from yaie_async.store.blockmap import (
-    DATA,
-    HEADER_SIZE,
-    MAP,
-    SYNCED,
-    WRITTEN,
-    MapHeader,
-    encode_header,
-    file_name,
-    marks,
-    recorded_bytes,
-)
+from yaie_async.store.blockmap import DATA, HEADER_SIZE, MAP, SYNCED, WRITTEN, MapHeader, file_name
 from yaie_async.store.diskio import copy_sparse, fdatasync, sync_directory, write_all
 from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.owners import this_process
@@ -62,13 +51,13 @@ class Partial:
         self.path: Path = map_path.with_name(header.data)  # the data file
         self.fd, self._map_fd = fds
         self.etag: str = header.etag
-        self.size: int = header.size  # of the blob, and of the data file, in bytes
+        self.size: int = header.size  # of the blob, and of the data file
         self.arriving: ArrivingFile | None = None  # if set, recorded blocks are reported to it
         self._map_path = map_path
         self._header = header
-        self._page = encode_header(header)
+        self._page = header.encode()
         self._state = state
-        self._marks = marks(header)
+        self._marks = header.marks()
         self._lock = threading.Lock()
 
     @classmethod
@@ -94,12 +83,12 @@ class Partial:
         return partial
 
     @classmethod
-    def copy(cls, directory: Path, etag: str, size: int, source: int, state: bytes | bytearray) -> Partial:
+    def copy(cls, directory: Path, header: MapHeader, source: int, state: bytes | bytearray) -> Partial:
         """Make a new partial with the bytes of another data file, and with the recorded blocks of `state`."""
-        partial = cls.create(directory, etag, size)
+        partial = cls.create(directory, header.etag, header.size)
         try:
-            with cache_errors(partial.path, needed=recorded_bytes(state, size)):
-                for _ in copy_sparse(source, partial.fd, size):
+            with cache_errors(partial.path, needed=header.recorded_bytes(state)):
+                for _ in copy_sparse(source, partial.fd, header.size):
                     partial.touch()  # copying 40 GB takes longer than the silence that makes an orphan
             for match in re.finditer(rb"[^\0]+", state):
                 partial.record(*match.span())
@@ -116,7 +105,7 @@ class Partial:
     @property
     def recorded_bytes(self) -> int:
         """Bytes of the blob in recorded blocks."""
-        return recorded_bytes(self._state, self.size)
+        return self._header.recorded_bytes(self._state)
 
     def record(self, first: int, stop: int) -> None:
         """Record that blocks `first` to `stop` (exclusive) are written in full; call it after the `pwrite`."""
@@ -157,7 +146,7 @@ class Partial:
 
     def rescue(self) -> Partial:
         """Copy the bytes of a PRUNED partial into a new one, and close this one. After an error it is unchanged."""
-        rescued = Partial.copy(self.path.parent, self.etag, self.size, self.fd, self._state)
+        rescued = Partial.copy(self.path.parent, self._header, self.fd, self._state)
         self.discard()
         return rescued
 
@@ -186,7 +175,7 @@ class Partial:
         with suppress(OSError):
             # Never written into a claimer's map. If the write fails, the partial is an orphan once this process ends.
             if self.touch() is not Ownership.LOST:
-                write_all(self._map_fd, encode_header(replace(self._header, released=True)), 0)
+                write_all(self._map_fd, replace(self._header, released=True).encode(), 0)
         self._close()
 
     def discard(self) -> None:
