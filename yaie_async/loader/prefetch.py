@@ -1,7 +1,6 @@
 """Several models within one Hub: all are planned first, then fetched together."""
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from yaie_async.core.errors import DiskFullError, LoaderError, PrefetchError
 from yaie_async.core.log import logger
 from yaie_async.core.manifest import Manifest, Need
 from yaie_async.core.progress import Meter, OnProgress
-from yaie_async.core.tasks import task_group
+from yaie_async.core.tasks import SharedCall, task_group
 from yaie_async.core.threads import run_owned
 from yaie_async.fetch.patterns import Patterns
 from yaie_async.fetch.session import Session
@@ -24,16 +23,7 @@ from yaie_async.store.os_errors import free_bytes
 
 
 class Prefetch:
-    """One call of `Hub.prefetch`.
-
-    Args:
-        session: of an open Hub.
-        names: the models, as the caller wrote them.
-        revision: of the models without one of their own.
-        need: what a load needs of each.
-        patterns: which files instead of those; None for what a load needs.
-        on_progress: called for each model; None for a bar or log lines.
-    """
+    """One call of `Hub.prefetch`, whose arguments it has."""
 
     def __init__(
         self,
@@ -48,7 +38,7 @@ class Prefetch:
         self._session = session
         self._names = tuple(dict.fromkeys(names))
         self._need = need
-        self._patterns = patterns
+        self._patterns = patterns  # which files instead of those that a load needs, or None
         self._on_progress = on_progress
         self._snapshots: dict[str, Path] = {}
         self._failures: dict[str, LoaderError] = {}
@@ -61,11 +51,9 @@ class Prefetch:
                 self._failures[name] = error
             else:
                 self._models.setdefault((model, own or revision or "main"), []).append(name)
-        self._unplanned = set(self._models)
-        self._all_planned = anyio.Event()
-        self._go = anyio.Event()
+        self._planned = {key: anyio.Event() for key in self._models}
         self._missing: dict[Path, int] = {}  # bytes to fetch, by blob
-        self._full: DiskFullError | None = None
+        self._room: SharedCall[None] = SharedCall()  # a check for all models
 
     async def run(self) -> dict[str, Path]:
         """Fetch them; return name -> snapshot folder.
@@ -75,7 +63,9 @@ class Prefetch:
         **Raises:** PrefetchError at the end, where one failed; for a single model, its own error.
         """
         with quick_switching():
-            await self._run()
+            async with task_group() as group:
+                for model, revision in self._models:
+                    group.start_soon(self._one, model, revision)
         snapshots = {name: self._snapshots[name] for name in self._names if name in self._snapshots}
         failures = {name: self._failures[name] for name in self._names if name in self._failures}
         if not failures:
@@ -89,15 +79,6 @@ class Prefetch:
             snapshots=snapshots,
         )
 
-    async def _run(self) -> None:
-        async with task_group() as group:
-            for model, revision in self._models:
-                group.start_soon(self._one, model, revision)
-            if self._models:
-                await self._all_planned.wait()
-                await self._check_room()
-            self._go.set()
-
     async def _one(self, model: str, revision: str) -> None:
         names = self._models[model, revision]
         try:
@@ -105,7 +86,7 @@ class Prefetch:
         except LoaderError as error:
             self._failures |= dict.fromkeys(names, error)
         finally:
-            self._count((model, revision))  # a failure before the plan must not hold up the others
+            self._planned[model, revision].set()  # a failure before the plan must not hold up the others
 
     async def _fetch(self, model: str, revision: str, *, name: str) -> Path:
         meter = Meter(name)
@@ -113,7 +94,9 @@ class Prefetch:
             files = await find_files(self._session, model, revision, self._need)
             manifest = await files.manifest(self._session, self._need, self._patterns)
             try:
-                await self._planned((model, revision), await files.missing(manifest))
+                self._missing.update(await files.missing(manifest))
+                self._planned[model, revision].set()
+                await self._room(self._check_room)
                 manifest = await files.fetch(self._session, manifest, meter)
             except anyio.get_cancelled_exc_class():
                 with anyio.CancelScope(shield=True):
@@ -122,31 +105,21 @@ class Prefetch:
             meter.stage("ready")
             return manifest.folder
 
-    def _count(self, planned: tuple[str, str]) -> None:
-        self._unplanned.discard(planned)
-        if not self._unplanned:
-            self._all_planned.set()
-
-    async def _planned(self, which: tuple[str, str], missing: Mapping[Path, int]) -> None:
-        """Add what a model lacks, and hold its first body back until the disk is known to have room for all."""
-        self._missing.update(missing)
-        self._count(which)
-        await self._go.wait()
-        if self._full is not None:
-            raise copy.copy(self._full)
-
     async def _check_room(self) -> None:
+        """Wait until all models are planned; raise where the disk has no room for all of them."""
+        for planned in self._planned.values():
+            await planned.wait()
         root = self._session.settings.cache_dir
         needed, free = sum(self._missing.values()), await run_owned(partial(free_bytes, root), name="disk")
         if needed > free:
-            self._full = DiskFullError(
+            raise DiskFullError(
                 f"Together the models need {needed:,} more bytes at {root} and {free:,} are free. Nothing was fetched. "
                 "Free some space, leave a model out, or set HF_HUB_CACHE (or cache_dir) to another disk.",
                 needed=needed,
                 free=free,
                 path=str(root),
             )
-        elif len(self._models) > 1:
+        if len(self._models) > 1:
             facts = {"stage": "resolving", "bytes": needed}
             logger.info("%d models: %s to fetch, %s free", len(self._models), size(needed), size(free), extra=facts)
 
