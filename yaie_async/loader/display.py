@@ -123,7 +123,10 @@ class _Table:
         with self._lock:
             self._users += 1
             if self._live is None:
-                self._live = _live(self)
+                from rich.console import Console
+                from rich.live import Live
+
+                self._live = Live(self, console=Console(stderr=True), refresh_per_second=8)
                 self._live.start()
         try:
             yield show
@@ -187,13 +190,6 @@ def amounts(event: Progress) -> tuple[str, str, str]:
         f"{size(event.bytes_per_second)}/s" if event.bytes_per_second else "",
         "" if event.seconds_left is None else f"{event.seconds_left:.0f} s left",
     )
-
-
-def _live(shown: _Table) -> Live:
-    from rich.console import Console
-    from rich.live import Live
-
-    return Live(shown, console=Console(stderr=True), refresh_per_second=8)
 
 
 _table = _Table()

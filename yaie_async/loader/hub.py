@@ -163,11 +163,7 @@ class Hub:
 
     @property
     def session(self) -> Session:
-        """The open session.
-
-        Raises:
-            ClosedHubError: when the Hub is not open.
-        """
+        """The open session, or a ClosedHubError."""
         session = self._opening.result
         if session is None:
             from yaie_async.core.errors import ClosedHubError

@@ -29,9 +29,7 @@ _OPTIONS = {
 def build_backend(text: str) -> Tokenizer:
     """Build the tokenizer of a tokenizer.json, given its text.
 
-    Raises:
-        Exception: of any kind, when it is not a BPE model of a known form, or `Tokenizer.from_file` might give
-            another one.
+    Any exception means that it is no BPE model of a known form, or that `Tokenizer.from_file` might give another one.
     """
     from tokenizers import AddedToken, models
 
@@ -69,11 +67,7 @@ class Parts:
 
 
 def read_parts(text: str) -> Parts:
-    """Read the text of a tokenizer.json as `TokenizersBackend.convert_to_native_format` does.
-
-    Raises:
-        Exception: of any kind, when it is not a BPE model of a known form.
-    """
+    """Read the text of a tokenizer.json as `TokenizersBackend.convert_to_native_format` does, or raise as above."""
     parsed = read_pieces(text)
     if parsed.rest["model"].get("type") != "BPE" or "Precompiled" in json.dumps(parsed.rest.get("normalizer")):
         raise ValueError("The model or its normalizer is of an unknown form.")

@@ -242,8 +242,7 @@ def parts_keywords(empty: Tokenizer) -> Mapping[str, Any]:
 def replace_parts(tokenizer: Any, merges: object, plain: Callable[[], tuple[Any, Any]]) -> bool:
     """Put plain types in the place of the vocabulary and merges that a tokenizer was made of.
 
-    Returns:
-        False where it was not made of these `merges`, or they are not found: drop it.
+    False where it was not made of these `merges`, or they are not found: drop it.
     """
     if NAMES.find(_MERGES, tokenizer) is not merges or NAMES.find(_VOCAB, tokenizer) is None:
         return False
@@ -259,29 +258,17 @@ def name_tokenizer(tokenizer: Any, name: str) -> None:
         keywords["name_or_path"] = name
 
 
-# The texts of errors. With another text each of these says no, and the error is translated as a general one.
+# The texts of errors. Where a text is another one, none of these matches, and the error is translated as a general one.
 
-_NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|out of memory|os error 12\b", re.IGNORECASE)
-_NO_DEVICE = re.compile(
+NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|out of memory|os error 12\b", re.IGNORECASE)
+NO_DEVICE = re.compile(
     r"not compiled with \w+ enabled|cannot access accelerator|no (nvidia|hip|cuda) |invalid device|device ordinal"
     r"|passing device_map|negative int",
     re.IGNORECASE,
 )
-_NO_ATTENTION = re.compile("attn_implementation|FlashAttention")
+NO_ATTENTION = re.compile("attn_implementation|FlashAttention")
 _FILE = re.compile(r"(?:directory: |file named )(\S+)")
 _BYTES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-
-
-def says_no_memory(text: str) -> bool:
-    return _NO_MEMORY.search(text) is not None
-
-
-def says_no_device(text: str) -> bool:
-    return _NO_DEVICE.search(text) is not None
-
-
-def says_no_attention(text: str) -> bool:
-    return _NO_ATTENTION.search(text) is not None
 
 
 def asks_for_consent(error: BaseException) -> bool:

@@ -82,13 +82,13 @@ def _from_argument(error: Exception, request: BuildRequest) -> LoaderError | Non
             "Leave it out.",
             model=request.source,
         )
-    if compat.says_no_device(text) and not isinstance(error, OSError):
+    if compat.NO_DEVICE.search(text) and not isinstance(error, OSError):
         return InvalidArgumentError(
             f"{request.source} can't be loaded: device_map={request.device_map!r} can't be used on this machine "
             f'({_one_line(error)}). Use "auto" or "cpu".',
             model=request.source,
         )
-    if isinstance(error, ValueError | ImportError) and compat.says_no_attention(text):
+    if isinstance(error, ValueError | ImportError) and compat.NO_ATTENTION.search(text):
         return InvalidArgumentError(f"{request.source} can't be loaded: {_one_line(error)}.", model=request.source)
     if compat.asks_for_consent(error):
         return UnsafeFileError(
@@ -150,7 +150,7 @@ def _is_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    return isinstance(error, Exception) and compat.says_no_memory(str(error))
+    return isinstance(error, Exception) and compat.NO_MEMORY.search(str(error)) is not None
 
 
 def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:

@@ -68,11 +68,7 @@ class TokenizerJson:
 
 
 def read_pieces(text: str) -> TokenizerJson:
-    """Parse the text of a tokenizer.json.
-
-    Raises:
-        ValueError: it is none, or its model has no vocabulary and merges of the form that BPE has.
-    """
+    """Parse the text of a tokenizer.json; a ValueError says that it is none, or not that of a BPE model."""
     found: dict[str, Any] = {}
 
     def model(start: int) -> tuple[Any, int]:

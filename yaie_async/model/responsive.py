@@ -132,11 +132,7 @@ def open_libraries(names: tuple[str, ...]) -> bool:
     `dlopen` is called as a foreign function: `ctypes.CDLL(path)` would hold the GIL (until Python 3.13). Where that
     fails, the import loads them itself.
 
-    Args:
-        names: patterns of their file names, in the order of loading.
-
-    Returns:
-        Whether any of them is loaded now.
+    `names` are patterns of file names, in the order of loading. True if any of them is loaded now.
     """
     if "torch" in sys.modules:
         return True

@@ -64,11 +64,9 @@ def build_streaming(
     digest is checked, and drop it where one is wrong. The build lock is taken only where no other build holds it or
     waits for it, and released where bytes are missing while another build waits.
 
-    Args:
-        request: what is to be built. Its snapshot has all small files but config.json, its config passed
-            `check_config`, and `why_not_streamable` found nothing.
-        arriving: every weight file by name.
-        cancelled: checked before every 4 MiB, and every few milliseconds while bytes are missing.
+    The snapshot has all small files but config.json, its config passed `check_config`, and `why_not_streamable` found
+    nothing. `arriving` has every weight file by name. `cancelled` is checked before every 4 MiB, and every few
+    milliseconds while bytes are missing.
 
     Raises:
         BuildCancelled: `cancelled` returned true.

@@ -30,19 +30,13 @@ _PIECE = 4 << 20
 
 
 class ArrivingFiles:
-    """The weight files of one build, read by several threads while they arrive.
-
-    Args:
-        arriving: the files. Where two have a tensor of one name, the later file in sorted order wins, as in stock.
-        cancelled: checked before every piece.
-        unwanted: checked while bytes are missing: whether to give up instead of waiting for them.
-    """
+    """The weight files of one build, read by several threads while they arrive."""
 
     def __init__(
         self, arriving: Mapping[str, ArrivingFile], cancelled: Callable[[], bool], unwanted: Callable[[], bool]
     ) -> None:
-        self._cancelled = cancelled
-        self._unwanted = unwanted
+        self._cancelled = cancelled  # checked before every piece
+        self._unwanted = unwanted  # checked while bytes are missing: whether to give up instead of waiting for them
         self._changed = threading.Condition()
         self._reading = 0
         self._closed = False
@@ -53,8 +47,7 @@ class ArrivingFiles:
     def tensors(self) -> dict[str, ArrivingTensor]:
         """All tensors by name, as soon as the headers have arrived.
 
-        Raises:
-            ArrivalError, HeaderError.
+        Where two files have a tensor of one name, the later file in sorted order wins, as in stock.
         """
         found: dict[str, ArrivingTensor] = {}
         for name in sorted(self._arriving):
@@ -164,11 +157,7 @@ class ArrivingTensor:
         return self
 
     def to(self, *, device: Any, dtype: torch.dtype) -> torch.Tensor:
-        """The tensor on this device in this dtype. Blocks until its bytes have arrived.
-
-        Raises:
-            ArrivalError.
-        """
+        """The tensor on this device in this dtype. Blocks until its bytes have arrived, or raises ArrivalError."""
         import torch
 
         stored = self._stored
