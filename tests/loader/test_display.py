@@ -129,8 +129,7 @@ def render(rows: dict[object, Progress], *, height: int = 24, ended: Mapping[obj
     from rich.console import Console
 
     table = display._Table()
-    table._rows.update(rows)
-    table._ended.update(ended or {})
+    table._rows.update({key: (event, (ended or {}).get(key, "")) for key, event in rows.items()})
     console = Console(file=io.StringIO(), width=100, height=height, force_terminal=True, color_system=None)
     with console.capture() as captured:
         console.print(table)
@@ -163,9 +162,9 @@ def test_a_row_that_ends_early(error: type[BaseException], word: str, capsys: py
     with table.row("other"):
         with pytest.raises(error), table.row("org/a"):
             raise error
-        assert [(table._rows[key].model, how) for key, how in table._ended.items()] == [("org/a", word)]
+        assert [(event.model, end) for event, end in table._rows.values() if end] == [("org/a", word)]
     assert f"org/a {word}" in " ".join(capsys.readouterr().err.split())
-    assert not table._ended
+    assert not table._rows
 
 
 def test_a_table_that_is_higher_than_the_terminal() -> None:

@@ -2,16 +2,7 @@
 
 Beside an import and a download, a late heartbeat of the loop mostly waited for a core, not for the GIL. The importing
 thread and the threads that read bodies use all cores in turn, and a kernel without full preemption takes no core from
-a thread inside a system call. With these threads kept off one core, the 99th percentile of a heartbeat during the
-imports fell from 7 to 3 ms on two cores. Over 1 Gbit/s nothing took longer. Over 2 and 10 Gbit/s, where the readers
-need most of a core, the imports took a fifth longer, and the model was ready 0-5 % later. To keep only the importing
-thread or only the readers off the core changed nothing; nor did shorter time slices for the loop's thread, or longer
-ones or SCHED_BATCH for the others. During a build from a download over 1 Gbit/s, where nothing is cast, the percentile
-fell from 3.7 to 2.4 ms.
-
-A lower priority of these threads (nice, SCHED_IDLE) has the same effect on an idle machine. On a busy machine the loop
-then waits for the GIL while the thread that holds it waits for a core behind all other processes: a load of 5 s took
-32 s.
+a thread inside a system call. benchmarks/README.md has what this brings, what it costs, and what else was tried.
 """
 
 import os

@@ -241,7 +241,9 @@ def _usual_weights(files: _Files, rules: WeightRules, model: str) -> _WeightSet:
             return None, (single,)
         index = f"{stem}.{suffix}.index{infix}.json"
         if index in files:
-            return index, _guess_shards(files, stem, infix, suffix)
+            variant = re.escape(infix)
+            usual = re.compile(rf"{stem}(?:{variant}-\d+-of-\d+|-\d+-of-\d+{variant})\.{suffix}")
+            return index, tuple(sorted(path for path in files if usual.fullmatch(path)))
     if rules.safetensors and not rules.pickle:
         _refuse_pickles(sorted(path for path in files if re.fullmatch(r"pytorch_model.*\.bin", path)), model)
     raise _no_weights_error(files, rules, model)
@@ -256,12 +258,6 @@ def _refuse_pickles(pickles: list[str], model: str) -> None:
             model=model,
             file=pickles[0],
         )
-
-
-def _guess_shards(files: _Files, stem: str, infix: str, suffix: str) -> tuple[str, ...]:
-    variant = re.escape(infix)
-    usual = re.compile(rf"{stem}(?:{variant}-\d+-of-\d+|-\d+-of-\d+{variant})\.{suffix}")
-    return tuple(sorted(path for path in files if usual.fullmatch(path)))
 
 
 def _shards(raw: bytes, index: str, model: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import anyio
@@ -40,12 +41,12 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
+@dataclass(eq=False)
 class _Flight:
-    """One run of the work on one event loop; `error` stays None if it is cancelled."""
+    """One run of the work on one event loop."""
 
-    def __init__(self) -> None:
-        self.done = anyio.Event()
-        self.error: Exception | None = None
+    done: anyio.Event
+    error: Exception | None = None  # stays None if it is cancelled
 
 
 class SharedCall(Generic[T]):
@@ -81,7 +82,7 @@ class SharedCall(Generic[T]):
         while not self._results:
             flight = self._flights.get(loop)
             if flight is None:
-                flight = self._flights[loop] = _Flight()
+                flight = self._flights[loop] = _Flight(anyio.Event())
                 try:
                     self._results[:] = [await work()]
                 except Exception as error:

@@ -138,8 +138,9 @@ class Scheduler:
         """
         rates = {one: rate for one in self._running if (rate := one.rate(now)) is not None}
         for one, rate in rates.items():
-            finished = [speed for at, speed in self._finished if at >= one.issued]
-            one.judge(now, slow=rate < _slow_limit([*rates.values(), *finished]))
+            all_rates = [*rates.values(), *(speed for at, speed in self._finished if at >= one.issued)]
+            enough = len(all_rates) >= _ENOUGH_FOR_MEDIAN
+            one.judge(now, slow=enough and rate < statistics.median(all_rates) * _SLOW_SHARE)
         return [one for one in rates if one.slow_since is not None and now - one.slow_since >= SLOW_SECONDS]
 
     def _first(self, model: ModelState) -> FileState | None:
@@ -179,7 +180,3 @@ class Scheduler:
         while self.width < self._max and now >= self._grown_at + GROWTH_SECONDS:
             self.width += 1
             self._grown_at += GROWTH_SECONDS
-
-
-def _slow_limit(rates: list[float]) -> float:
-    return statistics.median(rates) * _SLOW_SHARE if len(rates) >= _ENOUGH_FOR_MEDIAN else 0

@@ -108,8 +108,7 @@ class _Table:
         self._lock = threading.Lock()
         self._live: Live | None = None
         self._users = 0
-        self._rows: dict[object, Progress] = {}
-        self._ended: dict[object, str] = {}  # "failed" or "stopped"
+        self._rows: dict[object, tuple[Progress, str]] = {}  # the last event, and how the load ended if it did so early
 
     @contextmanager
     def row(self, model: str) -> Iterator[OnProgress]:
@@ -117,7 +116,7 @@ class _Table:
         key = object()
 
         def show(event: Progress) -> None:
-            self._rows[key] = event
+            self._rows[key] = event, ""
 
         show(Progress(model, "resolving"))
         with self._lock:
@@ -131,7 +130,7 @@ class _Table:
         try:
             yield show
         except BaseException as error:
-            self._ended[key] = "failed" if isinstance(error, Exception) else "stopped"
+            self._rows[key] = self._rows[key][0], "failed" if isinstance(error, Exception) else "stopped"
             raise
         finally:
             with self._lock:
@@ -140,24 +139,21 @@ class _Table:
                     self._live.stop()
                     self._live = None
                     self._rows.clear()
-                    self._ended.clear()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         """Render the rows. rich calls it in the thread that refreshes the terminal."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        # A load that has failed keeps its row, but is not part of the total: no more bytes come.
-        ended = dict(self._ended)
-        going = {key: event for key, event in list(self._rows.items()) if key not in ended}
-        rows = [(event.model, stage_text(event), event) for event in going.values()]
-        rows += [(self._rows[key].model, how, Progress("", "resolving")) for key, how in ended.items()]
+        # A load that has failed keeps its row, as one of the last, but is not part of the total: no more bytes come.
+        shown = sorted(self._rows.values(), key=lambda row: row[1] != "")
+        rows = [(e.model, end or stage_text(e), Progress("", "resolving") if end else e) for e, end in shown]
         room = (options.max_height or console.height) - 2
         if len(rows) > room:
             # Loads that are under way first: the total covers the others.
             rows = sorted(rows, key=lambda row: row[1] in ("ready", *_ENDS))[:room]
-        if len(self._rows) > 1:
-            rows.append((f"{len(self._rows)} models", "", total(list(going.values()))))
+        if len(shown) > 1:
+            rows.append((f"{len(shown)} models", "", total([event for event, end in shown if not end])))
         table = Table.grid(padding=(0, 1))
         for text in ("left", "left", "left", "right", "right", "right"):
             table.add_column(justify=text, no_wrap=True)

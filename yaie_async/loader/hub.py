@@ -103,7 +103,18 @@ class Hub:
         **Raises:** ClosedHubError in another loop or process than the one that opened it; InvalidArgumentError,
         TokenMissingError, HubUnavailableError when it can't be opened.
         """
-        self._enter()
+        here = (os.getpid(), anyio.lowlevel.current_token())
+        if self._users and self._home != here:
+            from yaie_async.core.errors import ClosedHubError
+
+            forked = self._home is not None and self._home[0] != here[0]
+            raise ClosedHubError(
+                "This Hub was opened before a fork, by the parent process. Make a new Hub in the child."
+                if forked
+                else "This Hub is open on another event loop. Make one Hub for each loop."
+            )
+        self._home = here
+        self._users += 1
         try:
             await self._opening(self._open)
         except BaseException:
@@ -119,20 +130,6 @@ class Hub:
         **Cancellation:** the connections are closed first.
         """
         await self._leave()
-
-    def _enter(self) -> None:
-        here = (os.getpid(), anyio.lowlevel.current_token())
-        if self._users and self._home != here:
-            from yaie_async.core.errors import ClosedHubError
-
-            forked = self._home is not None and self._home[0] != here[0]
-            raise ClosedHubError(
-                "This Hub was opened before a fork, by the parent process. Make a new Hub in the child."
-                if forked
-                else "This Hub is open on another event loop. Make one Hub for each loop."
-            )
-        self._home = here
-        self._users += 1
 
     async def _leave(self) -> None:
         self._users -= 1

@@ -11,12 +11,9 @@ _FIXED, _CAST = 0.6, 1.5e9
 
 
 def estimate_memory(total_bytes: int, dtype: Any, stored: str | Mapping[str, int] | None) -> int:
-    """Estimate the bytes of a model's parameters once it is built, by the size of its weight files.
+    """Estimate the bytes of a model's parameters once it is built, by those of its weight files.
 
-    Args:
-        total_bytes: of the weight files.
-        dtype: what was asked for: a dtype name, a `torch.dtype`, or "auto".
-        stored: as `Manifest.stored` says it.
+    `dtype` is what was asked for, as `BuildRequest` has it, and `stored` is `Manifest.stored`.
     """
     asked = float_dtype(dtype)
     if isinstance(stored, Mapping):

@@ -64,7 +64,8 @@ def parse_header(text: bytes, size: int) -> Mapping[str, Stored]:
     if not isinstance(header, dict):
         raise HeaderError("its header is not a JSON object")
     metadata = header.pop("__metadata__", None)
-    if metadata is not None and not _are_strings(metadata):
+    values = metadata.values() if isinstance(metadata, dict) else [metadata]
+    if metadata is not None and not all(isinstance(value, str) for value in values):
         raise HeaderError("its __metadata__ is not a map of strings")
     data = 8 + len(text)
     tensors = {name: _stored(name, entry, data) for name, entry in header.items()}
@@ -101,10 +102,6 @@ def _stored(name: str, entry: Any, data: int) -> Stored:
     if (offsets[1] - offsets[0]) * 8 != math.prod(shape) * known.bits:
         raise HeaderError(f"{name} takes another number of bytes than its shape {shape} of {dtype} needs")
     return Stored(known, tuple(shape), data + offsets[0], data + offsets[1])
-
-
-def _are_strings(metadata: Any) -> bool:
-    return isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
 
 
 def _are_sizes(values: Any) -> TypeGuard[list[int]]:

@@ -16,14 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_config(request: BuildRequest) -> None:
-    """Refuse what can't be built as a causal language model with these arguments.
-
-    Raises:
-        InvalidArgumentError: the dtype.
-        UnsafeFileError: code in the repo that was not consented to.
-        IncompatibleModelError: names the architecture and says what to use instead.
-        LoaderError: transformers can't be imported.
-    """
+    """Refuse, by a LoaderError, what can't be built as a causal language model with these arguments."""
     resolve_dtype(request.dtype)
     _check_stored_dtype(request)
     import_libraries()

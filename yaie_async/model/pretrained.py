@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,19 +115,16 @@ def _check_placed(model: PreTrainedModel, request: BuildRequest) -> None:
     asked_for = {"max_memory", "offload_folder"} & request.model_kwargs.keys()
     if request.device_map in _AUTOMATIC and not asked_for and "disk" in device_map.values():
         raise MemoryError  # accelerate would read the weights from disk for every token, and not say so
-    offloaded = [name for name, device in device_map.items() if device in ("cpu", "disk")]
+    # "model." for what is inside of "model", and "" for all.
+    offloaded = tuple(f"{name}." if name else "" for name, device in device_map.items() if device in ("cpu", "disk"))
     on_meta = [
         name
         for tensors in (model.named_parameters(), model.named_buffers())
         for name, tensor in tensors
-        if tensor.is_meta and not _is_inside(name, offloaded)
+        if tensor.is_meta and not f"{name}.".startswith(offloaded)
     ]
     if on_meta:
         raise _random(f"{_some(on_meta)} got no data (transformers#44940)", request)
-
-
-def _is_inside(name: str, modules: Iterable[str]) -> bool:
-    return any(module in ("", name) or name.startswith(f"{module}.") for module in modules)
 
 
 def _random(why: str, request: BuildRequest) -> Exception:

@@ -1,7 +1,6 @@
 """Keep the event loop responsive while another thread imports and builds: shorten how long that thread holds the GIL.
 
-Measured on two cores with a 2 ms heartbeat, importing torch and transformers cold: the longest stall is 218-223 ms
-without this module and 19-20 ms with it (what remains is the initialisation of `torch._C`).
+Of the longest stalls a tenth remains: the initialisation of `torch._C` (benchmarks/README.md).
 
 gc and the switch interval are process-wide. Their users are counted over concurrent loads, and the last one restores
 them, unless other code has changed them since. torch's thread count is left alone, because `set_num_threads`

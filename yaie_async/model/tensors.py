@@ -51,18 +51,15 @@ class ArrivingFiles:
         """
         found: dict[str, ArrivingTensor] = {}
         for name in sorted(self._arriving):
-            file = _File(self._arriving[name], self._opened(self._arriving[name]))
+            with self.reading():
+                descriptor = self._arriving[name].open(self._gives_up)
+                self._descriptors.append(descriptor)
+            file = _File(self._arriving[name], descriptor)
             try:
                 found |= {key: ArrivingTensor(self, file, stored) for key, stored in self._header(file).items()}
             except HeaderError as error:
                 raise HeaderError(f"{name}: {error}") from error
         return found
-
-    def _opened(self, arriving: ArrivingFile) -> int:
-        with self.reading():
-            descriptor = arriving.open(self._gives_up)
-            self._descriptors.append(descriptor)
-            return descriptor
 
     def _header(self, file: _File) -> Mapping[str, Stored]:
         size = file.arriving.size
