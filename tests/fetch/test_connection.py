@@ -80,11 +80,11 @@ def phase(name: str, authority: Authority) -> Iterator[Phase]:
     with RawServer(script, tls=tls) as server:
         url = server.url.replace("http:", "https:") if name == "handshake" else server.url
         if "body" in name:
-            yield Phase(url, sink, lambda: sink.calls > 0, lambda: server.ended == 1)
+            yield Phase(url, sink, lambda: sink.calls > 0, lambda: 0 < server.ended == server.accepted)
         elif "head" in name:
-            yield Phase(url, sink, lambda: len(server.requests) > 0, lambda: server.ended == 1)
+            yield Phase(url, sink, lambda: len(server.requests) > 0, lambda: 0 < server.ended == server.accepted)
         else:
-            yield Phase(url, sink, lambda: server.accepted > 0, lambda: server.ended == 1)
+            yield Phase(url, sink, lambda: server.accepted > 0, lambda: 0 < server.ended == server.accepted)
 
 
 async def by_scope(work: Work, reached: Callable[[], bool]) -> float:
