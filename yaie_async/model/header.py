@@ -64,8 +64,8 @@ def parse_header(text: bytes, size: int) -> Mapping[str, Stored]:
     if not isinstance(header, dict):
         raise HeaderError("its header is not a JSON object")
     metadata = header.pop("__metadata__", None)
-    values = metadata.values() if isinstance(metadata, dict) else [metadata]
-    if metadata is not None and not all(isinstance(value, str) for value in values):
+    strings = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    if metadata is not None and not strings:
         raise HeaderError("its __metadata__ is not a map of strings")
     data = 8 + len(text)
     tensors = {name: _stored(name, entry, data) for name, entry in header.items()}
