@@ -41,6 +41,7 @@ def main() -> None:
         if name not in ("download", "tokenizer"):
             one.add_argument("--link", default="1gbit", help="rate of the link, in the notation of tc (1gbit)")
         if name == "tokenizer":
+            one.add_argument("--tokens", type=int, default=128_000, help="size of the vocabulary (128000)")
             one.add_argument(
                 "--tokenizer-class",
                 default=tokenizer.KINDS[0],

@@ -20,7 +20,6 @@ _US = "us"
 _STOCK = "AutoTokenizer.from_pretrained"
 _FLOOR = "BPE(vocab, merges) alone"
 CASES = (_US, _STOCK, _FLOOR)
-_TOKENS = 128_000
 KINDS = ("PreTrainedTokenizerFast", "Qwen2Tokenizer", "GPT2Tokenizer", "LlamaTokenizerFast")
 _INTERVAL = 0.001  # seconds between two looks of the measuring thread
 
@@ -31,7 +30,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         directory = Path(scratch, "tokenizer")
         directory.mkdir()
-        write_tokenizer(directory, _TOKENS, arguments.tokenizer_class)
+        write_tokenizer(directory, arguments.tokens, arguments.tokenizer_class)
         size = (directory / "tokenizer.json").stat().st_size / 1e6
         cases = {name: [name, str(directory)] for name in arguments.only}
         results = measure("benchmarks.tokenizer", cases, None, Path(scratch), arguments.rounds)
@@ -40,7 +39,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Rounds]:
         cells = [spread([one[key] for one in found]) for key in ("took", "longest")]
         value = ratio(found, results.get(_FLOOR), "longest")
         rows.append([name, *cells, f"{value:.2f}x" if value else ""])
-    title = f"A {arguments.tokenizer_class} of {_TOKENS // 1000}k tokens, tokenizer.json of {size:.0f} MB"
+    title = f"A {arguments.tokenizer_class} of {arguments.tokens // 1000}k tokens, tokenizer.json of {size:.0f} MB"
     table(
         f"{title}, milliseconds; medians (min-max) of {arguments.rounds} interleaved rounds",
         ["", "takes", "longest hold of the GIL", "against BPE alone"],
