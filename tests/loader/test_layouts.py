@@ -56,11 +56,15 @@ async def test_the_outcome_is_the_same_everywhere(
     tmp_path: Path,
     readers: Callable[..., int],
     why_stock: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every way of loading returns transformers' model bit for bit, or raises an error of the same class.
 
     The exception: offline, after a load that was refused before its snapshot was complete, it is an OfflineError.
     """
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 60
+    )  # bytes are held until a build is there
     judge = Judge(directory, layout)
     name = f"{directory.parent.name}/{directory.name}"
     ours: dict[str, Any] = {"trust_remote_code": True, **layout.options}
