@@ -188,3 +188,25 @@ def test_time_left_ends_with_a_timeout() -> None:
     assert 0 < (wire_module.time_left(time.monotonic() + 1) or 0) <= 1
     with pytest.raises(TimeoutError):
         wire_module.time_left(time.monotonic())
+
+
+def test_a_server_sees_an_abort_though_all_it_sent_was_read() -> None:
+    """Its send buffer is full, and what is in ours is read before the close. It must not wait for a window to open."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        wire, view = Wire(None, "localhost"), memoryview(bytearray(1 << 20))
+        with wire.owned():
+            address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", listener.getsockname())
+            wire.connect([address], time.monotonic() + 10)
+        peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                while True:
+                    peer.send(bytes(1 << 20))
+            with wire.owned():
+                wire.abort()
+                while wire.recv_into(view):
+                    pass
+            peer.settimeout(20)
+            with pytest.raises(ConnectionError):
+                peer.sendall(bytes(1 << 24))

@@ -1,8 +1,7 @@
 """Daemon threads that wait for more work, so that few have to be started while a load runs.
 
-To hand work to a waiting thread is one `SimpleQueue.put`. To start a thread takes the loop 60 µs at best. Beside
-threads that want the GIL all the time (an import, a build) it took 10-50 ms, mostly because `Thread.start` waits until
-the new thread has run for the first time.
+To hand work to a waiting thread is one `SimpleQueue.put`. To start one takes the loop 60 µs at best, 10-50 ms beside
+threads that want the GIL all the time: `Thread.start` waits until the new thread has run for the first time.
 """
 
 import os

@@ -2,13 +2,13 @@
 
 TLS runs between two memory buffers, and the socket stays a plain socket. `ssl.SSLSocket` makes one system call for the
 header of each record and one for its body, and after a `shutdown` its next `recv_into` returns ciphertext as if it were
-data. Here only decrypted bytes can come out. Reads of 512 KiB from the kernel measured 1,130-1,410 MB/s at
-0.8-1.0 CPU-s/GB; `SSLSocket` measured 1,070-1,320 at 1.0-1.3 (6 connections, 2 cores, the server on the same two).
+data. Here only decrypted bytes can come out, for less CPU time (benchmarks/README.md).
 """
 
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -51,7 +51,7 @@ class Wire:
             with self._lock:
                 self._occupied = False
                 if self.aborted.is_set():
-                    self._close()
+                    self._close(reset=True)
 
     def abort(self) -> None:
         """End the connection from any thread, without blocking. A thread inside `owned` wakes up and closes it."""
@@ -118,8 +118,10 @@ class Wire:
             raise ConnectionAbortedError("the connection is closed")
         return self._socket
 
-    def _close(self) -> None:
+    def _close(self, *, reset: bool = False) -> None:
         if self._socket is not None:
+            if reset:  # after a FIN a server may wait a minute for a window to open, if all that it sent was read
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._socket.close()
             self._socket = None
         self._tls = None
