@@ -103,4 +103,5 @@ def test_an_etag_is_a_digest_by_its_length() -> None:
     assert digest_kind("0" * 40) == "git-sha1"
     assert digest_kind("0" * 41) is None
     assert digest_kind("g" * 40) is None
-    assert digest_kind("A" * 64) is None
+    assert digest_kind("A" * 64) == "sha256"
+    assert digest_kind(None) is None

@@ -1,5 +1,6 @@
 """`yaie-async plan`: what a load would download and need, without downloading a file."""
 
+from dataclasses import asdict
 from typing import Any
 
 from yaie_async.cli.batch import batch_document, run_for_each
@@ -34,6 +35,10 @@ def plan(models: list[str], options: LoadOptions, *, dtype: str) -> CommandResul
     )
     headers = ("model", "files", "to fetch", "cached", "memory", "fits")
     lines: list[Any] = [table(*headers, rows=rows)]
+    for model, of_model in plans.items():
+        unchecked = [file.path for file in of_model.files if not file.cached and file.digest is None]
+        if unchecked:
+            lines.append(f"{model}: no digest to check {', '.join(unchecked)} by.")
     if plans:
         lines.append(verdict)
         lines.append(f"Memory: {size(free_memory)} free now, without the memory of GPUs." if free_memory else "")
@@ -56,7 +61,7 @@ def _document(plan: Plan) -> dict[str, Any]:
     return {
         "revision": plan.revision,
         "commit": plan.commit,
-        "files": [{"path": file.path, "size": file.size, "cached": file.cached} for file in plan.files],
+        "files": [asdict(file) for file in plan.files],
         "bytes_to_fetch": plan.bytes_to_fetch,
         "bytes_cached": plan.bytes_cached,
         "free_disk": plan.free_disk,

@@ -54,6 +54,6 @@ def is_commit(revision: str) -> bool:
     return len(revision) == 40 and _HEX.fullmatch(revision) is not None
 
 
-def digest_kind(etag: str) -> str | None:
-    """Which digest an etag is: "sha256" or "git-sha1"; None for any other etag."""
-    return {64: "sha256", 40: "git-sha1"}.get(len(etag)) if _HEX.fullmatch(etag) else None
+def digest_kind(etag: str | None) -> str | None:
+    """Which digest an etag is, in upper or lower case: "sha256" or "git-sha1"; None for any other etag."""
+    return {64: "sha256", 40: "git-sha1"}.get(len(etag)) if etag and _HEX.fullmatch(etag.lower()) else None

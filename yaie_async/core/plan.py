@@ -5,11 +5,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """One file of a `Plan`: its path, its size in bytes, and whether the cache has it."""
+    """One file of a `Plan`.
+
+    Attributes:
+        path: in the repository or directory.
+        size: in bytes.
+        cached: whether the cache has it.
+        digest: "sha256" or "git-sha1" where its bytes are checked by that before they are linked; None where the
+            server names none, and for a directory.
+    """
 
     path: str
     size: int
     cached: bool
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

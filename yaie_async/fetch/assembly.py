@@ -56,7 +56,7 @@ class Assembly:
 
     def __post_init__(self) -> None:
         self._downloader = self.session.downloader
-        self._digest = Digest(self.file.etag, self.file.size, check=self.session.verify)
+        self._digest = Digest(self.file.etag, self.file.size, check=bool(self.session.verify))
         self._key = object()
         self._group: anyio.abc.TaskGroup
         self._front = self._seen = 0

@@ -43,8 +43,9 @@ class Digest:
         return start
 
     def result(self) -> str:
-        """Hex digest, or the etag where that is not a digest."""
-        return self._etag if self._hash is None else self._hash.hexdigest()
+        """The etag itself where it is the digest, in upper or lower case, or no digest; else the digest."""
+        found = self._etag if self._hash is None else self._hash.hexdigest()
+        return self._etag if found == self._etag.lower() else found
 
 
 def digest_of(path: str | os.PathLike[str], etag: str, cancelled: Callable[[], bool] = lambda: False) -> str:

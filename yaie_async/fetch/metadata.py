@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from yaie_async.core.errors import HubUnavailableError
+from yaie_async.core.errors import HubUnavailableError, IntegrityError
 from yaie_async.core.manifest import Listing, RepoFile
 from yaie_async.core.names import check_etag, check_path, is_commit
 from yaie_async.core.threads import run_owned
@@ -43,7 +43,7 @@ async def listing_of(session: Session, repo_id: str, revision: str) -> Listing:
     **Cancellation:** at once; the connection is closed.
 
     **Raises:** ModelNotFoundError, RevisionNotFoundError, GatedModelError, HubUnavailableError, StalledError,
-    UnsafeFileError.
+    UnsafeFileError; IntegrityError for another commit than the one asked for by its hash.
     """
     asked = session.asked(repo_id, revision)
     info = await retried(session.policy, partial(_info, session, asked, "blobs=true"), asked)
@@ -98,6 +98,7 @@ async def _info(session: Session, asked: Asked, query: str) -> Any:
 def _listing(info: Any, asked: Asked) -> Listing:
     if not isinstance(info, dict) or not is_commit(str(info.get("sha"))):
         raise _not_a_hub(asked, "no commit")
+    _check_commit(info["sha"], asked)
     siblings = info.get("siblings")
     if not isinstance(siblings, list):
         raise _not_a_hub(asked, "no list of files")
@@ -139,8 +140,22 @@ async def _head(session: Session, asked: Asked) -> tuple[str, int, str]:
             "Check HF_ENDPOINT: this is not how a Hub answers.",
             status=response.status_code,
         )
+    _check_commit(commit, asked)
     check_etag(etag, model=asked.model, file=asked.file or "")
     return commit, int(size), etag
+
+
+def _check_commit(commit: str, asked: Asked) -> None:
+    """Refuse another commit than the one that was asked for by its hash: it says which bytes are wanted."""
+    if is_commit(asked.revision) and commit != asked.revision:
+        raise IntegrityError(
+            f"The server answered with the commit {commit} to a request for {asked.what} at {asked.revision}. "
+            "Nothing of it is used. Check HF_ENDPOINT and any proxy on the way to it.",
+            expected=asked.revision,
+            found=commit,
+            model=asked.model,
+            file=asked.file,
+        )
 
 
 def normal_etag(headers: Mapping[str, str]) -> str | None:

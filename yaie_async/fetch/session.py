@@ -4,6 +4,7 @@ import copy
 import ssl
 from collections import defaultdict
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -27,15 +28,15 @@ class Session:
         *,
         max_connections: int,
         max_bytes_per_second: float | None,
-        verify: bool,
+        verify: bool | Literal["require"],
         client: httpx.AsyncClient | None,
         policy: RetryPolicy,
     ) -> None:
         self.settings = settings  # the environment at the time of opening
         self.policy = policy  # when a failed request is retried
-        self.verify = verify  # whether digests are checked before a blob is linked
+        self.verify: bool | str = verify  # whether digests are checked before a blob is linked; "require": each has one
         self.max_connections = max_connections
-        self.downloader = Downloader(max_connections, verify=verify, max_bytes_per_second=max_bytes_per_second)
+        self.downloader = Downloader(max_connections, verify=bool(verify), max_bytes_per_second=max_bytes_per_second)
         # The blobs that are being fetched, each once for all tasks that need it.
         self.flights: defaultdict[Path, SharedCall[bool]] = defaultdict(SharedCall)
         self._owned = client is None

@@ -7,8 +7,10 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
-from yaie_async.core.errors import DiskFullError
+from yaie_async.core.errors import DiskFullError, IntegrityError, UnsafeFileError
+from yaie_async.core.log import logger
 from yaie_async.core.manifest import CONFIG, Manifest, RepoFile
+from yaie_async.core.names import digest_kind
 from yaie_async.core.progress import Meter
 from yaie_async.core.tasks import task_group
 from yaie_async.core.threads import run_owned
@@ -98,6 +100,7 @@ class _Fetch:
         files = self._manifest.files
         self._meter.expect(total=sum(file.size or 0 for file in files), files=len(files))
         new = tuple(file for file in files if file.path not in self._checked)
+        check_digests(self._session, self._manifest, new)
         self._checked.update(file.path for file in new)
 
         def work() -> set[str]:
@@ -164,6 +167,39 @@ class _Fetch:
             other.etag == file.etag and other.path != file.path and not self._cache.has(self._commit, other.path)
             for other in (*self._manifest.small, *self._manifest.weights)
         )
+
+
+def check_digests(session: Session, manifest: Manifest, files: tuple[RepoFile, ...]) -> None:
+    """Say which weights come without a digest, and refuse code and pickles without one; all files, if required.
+
+    Raises:
+        IntegrityError: `verify="require"` was asked for.
+        UnsafeFileError: it would run as code.
+    """
+    for file in files:
+        if not session.verify or digest_kind(file.etag) is not None:
+            continue
+        what = f"{file.path} of {manifest.model} has no digest that its bytes can be checked by"
+        if session.verify == "require":
+            raise IntegrityError(
+                f'{what}, and verify="require" was given. Nothing of it was fetched. Use a Hub or mirror that names '
+                "digests, or verify=True to load it unchecked.",
+                expected="a sha256 or a git sha1",
+                found=file.etag or "no etag",
+                model=manifest.model,
+                file=file.path,
+            )
+        weights = file in manifest.weights
+        if file.path.endswith(".py") or (weights and not file.path.endswith(".safetensors") and manifest.need):
+            raise UnsafeFileError(
+                f"{what}, so what it would run can't be trusted. Nothing of it was fetched. Use a Hub or mirror that "
+                "names digests; if you trust this one, pass Hub(verify=False).",
+                model=manifest.model,
+                file=file.path,
+            )
+        if weights:
+            facts = {"model": manifest.model, "file": file.path, "stage": "downloading"}
+            logger.warning("%s: they are taken as they come.", what, extra=facts)
 
 
 def prepare(cache: RepoCache, resolution: Resolution) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from yaie_async.core.manifest import Manifest, Need
+from yaie_async.core.names import digest_kind
 from yaie_async.core.plan import Plan, PlannedFile
 from yaie_async.core.progress import Meter
 from yaie_async.core.threads import run_owned
 from yaie_async.fetch.patterns import Patterns
 from yaie_async.fetch.resolution import Resolution, manifest_of, manifest_of_choice, resolve
 from yaie_async.fetch.session import Session
-from yaie_async.fetch.snapshot import OnSmall, bytes_missing, fetch_snapshot
+from yaie_async.fetch.snapshot import OnSmall, bytes_missing, check_digests, fetch_snapshot
 from yaie_async.loader.source import find_source
 from yaie_async.model.estimate import estimate_memory
 from yaie_async.store.cache import RepoCache
@@ -59,6 +60,9 @@ class ModelFiles:
         if isinstance(self.place, RepoCache) and not manifest.complete:
             assert self.resolution is not None
             return await fetch_snapshot(session, self.place, self.resolution, manifest, meter, on_small)
+        if session.verify == "require":
+            # The name of a linked blob; a file that is no link was checked when it came.
+            check_digests(session, manifest, tuple(file for file in manifest.files if file.etag is not None))
         meter.expect(total=sum(file.size or 0 for file in manifest.files), files=len(manifest.files))
         for file in manifest.files:
             meter.cached(file.size or 0)
@@ -95,7 +99,8 @@ class ModelFiles:
                 revision=self.resolution.revision if self.resolution else None,
                 commit=manifest.commit,
                 files=tuple(
-                    PlannedFile(file.path, file.size or 0, is_cached(file.path, file.etag)) for file in manifest.files
+                    PlannedFile(file.path, file.size or 0, is_cached(file.path, file.etag), digest_kind(file.etag))
+                    for file in manifest.files
                 ),
                 free_disk=free_bytes(manifest.folder),
                 memory=estimate_memory(manifest.size, dtype, manifest.stored),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import anyio
 import anyio.lowlevel
@@ -53,7 +53,8 @@ class Hub:
         local_files_only: True never makes a request; None leaves it to HF_HUB_OFFLINE.
         max_connections: file bodies transferred at once, over all models.
         max_bytes_per_second: limit on all bodies together; None for no limit.
-        verify: check digests before a file is linked.
+        verify: check digests before a file is linked. "require" refuses files that the server names no digest of; with
+            True a log line (WARNING) names such weights, and code and pickles without one are refused.
         client: the caller's own `httpx.AsyncClient`, for all requests; the Hub never closes it.
         on_progress: called for each model of `prefetch`.
 
@@ -70,7 +71,7 @@ class Hub:
         local_files_only: bool | None = None,
         max_connections: int = 8,
         max_bytes_per_second: float | None = None,
-        verify: bool = True,
+        verify: bool | Literal["require"] = True,
         client: httpx.AsyncClient | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -78,6 +79,8 @@ class Hub:
             raise invalid_argument(f"max_connections must be 1 or more, not {max_connections}.")
         if max_bytes_per_second is not None and not max_bytes_per_second > 0:
             raise invalid_argument(f"max_bytes_per_second must be above 0, not {max_bytes_per_second}.")
+        if verify not in (True, False, "require"):
+            raise invalid_argument(f'verify must be True, False or "require", not {verify!r}.')
         self.on_progress = on_progress
         self._environment: dict[str, Any] = {  # what `read_settings` takes
             "cache_dir": cache_dir,

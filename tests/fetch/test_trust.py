@@ -1,0 +1,159 @@
+"""What a server may not slip in: bytes without a digest to check, another digest's spelling, another commit."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fetch.fetching import nothing_is_linked, opened, put
+from tests.support.faults import Corrupt, EditJson, Headers, set_etag, without_blobs
+from tests.support.hub import HubServer
+from tests.support.loops import on_one_loop
+from yaie_async import Hub, IntegrityError, InvalidArgumentError, ModelLoader, UnsafeFileError
+
+pytestmark = pytest.mark.anyio
+
+WEIGHTS, NO_DIGEST = "model.safetensors", "W-1234-5678"
+
+
+@pytest.fixture
+def weights(hub_root: Path) -> bytes:
+    return put(hub_root, 100_000)
+
+
+async def test_a_digest_in_upper_case_is_compared(
+    anyio_backend: Any, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """Right bytes are linked, under the very name that the server gave them; a flipped bit is found."""
+    shouted = hashlib.sha256(weights).hexdigest().upper()
+    hub.faults.add(set_etag(WEIGHTS, shouted), path="^/api/", times=None)
+    async with opened(hub, tmp_path / "right") as one:
+        snapshot = (await one.prefetch("org/big"))["org/big"]
+    assert (snapshot / WEIGHTS).read_bytes() == weights
+    assert (snapshot / WEIGHTS).resolve().name == shouted
+    hub.faults.add(Corrupt(5_000), path="^/cdn/", times=None)
+    with pytest.raises(IntegrityError, match="wrong contents twice"):
+        async with opened(hub, tmp_path / "wrong") as one:
+            await one.prefetch("org/big")
+    nothing_is_linked(tmp_path / "wrong")
+
+
+@on_one_loop
+async def test_a_cached_blob_in_upper_case_is_compared(
+    anyio_backend: Any, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """A blob that others have left under such a name is hashed before it is linked, and used if it is right."""
+    shouted = hashlib.sha256(weights).hexdigest().upper()
+    for left, fetched in ((weights, False), (bytes(len(weights)), True)):
+        hub.clear()
+        hub.faults.add(set_etag(WEIGHTS, shouted), path="^/api/", times=None)
+        blob = tmp_path / str(fetched) / "models--org--big" / "blobs" / shouted
+        blob.parent.mkdir(parents=True)
+        blob.write_bytes(left)
+        async with opened(hub, tmp_path / str(fetched)) as one:
+            snapshot = (await one.prefetch("org/big"))["org/big"]
+        assert (snapshot / WEIGHTS).read_bytes() == weights
+        assert any(WEIGHTS in line for line in hub.lines) is fetched
+
+
+async def test_weights_without_a_digest_are_named(
+    anyio_backend: Any, hub: HubServer, weights: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are loaded, since a mirror may have none; a log line and the plan say so."""
+    hub.faults.add(set_etag(WEIGHTS, NO_DIGEST), path="^/api/", times=None)
+    with caplog.at_level(logging.WARNING, logger="yaie_async"):
+        async with opened(hub, tmp_path) as one:
+            loader = ModelLoader("org/big", hub=one)
+            digests = {file.path: file.digest for file in (await loader.plan()).files}
+            assert not caplog.records
+            snapshot = await loader.prefetch()
+    assert (digests[WEIGHTS], digests["config.json"]) == (None, "git-sha1")
+    assert (snapshot / WEIGHTS).read_bytes() == weights
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{WEIGHTS} of org/big has no digest that its bytes can be checked by: they are taken as they come."
+    )
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, "config.json"])
+async def test_a_digest_may_be_required(
+    file: str, anyio_backend: Any, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """Then no file comes without one, not from the cache either; files with digests load as ever."""
+    async with opened(hub, tmp_path / "with", verify="require") as one:
+        await one.prefetch("org/big")
+    async with opened(hub, tmp_path / "with", verify="require") as one:
+        await one.prefetch("org/big")
+    hub.clear()
+    hub.faults.add(set_etag(file, NO_DIGEST), path="^/api/", times=None)
+    with pytest.raises(IntegrityError, match=f"{file} of org/big has no digest") as caught:
+        async with opened(hub, tmp_path / "cold", verify="require") as one:
+            await one.prefetch("org/big")
+    assert (caught.value.found, caught.value.file) == (NO_DIGEST, file)
+    assert not any("/cdn/" in line or "/resolve/" in line for line in hub.lines)
+    nothing_is_linked(tmp_path / "cold")
+    async with opened(hub, tmp_path / "warm") as one:
+        await one.prefetch("org/big")
+    for offline in (False, True):
+        with pytest.raises(IntegrityError, match=f"{file} of org/big has no digest"):
+            async with opened(hub, tmp_path / "warm", verify="require", local_files_only=offline) as one:
+                await one.prefetch("org/big")
+
+
+def test_what_verify_may_be() -> None:
+    with pytest.raises(InvalidArgumentError, match='verify must be True, False or "require", not \'always\''):
+        Hub(verify="always")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file", ["modeling_own.py", "pytorch_model.bin"])
+async def test_code_and_pickles_without_a_digest_are_refused(
+    file: str, anyio_backend: Any, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """They would run whatever came. `verify=False` is the consent to that."""
+    folder = hub.root / "org" / "big"
+    (folder / file).write_bytes(b"raise SystemExit")
+    if file.endswith(".bin"):
+        (folder / WEIGHTS).unlink()
+    hub.faults.add(set_etag(file, NO_DIGEST), path="^/api/", times=None)
+    with pytest.raises(UnsafeFileError, match=f"{file} of org/big has no digest"):
+        async with opened(hub, tmp_path) as one:
+            await ModelLoader("org/big", hub=one, trust_remote_code=True).prefetch()
+    assert not list(tmp_path.glob(f"models--*/snapshots/*/{file}"))
+    async with opened(hub, tmp_path, verify=False) as one:
+        snapshot = await ModelLoader("org/big", hub=one, trust_remote_code=True).prefetch()
+    assert (snapshot / file).read_bytes() == b"raise SystemExit"
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+async def test_another_commit_than_the_pinned_one(
+    by_head: bool, anyio_backend: Any, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """It is refused by both names, from a listing and from the answer to a HEAD."""
+    other = "b" * 40
+    async with opened(hub, tmp_path / "known") as one:
+        commit = (await one.prefetch("org/big"))["org/big"].name
+    if by_head:
+        hub.faults.add(without_blobs(), path="^/api/", times=None)
+        hub.faults.add(Headers({"X-Repo-Commit": other}), path="/resolve/", times=None)
+    else:
+        hub.faults.add(EditJson(lambda info: info.update(sha=other)), path="^/api/", times=None)
+    with pytest.raises(IntegrityError, match=f"the commit {other} to a request for .*org/big at {commit}") as caught:
+        async with opened(hub, tmp_path / "new") as one:
+            await ModelLoader("org/big", revision=commit, hub=one).prefetch()
+    assert (caught.value.expected, caught.value.found) == (commit, other)
+    nothing_is_linked(tmp_path / "new")
+
+
+def test_the_plan_on_the_command_line_names_what_has_no_digest(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
+    from yaie_async.cli.options import LoadOptions
+    from yaie_async.cli.plan import plan
+
+    hub.faults.add(set_etag(WEIGHTS, NO_DIGEST), path="^/api/", times=None)
+    options = LoadOptions(tmp_path, None, hub.url, False, None, False, False)
+    result = plan(["org/big"], options, dtype="float16")
+    assert f"org/big: no digest to check {WEIGHTS} by." in [line for line in result.lines if isinstance(line, str)]
+    files = json.loads(json.dumps(result.document))["models"]["org/big"]["files"]
+    assert {file["path"]: file["digest"] for file in files}[WEIGHTS] is None
