@@ -104,7 +104,7 @@ async def test_a_digest_may_be_required(
 
 
 def test_what_verify_may_be() -> None:
-    with pytest.raises(InvalidArgumentError, match='verify must be True, False or "require", not \'always\''):
+    with pytest.raises(InvalidArgumentError, match="verify must be True, False or \"require\", not 'always'"):
         Hub(verify="always")  # type: ignore[arg-type]
 
 

@@ -427,6 +427,31 @@ class TestClaims:
                 os.close(fd)
             assert sorted(path.suffix for path in blobs.glob("*.[03]")) == [".0", ".3"]
 
+    @pytest.mark.parametrize("file", ["data", "map"])
+    @pytest.mark.parametrize("way", ["another user's", "a second name", "writable by all"])
+    def test_what_others_can_write_is_copied(self, blobs: Path, file: str, way: str) -> None:
+        """Its bytes are kept, and whoever held the old file open can't write into the new one, nor into the blob."""
+        if way == "another user's" and os.geteuid() != 0:
+            pytest.skip("only root can give a file away")
+        _left_behind(blobs, 0, 1)
+        (data,) = (each for each in blobs.iterdir() if ".map." not in each.name)
+        path = _map(blobs) if file == "map" else data
+        if way == "another user's":
+            os.chown(path, 12345, -1)
+        elif way == "a second name":
+            os.link(path, blobs.parent / "mine too")
+        else:
+            path.chmod(0o666)
+        held = os.open(data, os.O_RDWR)
+        partial = _claim(blobs)
+        assert _have(partial) == [0, 1]
+        assert not os.path.samestat(os.fstat(held), os.fstat(partial.fd))
+        os.pwrite(held, b"evil", 0)
+        os.close(held)
+        _write(partial, *range(2, -(-SIZE // BLOCK)))
+        assert partial.publish().read_bytes() == WHOLE
+        assert _names(blobs) == [ETAG]
+
     def test_a_claimer_that_was_overtaken_leaves_the_winner_alone(
         self, blobs: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

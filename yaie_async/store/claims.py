@@ -117,7 +117,7 @@ def _claim(found: _FoundMap, size: int, claimer: Claimer) -> Partial | None:
         # The one atomic step of a claim. FileNotFoundError: another process has claimed the partial.
         path = found.path.with_name(file_name(header.etag, secrets.token_hex(4), MAP))
         os.rename(found.path, path)
-        if mode is ClaimMode.BY_COPY:
+        if mode is ClaimMode.BY_COPY or any(map(_is_shared, (fd, map_fd))):
             return _continue_by_copy(path, header, state, (fd, map_fd), claimer)
         if os.pread(map_fd, HEADER_SIZE, 0) != header.encode():
             os.rename(path, found.path)
@@ -145,7 +145,10 @@ def _continue_in_place(path: Path, old: MapHeader, state: bytearray, fds: tuple[
 
 
 def _continue_by_copy(path: Path, old: MapHeader, state: bytearray, fds: tuple[int, int], claimer: Claimer) -> Partial:
-    """Continue in new files, because the silent owner may wake up and write after any check made here."""
+    """Continue in new files, because others may write into the old ones after any check made here.
+
+    The silent owner may wake up, and whoever can write into a file now can write into the blob that it becomes.
+    """
     # The new header shows the owner that the map was claimed and not pruned. It has no boot id: if this process dies
     # here, the old owner still counts as silent, and not as dead, so that no process continues in place.
     write_all(fds[1], replace(old, owner=replace(claimer.process, boot="")).encode(), 0)
@@ -156,6 +159,12 @@ def _continue_by_copy(path: Path, old: MapHeader, state: bytearray, fds: tuple[i
 
 def _open(path: str | Path, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW)  # in a shared cache a link may be a trap
+
+
+def _is_shared(fd: int) -> bool:
+    """Whether a file is another user's, has a second name, or can be written by everybody."""
+    file = os.fstat(fd)
+    return file.st_uid != os.geteuid() or file.st_nlink > 1 or bool(file.st_mode & stat.S_IWOTH)
 
 
 def _open_data(found: _FoundMap, header: MapHeader, opened: ExitStack) -> int | None:
