@@ -185,7 +185,7 @@ class DiskFullError(LoaderError, OSError):
     needed: int
     free: int
     path: str
-    errno = ENOSPC
+    errno: ClassVar[int] = ENOSPC  # type: ignore[misc]
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
