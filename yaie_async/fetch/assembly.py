@@ -83,19 +83,21 @@ class Assembly:
         wanted = FetchFile(self._key, asked.model, size, self.weights, done, whole, begun, asked.file or "")
         try:
             async with task_group() as self._group:
-                self._downloader.enter(wanted, owner=self)
-                self.moved()  # the file may be complete already
-                self._group.start_soon(self._keep_alive)
-                self._group.start_soon(self._sync_behind)
-                await self._verify_behind()
-                self._group.cancel_scope.cancel()
+                try:
+                    self._downloader.enter(wanted, owner=self)
+                    self.moved()  # the file may be complete already
+                    self._group.start_soon(self._keep_alive)
+                    self._group.start_soon(self._sync_behind)
+                    await self._verify_behind()
+                    self._group.cancel_scope.cancel()
+                finally:
+                    # Inside the group: once it has closed, it takes no more ranges, and to be given one is an error.
+                    self._downloader.leave(self._key)
             if (found := self._digest.result()) != etag:
                 raise OtherBytesError(etag, found)
         except StartOverError:
             self.meter.held(-self._counted)
             raise
-        finally:
-            self._downloader.leave(self._key)
 
     def moved(self) -> None:
         """See how far the file is; the downloader calls this several times a second."""
