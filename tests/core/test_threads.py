@@ -345,6 +345,8 @@ def test_a_thread_that_outlives_its_loop_ends_quietly(backend: str, capfd: pytes
 
     name, options = ("trio", {}) if backend == "trio" else ("asyncio", {"use_uvloop": backend == "uvloop"})
     anyio.run(main, backend=name, backend_options=options)
+    while not our_threads():  # on a busy machine it has not yet begun
+        time.sleep(0.001)
     (thread,) = our_threads()
     work.stop.set()
     thread.join(60)
