@@ -121,7 +121,8 @@ class Wire:
     def _close(self, *, reset: bool = False) -> None:
         if self._socket is not None:
             if reset:  # after a FIN a server may wait a minute for a window to open, if all that it sent was read
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                with suppress(OSError):  # of a connection that has ended, on some systems
+                    self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._socket.close()
             self._socket = None
         self._tls = None
