@@ -103,6 +103,35 @@ async def test_a_digest_may_be_required(
                 await one.prefetch("org/big")
 
 
+async def test_a_directory_of_links_has_no_digests(
+    anyio_backend: Any, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """Nothing of it comes from a server: `verify="require"` does not refuse it, and its plan claims no check."""
+    for file in (hub.root / "org" / "big").iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    named_like_one = tmp_path / ("a" * 64)
+    named_like_one.write_bytes(weights)
+    (tmp_path / WEIGHTS).unlink()
+    (tmp_path / WEIGHTS).symlink_to(named_like_one)
+    async with opened(hub, tmp_path / "cache", verify="require") as one:
+        loader = ModelLoader(tmp_path, hub=one)
+        assert await loader.prefetch() == tmp_path
+        assert {file.digest for file in (await loader.plan()).files} == {None}
+
+
+@pytest.mark.parametrize("file", ["own.py", "other.bin", "model.pt"])
+async def test_a_choice_by_patterns_refuses_them_too(
+    file: str, anyio_backend: Any, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """A later load would take what is linked as it stands."""
+    (hub.root / "org" / "big" / file).write_bytes(b"x")
+    hub.faults.add(set_etag(file, NO_DIGEST), path="^/api/", times=None)
+    with pytest.raises(UnsafeFileError, match=f"{file} of org/big has no digest"):
+        async with opened(hub, tmp_path) as one:
+            await one.prefetch("org/big", include=file)
+    assert not list(tmp_path.glob(f"models--*/snapshots/*/{file}"))
+
+
 def test_what_verify_may_be() -> None:
     with pytest.raises(InvalidArgumentError, match="verify must be True, False or \"require\", not 'always'"):
         Hub(verify="always")  # type: ignore[arg-type]

@@ -38,7 +38,8 @@ def plan(models: list[str], options: LoadOptions, *, dtype: str) -> CommandResul
     for model, of_model in plans.items():
         unchecked = [file.path for file in of_model.files if not file.cached and file.digest is None]
         if unchecked:
-            lines.append(f"{model}: no digest to check {', '.join(unchecked)} by.")
+            more = f" and {len(unchecked) - 5} more" if len(unchecked) > 5 else ""
+            lines.append(f"{model}: no digest to check {', '.join(unchecked[:5])}{more} by.")
     if plans:
         lines.append(verdict)
         lines.append(f"Memory: {size(free_memory)} free now, without the memory of GPUs." if free_memory else "")

@@ -25,6 +25,8 @@ _CODE = re.compile(r".+\.py")
 _INDEX = re.compile(r".+\.index(\..+)?\.json")
 # Weights and pickles of any kind. They never count as small files, whatever their name (`tokenizer.pkl`).
 _HEAVY = re.compile(r".+\.(safetensors|bin|pt|pth|pkl|pickle|ckpt|h5|msgpack|onnx|onnx_data|tflite|gguf|ot|mlmodel)")
+# What runs as code when it is opened: Python's own, and pickles.
+_CODE_OR_PICKLE = re.compile(r".+\.(py|bin|pt|pth|pkl|pickle|ckpt)")
 # What `transformers_weights` in config.json may name.
 _EXPLICIT = (".safetensors", ".safetensors.index.json")
 _AGAIN = "Fetch or save the model again; another revision may be whole."
@@ -111,6 +113,12 @@ class Manifest:
     def size(self) -> int:
         """Bytes of all weight files."""
         return sum(file.size or 0 for file in self.weights)
+
+    def runs_code(self, file: RepoFile) -> bool:
+        """Whether a file of it may run code when it is opened."""
+        # A load unpickles every weight file of another suffix.
+        weights = self.need is not None and file in self.weights
+        return _CODE_OR_PICKLE.fullmatch(file.path) is not None or (weights and not file.path.endswith(".safetensors"))
 
     @property
     def pickled(self) -> bool:

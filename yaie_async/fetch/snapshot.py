@@ -189,15 +189,14 @@ def check_digests(session: Session, manifest: Manifest, files: tuple[RepoFile, .
                 model=manifest.model,
                 file=file.path,
             )
-        weights = file in manifest.weights
-        if file.path.endswith(".py") or (weights and not file.path.endswith(".safetensors") and manifest.need):
+        if manifest.runs_code(file):
             raise UnsafeFileError(
                 f"{what}, so what it would run can't be trusted. Nothing of it was fetched. Use a Hub or mirror that "
                 "names digests; if you trust this one, pass Hub(verify=False).",
                 model=manifest.model,
                 file=file.path,
             )
-        if weights:
+        if file in manifest.weights:
             facts = {"model": manifest.model, "file": file.path, "stage": "downloading"}
             logger.warning("%s: they are taken as they come.", what, extra=facts)
 

@@ -60,7 +60,7 @@ class ModelFiles:
         if isinstance(self.place, RepoCache) and not manifest.complete:
             assert self.resolution is not None
             return await fetch_snapshot(session, self.place, self.resolution, manifest, meter, on_small)
-        if session.verify == "require":
+        if session.verify == "require" and isinstance(self.place, RepoCache):
             # The name of a linked blob; a file that is no link was checked when it came.
             check_digests(session, manifest, tuple(file for file in manifest.files if file.etag is not None))
         meter.expect(total=sum(file.size or 0 for file in manifest.files), files=len(manifest.files))
@@ -99,7 +99,14 @@ class ModelFiles:
                 revision=self.resolution.revision if self.resolution else None,
                 commit=manifest.commit,
                 files=tuple(
-                    PlannedFile(file.path, file.size or 0, is_cached(file.path, file.etag), digest_kind(file.etag))
+                    PlannedFile(
+                        file.path,
+                        file.size or 0,
+                        is_cached(file.path, file.etag),
+                        digest_kind(file.etag)
+                        if self.resolution
+                        else None,  # a directory's links may be named like one
+                    )
                     for file in manifest.files
                 ),
                 free_disk=free_bytes(manifest.folder),
