@@ -49,7 +49,7 @@ class Connection:
         self.reused: bool = False  # whether it has carried a request before the current one
         self.silent: bool = True  # whether no byte of the current response has arrived
         self.length: int | None = None  # of the current body; None if it ends with a last chunk or with the connection
-        self.wire = Wire(ssl_context if origin.scheme == "https" else None, origin.host)
+        self.wire: Wire = Wire(ssl_context if origin.scheme == "https" else None, origin.host)
         self._http: h11.Connection
         self._read_timeout: float | None = None
         self._kept_alive = False

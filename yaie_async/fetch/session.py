@@ -36,7 +36,9 @@ class Session:
         self.policy = policy  # when a failed request is retried
         self.verify: bool | str = verify  # whether digests are checked before a blob is linked; "require": each has one
         self.max_connections = max_connections
-        self.downloader = Downloader(max_connections, verify=bool(verify), max_bytes_per_second=max_bytes_per_second)
+        self.downloader: Downloader = Downloader(
+            max_connections, verify=bool(verify), max_bytes_per_second=max_bytes_per_second
+        )
         # The blobs that are being fetched, each once for all tasks that need it.
         self.flights: defaultdict[Path, SharedCall[bool]] = defaultdict(SharedCall)
         self._owned = client is None
