@@ -120,8 +120,8 @@ def test_a_test_that_hangs_fails_alone(tmp_path: Path) -> None:
         PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",  # a process that replaces one starts sooner
     )
     assert "INTERNALERROR" not in output
-    # The test whose teardown hangs passes and is an error.
-    assert re.search(r"^12 failed, 21 passed, 1 error in", output, re.MULTILINE), output
+    # The test whose teardown hangs passes and is an error. The loops left behind may warn.
+    assert re.search(r"^12 failed, 21 passed, (\d+ warnings?, )?1 error in", output, re.MULTILINE), output
 
 
 def test_ctrl_c_is_tested_where_the_shell_ignores_it() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import gc
 import inspect
 import os
 import signal
@@ -100,3 +101,17 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 pytest_runtest_setup = pytest_runtest_teardown = pytest_runtest_call
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, object, object]:
+    """Keep the garbage collector out of reports.
+
+    A loop that a failed test left behind may be destroyed while `ast.parse` reads the test's source. Its error is
+    formatted, which calls `ast.parse` again, and the outer call raises SystemError (CPython 3.11's gh-106905).
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
