@@ -92,6 +92,7 @@ def test_a_repo_in_seven_formats_costs_one_weight_set() -> None:
         "chat_template.json",
         "additional_chat_templates/tool_use.jinja",
         "preprocessor_config.json",
+        "adapter_config.json",
     ],
 )
 def test_a_file_that_a_tokenizer_reads_is_taken(path: str) -> None:
@@ -109,7 +110,6 @@ def test_a_file_that_a_tokenizer_reads_is_taken(path: str) -> None:
         "original/params.json",
         "original/tokenizer.model",
         "modeling_x.py",
-        "adapter_config.json",
         "adapter_model.safetensors",
         "model.safetensors.index.json",
         "pytorch_model.bin.index.json",

@@ -176,7 +176,8 @@ async def held(
     why_stock: Callable[[], list[str]],
 ) -> PreTrainedModel:
     """Load a model, and withhold the last byte of each weight file until a build waits for it or has ended."""
-    stalls = [(path, StallAt(path.stat().st_size - 1)) for path in directory.rglob("*.safetensors")]
+    weights = [path for path in directory.rglob("*.safetensors") if not path.name.startswith("adapter")]
+    stalls = [(path, StallAt(path.stat().st_size - 1)) for path in weights]
     for path, stall in stalls:
         hub.faults.add(stall, method="GET", path=f"/{re.escape(path.name)}$", times=None)
     ended: list[PreTrainedModel | LoaderError] = []

@@ -5,6 +5,8 @@ That a model loads without each name is tested in tests/loader/test_compat.py.
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from transformers.models.auto import modeling_auto
 from tests.model.test_model import stock_model
 from tests.support import models
 from tests.support.hiding import hidden
+from tests.support.layouts import LAYOUTS
 from tests.support.requests import request_of
 from yaie_async.core import compat as core_compat
 from yaie_async.core import errors
@@ -165,3 +168,15 @@ def test_a_config_with_lists_for_names(changes: dict[str, Any], checkpoint: Call
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | changes
     with pytest.raises(errors.LoaderError):
         check_config(with_config(checkpoint("llama"), config))
+
+
+def test_an_adapter_without_peft_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without peft transformers loads the base model alone, and says nothing."""
+    LAYOUTS["adapter-beside"].write(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    check_config(request_of(tmp_path / "model"))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert re.search(r"adapter_config\.json.* not applied.*pip install peft", record.getMessage())

@@ -57,6 +57,13 @@ def test_why_not(changes: dict[str, Any], options: dict[str, Any], weights: list
     assert found == reason if reason is None else reason in str(found)
 
 
+def test_an_adapter_is_for_the_stock_build() -> None:
+    """What peft adds to a model is left to transformers."""
+    listing = Listing(None, {"adapter_config.json": RepoFile("adapter_config.json")})
+    manifest = Manifest("a/b", Path("a/b"), listing, Need(weights=True), config={"model_type": "llama"})
+    assert why_not_streamable(BuildRequest(manifest)) == "it has an adapter"
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [

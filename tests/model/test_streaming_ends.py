@@ -273,13 +273,10 @@ def test_no_memory(arrival: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_surroundings(arrival: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An adapter beside the model, and a cache that may be on a network, are for the stock build."""
+    """A cache that may be on a network is for the stock build."""
     arriving = arrival("llama")
     arriving.begin()
     arriving.land_rest()
-    (arriving.snapshot / "adapter_config.json").write_text("{}")
-    with pytest.raises(StreamAbandoned, match="it has an adapter"):
-        arriving.stream()
     monkeypatch.setattr("yaie_async.model.streaming.is_local", lambda _: False)
     with pytest.raises(StreamAbandoned, match="not known to be on a local file system"):
         arriving.stream()

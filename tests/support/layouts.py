@@ -298,8 +298,25 @@ def reordered(directory: Path, _: State) -> None:
 
 
 def adapter(directory: Path, state: State) -> None:
-    write_json(directory / "adapter_config.json", {"base_model_name_or_path": "org/base", "peft_type": "LORA"})
-    save(directory / "adapter_model.safetensors", {"x": torch.ones(1)})
+    """A LoRA adapter of every layer's query projection beside the model."""
+    asked = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    write_json(directory / "adapter_config.json", {"base_model_name_or_path": "org/base", **asked})
+    generator = torch.Generator().manual_seed(1)
+    parts: State = {}
+    for name, tensor in state.items():
+        if name.endswith("q_proj.weight"):
+            stem, (wide, deep) = f"base_model.model.{name.removesuffix('.weight')}", tensor.shape
+            parts[f"{stem}.lora_A.weight"] = torch.randn(2, deep, generator=generator)
+            parts[f"{stem}.lora_B.weight"] = torch.randn(wide, 2, generator=generator)
+    assert parts
+    save(directory / "adapter_model.safetensors", parts)
+
+
+def pickled_adapter(directory: Path, state: State) -> None:
+    adapter(directory, state)
+    path = directory / "adapter_model.safetensors"
+    torch.save(load_file(path), directory / "adapter_model.bin")
+    path.unlink()
 
 
 def damaged(error: type[LoaderError], write: Callable[[Path], object], **options: Any) -> Layout:
@@ -328,6 +345,7 @@ LAYOUTS: dict[str, Layout] = {
     "index-and-bin": Layout(sharded_then(lambda d, state: save(d / "pytorch_model.bin", others(state)))),
     "folders": Layout(single_then(nested)),
     "adapter-beside": Layout(single_then(adapter)),
+    "pickled-adapter-beside": damaged(IncompatibleModelError, single_then(pickled_adapter)),
     # the index
     "index-without-metadata": damaged(IncompatibleModelError, index_with(lambda index: index.pop("metadata"))),
     "index-metadata-null": damaged(IncompatibleModelError, index_with(lambda index: index.update(metadata=None))),

@@ -33,6 +33,8 @@ _AGAIN = "Fetch or save the model again; another revision may be whole."
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +190,8 @@ def draft(listing: Listing, need: Need, *, model: str, folder: Path) -> Manifest
     made = Manifest(model, folder, listing, need, small=_small(files, code=need.code), sharp=not need.weights)
     if not need.weights:
         return made
+    if ADAPTER_CONFIG in files and ADAPTER_WEIGHTS in files:  # where peft is installed, they are a part of the model
+        made = replace(made, small=(files[ADAPTER_WEIGHTS], *made.small))
     try:
         index, names = _usual_weights(files, need.rules, model)
     except (IncompatibleModelError, UnsafeFileError):
@@ -208,7 +212,7 @@ def _small(files: _Files, *, code: bool) -> tuple[RepoFile, ...]:
     chosen = [
         path
         for path in files
-        if path not in (*last, "adapter_config.json")  # adapters are not loaded
+        if path not in last
         and not _HEAVY.fullmatch(path)
         and not _INDEX.fullmatch(path)
         and (_SMALL.fullmatch(path) or (code and _CODE.fullmatch(path)))
@@ -305,7 +309,7 @@ def _parse_object(raw: bytes, path: str, model: str) -> Mapping[str, Any]:
 
 
 def _no_config_error(files: _Files, model: str) -> IncompatibleModelError:
-    if "adapter_config.json" in files:
+    if ADAPTER_CONFIG in files:
         hint = (
             "It is a PEFT adapter: load the base model that adapter_config.json names, then add the adapter with peft."
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from yaie_async.core.errors import IncompatibleModelError, UnsafeFileError
+from yaie_async.core.log import logger
+from yaie_async.core.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from yaie_async.model import compat
 from yaie_async.model.checkpoint import code_file
 from yaie_async.model.dtypes import float_dtype, resolve_dtype
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_config(request: BuildRequest) -> None:
-    """Refuse, by a LoaderError, what can't be built as a causal language model with these arguments."""
+    """Refuse, by a LoaderError, what can't be built as a causal language model; warn of an adapter left out."""
     resolve_dtype(request.dtype)
     _check_stored_dtype(request)
     import_libraries()
@@ -24,6 +27,24 @@ def check_config(request: BuildRequest) -> None:
         _check_model_type(request)
         _check_architecture(request)
     _check_quantisation(request)
+    _check_adapter(request)
+
+
+def _check_adapter(request: BuildRequest) -> None:
+    """With peft transformers adds the adapter that lies beside a model; without it, it loads the base model alone."""
+    files = request.manifest.listing.files
+    if ADAPTER_CONFIG not in files:
+        return
+    if find_spec("peft") is None:
+        logger.warning(
+            "%s has an adapter (%s), which is not applied: peft is not installed. To load what transformers loads "
+            "with it: pip install peft",
+            *(request.source, ADAPTER_CONFIG),
+            extra={"model": request.source, "stage": "building"},
+        )
+    elif ADAPTER_WEIGHTS not in files:
+        why = f"the adapter beside it has no {ADAPTER_WEIGHTS}; save it again with peft, or remove {ADAPTER_CONFIG}"
+        raise incompatible(request, why, file=ADAPTER_CONFIG)
 
 
 def _check_stored_dtype(request: BuildRequest) -> None:

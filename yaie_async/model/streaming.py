@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yaie_async.core.manifest import ADAPTER_CONFIG
 from yaie_async.core.trace import span
 from yaie_async.model.compat import add_generation, can_stream, has_extra_files, is_distributed
 from yaie_async.model.filesystem import is_local
@@ -40,6 +41,8 @@ def why_not_streamable(request: BuildRequest) -> str | None:
     config = request.config
     if not all(file.path.endswith(".safetensors") for file in request.manifest.weights):
         return "its weights are no safetensors"
+    if ADAPTER_CONFIG in request.manifest.listing.files:
+        return "it has an adapter"
     parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
     if any(part.get("quantization_config") is not None for part in parts):
         return "it is quantised"
@@ -110,8 +113,6 @@ def _check_surroundings(snapshot: Path) -> None:
         raise StreamAbandoned("this release of transformers lacks what a build during the download needs")
     if not is_local(snapshot):
         raise StreamAbandoned("its cache is not known to be on a local file system")
-    if (snapshot / "adapter_config.json").exists():
-        raise StreamAbandoned("it has an adapter")
     if is_distributed():
         raise StreamAbandoned("its parameters are to be distributed over several processes")
 
