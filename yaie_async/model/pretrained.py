@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from yaie_async.core.errors import IncompatibleModelError
 from yaie_async.model import compat
+from yaie_async.model.buffers import UnknownBuffers, compute_buffers
 from yaie_async.model.dtypes import resolve_dtype
 from yaie_async.model.failures import incompatible
 from yaie_async.model.progress_bars import no_progress_bars
@@ -45,6 +46,12 @@ def load_checked(
             "transformers ran the code of another model with its name; load it in a process of its own", request
         )
     _check_placed(model, request)
+    try:
+        compute_buffers(model)
+    except UnknownBuffers as error:
+        raise _random(
+            f"its code does not compute {_some(list(error.args))} again, which no file holds", request
+        ) from error
     if request.commit is not None:
         model.name_or_path = request.source
         model.config.name_or_path = request.source

@@ -1,0 +1,69 @@
+"""Buffers of a model's own code that no checkpoint holds, as a rotary embedding's `inv_freq`.
+
+`from_pretrained` makes a model without data, and gives such a buffer memory that nobody has written to. For its own
+classes transformers computes them afterwards; for code from a repository they stay what the memory held before.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class UnknownBuffers(Exception):
+    """Raised with the names of buffers whose values could not be computed."""
+
+
+def compute_buffers(model: PreTrainedModel) -> None:
+    """Give the buffers that no checkpoint holds the values that a new model of this class has.
+
+    A second model is made for that, of which only the buffers have data. Models of transformers' own are left alone.
+
+    Raises:
+        UnknownBuffers: the second model can't be made, or its buffers have other shapes.
+    """
+    import torch
+
+    if type(model).__module__.startswith("transformers."):
+        return
+    stored = model.state_dict().keys()
+    empty = {name: buffer for name, buffer in model.named_buffers() if name not in stored and not buffer.is_meta}
+    if not empty:
+        return
+    try:
+        with _parameters_without_data():
+            made = dict(type(model)(copy.deepcopy(model.config)).named_buffers())
+    except Exception as error:
+        raise UnknownBuffers(*empty) from error
+    if unknown := [name for name, buffer in empty.items() if name not in made or made[name].shape != buffer.shape]:
+        raise UnknownBuffers(*unknown)
+    with torch.no_grad():
+        for name, buffer in empty.items():
+            buffer.copy_(made[name])
+
+
+@contextmanager
+def _parameters_without_data() -> Iterator[None]:
+    """Move the parameters that this thread gives to modules to the meta device at once; buffers keep their data."""
+    from torch import nn
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    thread = threading.get_ident()
+
+    def without_data(_module: nn.Module, _name: str, parameter: torch.Tensor | None) -> Any:
+        if parameter is None or threading.get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(without_data)
+    try:
+        yield
+    finally:
+        handle.remove()
