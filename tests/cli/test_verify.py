@@ -1,10 +1,15 @@
-"""Tests of `yaie-async verify`, which sends no request and changes nothing."""
+"""Tests of `yaie-async verify`, which sends no request and changes nothing unless it is to repair."""
 
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.command import Command
+from tests.support.faults import Status
 from tests.support.hub import HubServer
 
 
@@ -50,11 +55,112 @@ def test_a_flipped_byte_and_a_blob_that_is_gone(cached: Command, hub: HubServer)
 
     said = cached.run("verify", "org/one")
     assert said.code == 1
-    assert f"rm {corrupt}" in said.out
-    assert "yaie-async prefetch org/one" in said.out
-    corrupt.unlink()
-    assert cached.run("prefetch", "org/one", "org/two").code == 0
-    assert cached.run("verify", "org/one", "org/two").code == 0
+    assert str(corrupt) in said.out
+    assert "yaie-async verify --repair org/one" in said.out
+    assert hub.requests == []
+
+    done = cached.run("verify", "--repair", "--json")
+    assert (done.code, done.json["ok"], done.json["repair"]["left"]) == (0, True, [])
+    files = sorted(name.split("/", 3)[3] for name in done.json["repair"]["fetched"])
+    assert files == ["model.safetensors", "tokenizer.json"]
+    bodies = [request.path for request in hub.requests if request.method == "GET" and "/resolve/" in request.path]
+    assert all(path.endswith(("model.safetensors", "tokenizer.json")) for path in bodies), bodies
+    assert cached.run("verify").code == 0
+
+
+def test_a_repair_that_the_hub_fails(cached: Command, hub: HubServer) -> None:
+    """What is damaged is removed, what is still missing is said, and the next repair ends it."""
+    corrupt = blob_of(cached, "org/one", "tokenizer.json")
+    corrupt.write_bytes(b"[]")
+    hub.faults.add(Status(404), path="/resolve/", times=None)
+    done = cached.run("verify", "--repair")
+    assert done.code == 1
+    assert not corrupt.exists()
+    assert "ModelFileNotFoundError: " in done.out
+    assert "Not all is repaired." in done.out
+    hub.clear()
+    done = cached.run("verify", "--repair")
+    assert done.code == 0, done.out
+    assert "fetched again: org/one/" in done.out
+    assert "All is repaired." in done.out
+    assert corrupt.read_bytes() == b"{}"
+
+
+def test_a_repair_offline(cached: Command) -> None:
+    """It is refused before anything is removed."""
+    corrupt = blob_of(cached, "org/one", "tokenizer.json")
+    corrupt.write_bytes(b"[]")
+    cached.env["HF_HUB_OFFLINE"] = "1"
+    assert cached.run("verify", "--repair", "--json").json["error"]["type"] == "OfflineError"
+    assert corrupt.exists()
+
+
+@pytest.fixture
+def shared(cached: Command) -> Path:
+    """A damaged file of the official client's shared store, to which blobs of both models and a dataset's are links."""
+    blob = blob_of(cached, "org/one", "tokenizer.json")
+    payload = cached.cache / "blobs" / "ab" / ("ab" * 32)
+    payload.parent.mkdir(parents=True)
+    (cached.cache / "blobs" / ".huggingface-shared-blobs").write_text("1\n")
+    blob.rename(payload)
+    other = blob_of(cached, "org/two", "tokenizer.json")
+    assert other.name == blob.name
+    other.unlink()
+    third = cached.cache / "datasets--org--three" / "blobs" / "x"
+    third.parent.mkdir(parents=True)
+    for link in (blob, other, third):
+        link.symlink_to(f"../../blobs/ab/{payload.name}")
+    payload.write_bytes(b"[]")
+    payload.chmod(0o444)
+    return payload
+
+
+def test_a_shared_file_is_not_touched_without_consent(cached: Command, shared: Path) -> None:
+    """Only the repository's own link is replaced, by a file of its own; the others that use the file are named."""
+    done = cached.run("verify", "--repair", "org/one")
+    assert done.code == 1
+    assert f"{shared} is still damaged (other repositories use it too: org/three, org/two)" in done.out
+    assert shared.read_bytes() == b"[]"
+    blob = blob_of(cached, "org/one", "tokenizer.json")
+    assert (blob.parent.parent.name, blob.read_bytes()) == ("models--org--one", b"{}")
+    assert cached.run("verify", "org/one").code == 0
+    assert cached.run("verify", "org/two").code == 1
+
+
+def test_a_shared_file_is_removed_with_consent(cached: Command, shared: Path) -> None:
+    """All links to it are removed, and every model that used it gets the file again."""
+    done = cached.run("verify", "--repair", "--yes", "org/one", "--json")
+    assert (done.code, done.json["repair"]["left"]) == (0, [])
+    assert sorted(name.split("/")[1] for name in done.json["repair"]["fetched"]) == ["one", "two"]
+    assert not shared.exists()
+    assert not list(cached.cache.glob("datasets--org--three/blobs/*"))
+    assert cached.run("verify").code == 0
+
+
+@pytest.mark.parametrize(("answer", "removed"), [(b"y\n", True), (b"n\n", False)])
+def test_the_question_on_a_terminal(cached: Command, shared: Path, answer: bytes, removed: bool) -> None:
+    """It names the file and who uses it, and a no keeps the file."""
+    ours, theirs = pty.openpty()
+    os.write(ours, answer)
+    done = subprocess.run(
+        [sys.executable, "-m", "yaie_async", "verify", "--repair", "org/one"],
+        cwd=cached.home,
+        env=cached.environment,
+        stdin=theirs,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert f"{shared} is damaged, and outside of org/one; other repositories use it too" in done.stderr
+    assert shared.exists() is not removed
+    assert done.returncode == (0 if removed else 1)
+
+
+def test_yes_is_an_answer_to_repair_alone(command: Command) -> None:
+    """Without --repair it is wrong usage."""
+    assert command.run("verify", "--yes").code == 2
 
 
 def test_names_that_are_not_cached_or_no_ids(cached: Command) -> None:

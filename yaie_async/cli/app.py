@@ -1,5 +1,6 @@
 """The commands and their options. Each command imports its implementation when it runs, so `--help` is fast."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -127,16 +128,39 @@ def verify(
         list[str] | None, typer.Argument(help="Hub ids; all cached models if omitted.", metavar="[MODEL...]")
     ] = None,
     *,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove damaged files, and fetch them and missing ones again.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --repair: remove a file that several repositories share without asking.")
+    ] = False,
     cache_dir: options.CacheDir = None,
+    token: options.Token = None,
+    endpoint: options.Endpoint = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare cached files with the digests in their names, offline. Nothing is deleted.
+    """Compare cached files with the digests in their names, offline. Without --repair nothing is changed.
 
-    Exit code 1 if a file is corrupt or unreadable, or if a snapshot links to a missing file.
+    Exit code 1 if a file is corrupt or unreadable, or if a snapshot links to a missing file, and is not repaired.
     """
+    if yes and not repair:
+        raise typer.BadParameter("It answers what --repair asks: give both.", param_hint="--yes")
     from yaie_async.cli.verify import verify as run
 
-    run_and_exit(lambda: run(models or [], cache_dir), as_json=as_json, when_interrupted="Nothing was changed.")
+    def agrees(question: str) -> bool:
+        # Without a terminal nobody can answer.
+        return yes or (not as_json and sys.stdin.isatty() and typer.confirm(question, err=True))
+
+    chosen = LoadOptions(
+        cache_dir, token, endpoint, offline=False, revision=None, trust_remote_code=False, no_pickle=False
+    )
+    run_and_exit(
+        lambda: run(models or [], chosen, agrees if repair else None),
+        as_json=as_json,
+        when_interrupted="Damaged files that were removed are fetched again by the next load."
+        if repair
+        else "Nothing was changed.",
+    )
 
 
 @app.command(epilog=EXIT_CODES)

@@ -1,18 +1,21 @@
-"""`yaie-async verify`: compares cached files with the digests in their names. Offline; deletes nothing."""
+"""`yaie-async verify`: compares cached files with the digests in their names, offline."""
 
 import os
 import shlex
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 
+from yaie_async.cli.options import LoadOptions
+from yaie_async.cli.repair import Damage, repair
 from yaie_async.cli.result import CommandResult
 from yaie_async.cli.tables import table
 from yaie_async.core.errors import InvalidArgumentError, OfflineError
@@ -58,14 +61,22 @@ class _Task:
     files: tuple[str, ...]
 
 
-def verify(models: list[str], cache_dir: Path | None) -> CommandResult:
-    """Check the blobs of `models`, or of all cached models if none is named.
+def verify(models: list[str], options: LoadOptions, agrees: Callable[[str], bool] | None = None) -> CommandResult:
+    """Check the blobs of `models`, or of all cached models if none is named; repair what is damaged or missing.
+
+    Args:
+        models: repo ids.
+        options: the cache, and for a repair the Hub.
+        agrees: asks about a file that is not this repository's alone; None to change nothing at all.
 
     Raises:
         InvalidArgumentError: a name is not a repo id.
-        OfflineError: a model is not cached.
+        OfflineError: a model is not cached, or a repair may make no request.
     """
-    root = read_settings(cache_dir=cache_dir, token=False, endpoint=None, local_files_only=True).cache_dir
+    settings = read_settings(cache_dir=options.cache_dir, token=False, endpoint=None, local_files_only=None)
+    root = settings.cache_dir
+    if agrees and settings.offline:
+        raise OfflineError("A repair fetches files again, but no request may be made (HF_HUB_OFFLINE).")
     caches = [_cache(root, model) for model in dict.fromkeys(models)] if models else list(_all(root))
     tasks = [task for cache in caches for task in _tasks(cache)]
     checked = _check_all(tasks)
@@ -88,8 +99,26 @@ def verify(models: list[str], cache_dir: Path | None) -> CommandResult:
         lines.append(table("model", OK, CORRUPT, MISSING, "other", rows=rows))
     lines += [f"{file.status}: {file.path} ({', '.join(file.files) or 'in no snapshot'})" for file in bad]
     lines.append(_verdict(bad, checked) if caches else f"No model is cached in {root}.")
-    lines += _advice(bad)
-    return CommandResult(document, lines, failed=bool(bad))
+    if agrees is None or not bad:
+        lines += [] if agrees else _advice(bad)
+        return CommandResult(document, lines, failed=bool(bad))
+    damages = [Damage(file.model, file.path, file.files) for file in bad if file.status != UNREADABLE]
+    done = repair(damages, root, options, users=partial(_users, root), agrees=agrees)
+    done.left.extend(f"{file.path} can't be read." for file in bad if file.status == UNREADABLE)
+    lines += [*(f"fetched again: {name}" for name in done.fetched), *done.left]
+    lines.append("Not all is repaired." if done.left else "All is repaired.")
+    if not done.left:
+        del document["error"]
+    document["repair"] = {"fetched": done.fetched, "left": done.left}
+    return CommandResult(document, lines, failed=bool(done.left))
+
+
+def _users(root: Path, blob: Path) -> Iterator[Damage]:
+    """What a blob of any repository of the cache is in its snapshots; nothing for a dataset's."""
+    kind, _, name = blob.parents[1].name.partition("--")
+    if kind == "models":
+        cache = RepoCache(root, name.replace("--", "/"))
+        yield from (Damage(cache.repo_id, task.path, task.files) for task in _tasks(cache) if task.path == blob)
 
 
 def _cache(root: Path, model: str) -> RepoCache:
@@ -198,17 +227,16 @@ def _summary(cache: RepoCache, checked: list[CheckedFile]) -> dict[str, Any]:
 def _verdict(bad: list[CheckedFile], checked: list[CheckedFile]) -> str:
     total = f"{len(checked)} files, {size(sum(file.size for file in checked))}"
     if bad:
-        return f"{len(bad)} of {total}, failed the check. Nothing was changed."
+        return f"{len(bad)} of {total}, failed the check."
     return f"All is well: {total}."
 
 
 def _advice(bad: list[CheckedFile]) -> list[str]:
-    """Return the commands that repair the cache: `prefetch` downloads missing blobs again."""
-    corrupt = [shlex.quote(str(file.path)) for file in bad if file.status == CORRUPT]
-    again = [shlex.quote(model) for model in dict.fromkeys(file.model for file in bad)]
-    lines = [f"To repair, stop the processes that use these files, then:  rm {' '.join(corrupt)}"] if corrupt else []
+    lines = ["Nothing was changed."] if bad else []
     if any(file.status == UNREADABLE for file in bad):
         lines.append("For unreadable files, check their permissions and the disk.")
-    if again:
-        lines.append(f"To download missing files again:  yaie-async prefetch {' '.join(again)}")
+    if again := [
+        shlex.quote(model) for model in dict.fromkeys(file.model for file in bad if file.status != UNREADABLE)
+    ]:
+        lines.append(f"To remove damaged files and fetch them again:  yaie-async verify --repair {' '.join(again)}")
     return lines
