@@ -5,6 +5,7 @@ tests/loader/test_official_client.py tests that it equals the folder of the offi
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,47 @@ def test_preparing_twice_changes_nothing(cache: RepoCache) -> None:
     cache.prepare(COMMIT)
     assert (cache.root / "CACHEDIR.TAG").read_text() == "theirs"
     assert cache.snapshot(COMMIT).is_dir()
+
+
+# -- what others may have put there -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["snapshots", "snapshots/commit", "snapshots/commit/sub"])
+def test_a_linked_folder_is_not_written_into(folder: str, cache: RepoCache, tmp_path: Path) -> None:
+    """What is linked into a snapshot stays in the cache, wherever a link would lead."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path = cache.folder / folder.replace("commit", COMMIT)
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(elsewhere)
+    cache.blob("etag").write_bytes(b"x")
+    with pytest.raises(CacheAccessError, match="link to another folder") as caught:
+        cache.link(COMMIT, "sub/file", "etag", fresh=True)
+    assert caught.value.path == str(path)
+    if folder != "snapshots/commit/sub":
+        with pytest.raises(CacheAccessError, match="link to another folder"):
+            cache.prepare(COMMIT)
+    assert not [file for file in elsewhere.rglob("*") if not file.is_dir()]
+
+
+def test_refs_that_lead_elsewhere_are_not_written(cache: RepoCache, tmp_path: Path) -> None:
+    """A ref is kept in the cache or not at all."""
+    (tmp_path / "elsewhere").mkdir()
+    (cache.folder / "refs").symlink_to(tmp_path / "elsewhere")
+    cache.write_ref("main", COMMIT)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_fifo_is_no_file(cache: RepoCache) -> None:
+    """A FIFO in the place of a ref, a listing, a file or a blob counts as missing, and nothing waits for it."""
+    cache.prepare(COMMIT)
+    for path in (cache.folder / "refs" / "main", cache.folder / "trees" / f"{COMMIT}.json", cache.pointer(COMMIT, "x")):
+        path.parent.mkdir(exist_ok=True)
+        os.mkfifo(path)
+    assert cache.commit_of("main") is None
+    assert cache.tree(COMMIT) is None
+    assert not cache.has(COMMIT, "x")
+    assert cache.files(COMMIT) == {}
+    cache.write_ref("main", COMMIT)
+    assert cache.commit_of("main") == COMMIT

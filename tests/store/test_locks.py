@@ -1,5 +1,6 @@
 """The official lock file of a blob, taken by this package and by the official client."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -154,3 +155,37 @@ async def test_where_no_lock_can_be_made(anyio_backend: Any, tmp_path: Path) -> 
     with pytest.raises(CacheAccessError, match=r"\.locks"):
         async with blob_lock(tmp_path / ".locks" / "models--a" / "etag.lock"):
             pass
+
+
+@pytest.mark.parametrize("call", ["flock", "open"])
+async def test_where_locks_fail(
+    anyio_backend: Any, path: Path, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where flock fails, or the lock file is another user's, the block runs without the lock, `last` too.
+
+    That is said once for a cache.
+    """
+    flock, open_file = fcntl.flock, os.open
+
+    def no_lock(fd: int, operation: int) -> None:
+        if operation & fcntl.LOCK_UN:
+            flock(fd, operation)
+        else:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def no_file(name: Any, *arguments: Any, **more: Any) -> int:
+        if str(name).endswith(".lock"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return open_file(name, *arguments, **more)
+
+    if call == "flock":
+        monkeypatch.setattr(fcntl, "flock", no_lock)
+    else:
+        monkeypatch.setattr(os, "open", no_file)
+    calls: list[str] = []
+    for _ in range(2):
+        async with blob_lock(path, first=lambda: calls.append("first"), last=lambda: calls.append("last")):
+            calls.append("inside")
+    assert calls == ["first", "inside", "last"] * 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "can't be locked" in caplog.text

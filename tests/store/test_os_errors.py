@@ -2,17 +2,19 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from yaie_async.core.errors import CacheAccessError, DiskFullError, IntegrityError
+from yaie_async.core.errors import CacheAccessError, DiskFullError, IntegrityError, OutOfMemoryError
 from yaie_async.store.os_errors import cache_errors, free_bytes
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk(number: int, tmp_path: Path) -> None:
-    """No space, no quota and a file that is too large are a DiskFullError with the bytes needed and free."""
+    """No space and no quota are a DiskFullError with the bytes needed and free."""
     says = rf"full at {tmp_path}: 1,234 bytes .* HF_HUB_CACHE"
     with pytest.raises(DiskFullError, match=says) as caught, cache_errors(tmp_path, needed=1234):
         raise OSError(number, os.strerror(number))
@@ -41,6 +43,18 @@ def test_any_other_failure(tmp_path: Path) -> None:
         raise KeyError
 
 
+def test_a_file_that_is_too_large(tmp_path: Path) -> None:
+    """The disk may have room for it: the limit of the file system or of the process is named."""
+    with pytest.raises(CacheAccessError, match=r"ulimit -f.* HF_HUB_CACHE"), cache_errors(tmp_path, needed=1234):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+
+def test_no_memory(tmp_path: Path) -> None:
+    """A MemoryError is an OutOfMemoryError."""
+    with pytest.raises(OutOfMemoryError, match="no memory left"), cache_errors(tmp_path):
+        raise MemoryError
+
+
 def test_a_loader_error_passes_unchanged(tmp_path: Path) -> None:
     """IntegrityError is an OSError too, and is not translated again."""
     ours = IntegrityError("x", expected="a", found="b")
@@ -53,6 +67,21 @@ def test_free_bytes_of_a_missing_folder(tmp_path: Path) -> None:
     """The free space of a folder that does not exist yet is that of its future file system."""
     stat = os.statvfs(tmp_path)
     for path in (tmp_path, tmp_path / "a" / "b" / "c"):
-        assert abs(free_bytes(path) - stat.f_bavail * stat.f_frsize) < 1 << 30
+        assert abs((free_bytes(path) or 0) - stat.f_bavail * stat.f_frsize) < 1 << 30
     (tmp_path / "file").write_text("")
-    assert free_bytes(tmp_path / "file" / "below") > 0
+    assert (free_bytes(tmp_path / "file" / "below") or 0) > 0
+
+
+@pytest.mark.parametrize("answer", ["0 of 0", errno.EIO, errno.ENOSYS])
+def test_a_file_system_that_does_not_say_what_is_free(
+    answer: str | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FUSE's default and object stores say 0 of 0, others fail: that is unknown, not full."""
+
+    def disk_usage(_path: object) -> SimpleNamespace:
+        if isinstance(answer, int):
+            raise OSError(answer, os.strerror(answer))
+        return SimpleNamespace(total=0, used=0, free=0)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    assert free_bytes(tmp_path) is None

@@ -1,19 +1,22 @@
 """Partials on a real disk: killed at any point, claimed by several processes, pruned, damaged, out of space."""
 
 import errno
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -452,6 +455,41 @@ class TestClaims:
         assert partial.publish().read_bytes() == WHOLE
         assert _names(blobs) == [ETAG]
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+    @pytest.mark.parametrize("stray", ["a partial", "data without a map", "a damaged map", "a closed map", "a fifo"])
+    def test_what_another_user_left_in_a_sticky_folder_is_passed_by(self, blobs: Path, stray: str) -> None:
+        """Nothing of it can be removed there, and nothing of it is in the way."""
+
+        def theirs() -> None:
+            os.setuid(12345)
+            path = blobs / f"{ETAG}.yaie-01234567.map.incomplete"
+            if stray == "a partial":
+                _write(Partial.create(blobs, ETAG, SIZE), 0)
+            elif stray == "data without a map":
+                (blobs / f"{ETAG}.yaie-01234567.incomplete").touch()
+            elif stray == "a damaged map":
+                path.write_bytes(b"x")
+            elif stray == "a closed map":
+                path.touch(0o000)
+            else:
+                os.mkfifo(path)
+
+        def ours() -> None:
+            os.setuid(12346)
+            partial = _claim(blobs)
+            _write(partial, *range(6))
+            assert partial.publish().read_bytes() == WHOLE
+            discard_orphans(blobs, ETAG)
+            assert not has_live_owner(blobs, ETAG)
+
+        blobs.mkdir()
+        for folder in (blobs, *blobs.parents):
+            if folder == Path(tempfile.gettempdir()):
+                break
+            folder.chmod(0o1777)
+        assert _wait(_fork(theirs)) == 0
+        assert _wait(_fork(ours)) == 0
+
     def test_a_claimer_that_was_overtaken_leaves_the_winner_alone(
         self, blobs: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -742,6 +780,54 @@ class TestDamagedMaps:
         discard_orphans(blobs, ETAG)
         assert _names(blobs) == [ETAG]
 
+    @pytest.mark.parametrize("kind", ["fifo", "sparse", "folder", "link"])
+    def test_what_is_no_map_is_passed_by(self, blobs: Path, kind: str) -> None:
+        """A FIFO would block its reader for ever, and a sparse file would be read whole."""
+        blobs.mkdir()
+        path = blobs / f"{ETAG}.yaie-01234567.map.incomplete"
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "sparse":
+            with path.open("wb") as file:
+                file.truncate(1 << 40)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to("/dev/zero")
+        partial = _claim(blobs)
+        _write(partial, *range(6))
+        assert partial.publish().read_bytes() == WHOLE
+        discard_orphans(blobs, ETAG)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"size": "5"},
+            {"size": 5.0},
+            {"size": True},
+            {"size": 1 << 80},
+            {"size": -1},
+            {"data": 7},
+            {"data": None},
+            {"released": "no"},
+            {"etag": [ETAG]},
+            {"owner": {**asdict(HOST), "pid": "../../etc"}},
+            {"owner": {**asdict(HOST), "started": None}},
+            {"owner": {**asdict(HOST), "boot": 7}},
+            {"owner": {**asdict(HOST), "more": 1}},
+            {"owner": []},
+            {"more": 1},
+        ],
+        ids=repr,
+    )
+    def test_fields_of_other_types_are_refused(self, change: dict[str, Any]) -> None:
+        """Whoever may write into the cache can write a map with a right checksum."""
+        fields = {**json.loads(self.RAW[8:HEADER_SIZE]), **change}
+        body = json.dumps(fields).encode().ljust(HEADER_SIZE - 8)
+        assert decode(b"%08x" % zlib.crc32(body) + body + self.RAW[HEADER_SIZE:], ETAG) is None
+        body = b"[" * (HEADER_SIZE - 8)
+        assert decode(b"%08x" % zlib.crc32(body) + body, ETAG) is None
+
     def test_a_damaged_map_without_working_locks_stays_for_a_minute(self, blobs: Path, no_locks: None) -> None:
         blobs.mkdir()
         path = blobs / f"{ETAG}.yaie-01234567.map.incomplete"
@@ -874,6 +960,18 @@ class TestDisk:
             assert _names(blobs) == []
             assert _have(partial) == [0, 1]
             partial.discard()
+
+    @pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
+    def test_a_file_system_for_sequential_writes(self, blobs: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+        """The error names the reason and HF_HUB_CACHE, and nothing is left."""
+
+        def fail(*_: object) -> int:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+        monkeypatch.setattr(os, call, fail)
+        with pytest.raises(CacheAccessError, match=r"takes no writes at an offset.* HF_HUB_CACHE"):
+            _claim(blobs)
+        assert _names(blobs) == []
 
     def test_a_directory_that_can_t_be_made(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

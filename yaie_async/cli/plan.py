@@ -24,15 +24,16 @@ def plan(models: list[str], options: LoadOptions, *, dtype: str) -> CommandResul
         for model in dict.fromkeys(models)
     ]
     to_fetch = sum(plan.bytes_to_fetch for plan in plans.values())
-    free_disk = min((plan.free_disk for plan in plans.values()), default=0)
-    fits = to_fetch <= free_disk
+    free_disk = min((plan.free_disk for plan in plans.values() if plan.free_disk is not None), default=None)
+    fits = free_disk is None or to_fetch <= free_disk
     documents = {model: _document(plan) for model, plan in plans.items()}
     totals = {"bytes_to_fetch": to_fetch, "free_disk": free_disk, "free_memory": free_memory, "fits": fits}
     document = batch_document(documents, failures, "planned", **totals)
-    verdict = (
-        f"Disk: {size(to_fetch)} to fetch, {size(free_disk)} free: "
-        f"{'fits' if fits else f'does not fit, {size(to_fetch - free_disk)} short'}."
-    )
+    verdict = f"Disk: {size(to_fetch)} to fetch, "
+    if free_disk is None:
+        verdict += "and its file system does not say how much is free."
+    else:
+        verdict += f"{size(free_disk)} free: {'fits' if fits else f'does not fit, {size(to_fetch - free_disk)} short'}."
     headers = ("model", "files", "to fetch", "cached", "memory", "fits")
     lines: list[Any] = [table(*headers, rows=rows)]
     for model, of_model in plans.items():
@@ -47,7 +48,7 @@ def plan(models: list[str], options: LoadOptions, *, dtype: str) -> CommandResul
 
 
 def _row(plan: Plan, free_memory: int | None) -> tuple[str, ...]:
-    disk = "disk ok" if plan.fits else f"disk full: {size(plan.free_disk)} free"
+    disk = "disk ok" if plan.fits else f"disk full: {size(plan.free_disk or 0)} free"
     memory = "" if free_memory is None else ", memory ok" if plan.memory <= free_memory else ", memory short"
     return (
         str(len(plan.files)),

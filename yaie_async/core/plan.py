@@ -30,7 +30,7 @@ class Plan:
         revision: as given by the caller, "main" by default; None for a directory.
         commit: the commit (40 hex digits) of the revision; None for a directory.
         files: the files that the load needs.
-        free_disk: free bytes on the disk of the cache.
+        free_disk: free bytes on the disk of the cache; None where its file system does not say.
         memory: estimated bytes of the built model in the requested dtype.
     """
 
@@ -38,7 +38,7 @@ class Plan:
     revision: str | None
     commit: str | None
     files: tuple[PlannedFile, ...]
-    free_disk: int
+    free_disk: int | None
     memory: int
 
     @property
@@ -51,5 +51,5 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the disk has room for the bytes to fetch."""
-        return self.bytes_to_fetch <= self.free_disk
+        """Whether the disk has room for the bytes to fetch; true where that is not known."""
+        return self.free_disk is None or self.bytes_to_fetch <= self.free_disk

@@ -179,7 +179,11 @@ class Assembly:
         """Hash from `start` as far as the front is by then, within bounds; return where it ended."""
         cancelled = Stop()
         most = start + _HASH_MOST
-        read = partial(self._digest.read, self.file.fd, start, lambda: min(self._ready(), most), cancelled.is_set)
+
+        def read() -> int:
+            with cache_errors(self.file.path, reading=True):
+                return self._digest.read(self.file.fd, start, lambda: min(self._ready(), most), cancelled.is_set)
+
         asked = self.location.asked
         with span(f"verify {asked.file}", "verify", model=asked.model, start=start):
             return await run_owned(read, interrupt=cancelled.set, name="verify")

@@ -1,5 +1,6 @@
 """One blob: fetched once for all tasks that need it, verified, and published into the cache."""
 
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -114,7 +115,8 @@ class _Fetch:
             return True
         with cache_errors(blob):
             try:
-                if blob.stat().st_size != self.size:
+                status = blob.stat()
+                if status.st_size != self.size or not stat.S_ISREG(status.st_mode):
                     return False
                 if not self.session.verify:
                     return True

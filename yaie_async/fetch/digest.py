@@ -1,10 +1,12 @@
 """Digests of files on disk: sha256 of LFS files, git's blob sha1 of small files."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
 
 from yaie_async.core.names import digest_kind
+from yaie_async.store.diskio import open_regular
 
 # Bytes. Reads into one reused buffer are as fast as a populated mmap, without SIGBUS and without stalls on unmapping.
 _BUFFER = 1024 * 1024
@@ -37,7 +39,7 @@ class Digest:
         while (left := stop() - start) > 0 and not cancelled():
             read = os.preadv(fd, [self._buffer[: min(_BUFFER, left)]], start)
             if read == 0:
-                break
+                raise OSError(errno.EIO, "It has become shorter")
             self._hash.update(self._buffer[:read])
             start += read
         return start
@@ -50,7 +52,7 @@ class Digest:
 
 def digest_of(path: str | os.PathLike[str], etag: str, cancelled: Callable[[], bool] = lambda: False) -> str:
     """The digest of a whole file, of the same kind as `etag`. Blocks."""
-    with open(path, "rb", buffering=0) as file:
+    with open(open_regular(path), "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         digest = Digest(etag, size)
         digest.read(file.fileno(), 0, lambda: size, cancelled)

@@ -222,7 +222,16 @@ def bytes_missing(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) ->
 def check_disk(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) -> None:
     """Refuse a fetch that the disk has no room for, before its first byte, by a DiskFullError."""
     needed, free = sum(bytes_missing(cache, commit, files).values()), free_bytes(cache.root)
-    if needed > free:
+    if free is None:
+        facts = {"model": cache.repo_id, "stage": "downloading"}
+        logger.info(
+            "%s: how much is free at %s is not known; %s bytes are needed.",
+            cache.repo_id,
+            cache.root,
+            f"{needed:,}",
+            extra=facts,
+        )
+    elif needed > free:
         raise DiskFullError(
             f"{cache.repo_id} needs {needed:,} more bytes at {cache.root} and {free:,} are free. Nothing was "
             "fetched. Free some space, or set HF_HUB_CACHE (or cache_dir) to another disk.",

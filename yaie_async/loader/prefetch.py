@@ -111,7 +111,7 @@ class Prefetch:
             await planned.wait()
         root = self._session.settings.cache_dir
         needed, free = sum(self._missing.values()), await run_owned(partial(free_bytes, root), name="disk")
-        if needed > free:
+        if free is not None and needed > free:
             raise DiskFullError(
                 f"Together the models need {needed:,} more bytes at {root} and {free:,} are free. Nothing was fetched. "
                 "Free some space, leave a model out, or set HF_HUB_CACHE (or cache_dir) to another disk.",
@@ -121,7 +121,8 @@ class Prefetch:
             )
         if len(self._models) > 1:
             facts = {"stage": "resolving", "bytes": needed}
-            logger.info("%d models: %s to fetch, %s free", len(self._models), size(needed), size(free), extra=facts)
+            left = "free space unknown" if free is None else f"{size(free)} free"
+            logger.info("%d models: %s to fetch, %s", len(self._models), size(needed), left, extra=facts)
 
 
 async def _log_kept(name: str, files: ModelFiles, manifest: Manifest) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 BLOCK: Final = 4 << 20
 HEADER_SIZE: Final = 4096  # one page: one `pwrite` rewrites it, and a kill can't interrupt that half-way
 VERSION: Final = 1
+LARGEST_MAP: Final = HEADER_SIZE + (1 << 22)  # that of a blob of 16 TiB; a longer one is damaged
 
 # The state of a block.
 MISSING: Final = 0
@@ -101,7 +102,12 @@ def decode(raw: bytes, etag: str) -> tuple[MapHeader, bytearray] | None:
         if (fields.pop("version"), fields.pop("block_size")) != (VERSION, BLOCK):
             return None
         header = MapHeader(**{**fields, "owner": Owner(**fields["owner"])})
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    # Anybody can write a map with a right checksum: `size` and `pid` may be texts, and `data` a number.
+    if [*map(type, asdict(header).values())] != [str, int, str, dict, bool]:
+        return None
+    if [*map(type, asdict(header.owner).values())] != [str, str, str, int, int]:
         return None
     if header.etag != etag or not is_name_of(header.data, etag, DATA) or header.size < 0:
         return None

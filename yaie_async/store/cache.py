@@ -11,6 +11,7 @@ The layout is that of huggingface_hub 2.4. All methods block: they are called in
 CacheAccessError or DiskFullError; the others never raise.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -24,7 +25,10 @@ from yaie_async.core.manifest import RepoFile
 from yaie_async.core.names import is_commit
 from yaie_async.store.compat import are_symlinks_supported
 from yaie_async.store.directory import files_below
+from yaie_async.store.diskio import read_regular
 from yaie_async.store.os_errors import cache_errors
+
+_LARGEST_REF = 4096  # bytes
 
 _TAG = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -63,7 +67,10 @@ class RepoCache:
 
     def has(self, commit: str, path: str) -> bool:
         """Whether the snapshot has this file: a link to an existing blob, or a regular file."""
-        return os.path.exists(self.pointer(commit, path))
+        pointer = self.pointer(commit, path)
+        return os.path.isfile(pointer) or os.path.isdir(
+            pointer
+        )  # not a FIFO; to read a folder is an error with its name
 
     def files(self, commit: str) -> dict[str, RepoFile]:
         """The files of the snapshot; see `files_below`."""
@@ -74,7 +81,7 @@ class RepoCache:
         if is_commit(revision):
             return revision
         try:
-            commit = self._ref(revision).read_text().strip()
+            commit = read_regular(self._ref(revision), _LARGEST_REF).decode().strip()
         except (OSError, UnicodeDecodeError):
             return None
         return commit if is_commit(commit) else None
@@ -82,14 +89,14 @@ class RepoCache:
     def tree(self, commit: str) -> Mapping[str, RepoFile] | None:
         """The full listing of a commit if the official client has written one, else None."""
         try:
-            listing = json.loads((self.folder / "trees" / f"{commit}.json").read_bytes())
+            listing = json.loads(read_regular(self.folder / "trees" / f"{commit}.json"))
             if listing["format_version"] != 1:
                 return None
             return {
                 path: RepoFile(path, entry.get("lfs_size", entry["size"]), entry.get("lfs_sha256", entry["blob_id"]))
                 for path, entry in listing["files"].items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
             return None
 
     def prepare(self, commit: str) -> None:
@@ -100,6 +107,7 @@ class RepoCache:
         with cache_errors(self.folder):
             self.blobs.mkdir(parents=True, exist_ok=True)
             self.snapshot(commit).mkdir(parents=True, exist_ok=True)
+            self._refuse_links(self.snapshot(commit))
         # The tag may exist, or the root may be read-only. Nothing depends on the tag.
         with suppress(OSError), open(self.root / "CACHEDIR.TAG", "x") as tag:
             tag.write(_TAG)
@@ -115,10 +123,11 @@ class RepoCache:
         ref = self._ref(revision)
         with suppress(OSError, UnicodeDecodeError):
             # Not stripped: other programs take a trailing newline for a part of the commit.
-            if ref.read_text() == commit:
+            if read_regular(ref, _LARGEST_REF).decode() == commit:
                 return
         with suppress(OSError):
             ref.parent.mkdir(parents=True, exist_ok=True)
+            self._refuse_links(ref.parent)
             temporary = ref.with_name(f"{ref.name}.{uuid.uuid4().hex[:8]}.tmp")
             _replace(ref, temporary, lambda: temporary.write_text(commit))
 
@@ -133,6 +142,7 @@ class RepoCache:
         temporary = blob.with_name(f"{etag}.{uuid.uuid4().hex[:8]}.incomplete")
         with cache_errors(pointer):
             pointer.parent.mkdir(parents=True, exist_ok=True)
+            self._refuse_links(pointer.parent)
             if are_symlinks_supported(self.folder):
                 _symlink(blob, pointer, temporary)
             elif fresh:
@@ -143,6 +153,14 @@ class RepoCache:
                 except FileNotFoundError:
                     if not pointer.exists():  # else another load has just moved the blob to this place
                         raise
+
+    def _refuse_links(self, folder: Path) -> None:
+        """Raise where a folder of the repository is a link: what is written there would be written elsewhere."""
+        for each in (folder, *folder.parents):
+            if each == self.folder:
+                return
+            if each.is_symlink():
+                raise OSError(errno.ELOOP, "It is a link to another folder; remove it", str(each))
 
     def _ref(self, revision: str) -> Path:
         return self.folder.joinpath("refs", *revision.split("/"))

@@ -11,8 +11,19 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from yaie_async.store.blockmap import DATA, HEADER_SIZE, MAP, MISSING, SYNCED, MapHeader, decode, file_name, is_name_of
-from yaie_async.store.diskio import write_all
+from yaie_async.store.blockmap import (
+    DATA,
+    HEADER_SIZE,
+    LARGEST_MAP,
+    MAP,
+    MISSING,
+    SYNCED,
+    MapHeader,
+    decode,
+    file_name,
+    is_name_of,
+)
+from yaie_async.store.diskio import open_regular, write_all
 from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.owners import Claimer, ClaimMode, probe
 from yaie_async.store.partials import Ownership, Partial, remove
@@ -92,8 +103,8 @@ def _read_maps(directory: Path, etag: str) -> list[_FoundMap]:
         for path in _paths(directory, etag, MAP):
             # A map that was removed meanwhile or can't be read (another user's, for example) can't be claimed either.
             # It is opened before its mtime is read: a network file system then asks its server again.
-            with suppress(OSError), open(path, "rb", buffering=0, opener=_open) as file:
-                header, state = decode(file.read(), etag) or (None, bytearray())
+            with suppress(OSError), open(_open(path), "rb", buffering=0) as file:
+                header, state = decode(file.read(LARGEST_MAP), etag) or (None, bytearray())
                 maps.append(_FoundMap(path, os.fstat(file.fileno()).st_mtime_ns, header, state))
     return maps
 
@@ -157,8 +168,8 @@ def _continue_by_copy(path: Path, old: MapHeader, state: bytearray, fds: tuple[i
     return partial
 
 
-def _open(path: str | Path, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)  # in a shared cache a link may be a trap
+def _open(path: Path, flags: int = os.O_RDONLY) -> int:
+    return open_regular(path, flags, follow=False)  # in a shared cache a link may be a trap
 
 
 def _is_shared(fd: int) -> bool:
@@ -177,8 +188,7 @@ def _open_data(found: _FoundMap, header: MapHeader, opened: ExitStack) -> int | 
         pass
     else:
         opened.callback(os.close, fd)
-        data = os.fstat(fd)
-        if stat.S_ISREG(data.st_mode) and data.st_size == header.size:
+        if os.fstat(fd).st_size == header.size:
             return fd
     remove(found.path, found.data_path)
     return None

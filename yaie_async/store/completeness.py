@@ -11,6 +11,7 @@ from yaie_async.core.errors import LoaderError, ModelFileNotFoundError
 from yaie_async.core.manifest import CONFIG, TOKENIZER_CONFIG, Listing, Manifest, Need, RepoFile, draft
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.directory import read_bytes
+from yaie_async.store.diskio import read_regular
 
 _CLOCK_TICK = 0.02  # seconds: file systems advance the times of files in steps of 10 ms at most
 
@@ -92,7 +93,7 @@ def read(cache: RepoCache, commit: str, file: RepoFile) -> bytes | None:
     blob = [cache.blob(file.etag)] if file.etag else []
     for path in (cache.pointer(commit, file.path), *blob):
         with suppress(OSError):
-            return path.read_bytes()
+            return read_regular(path)
     return None
 
 

@@ -1,10 +1,12 @@
 """A model in a directory: its files, and the manifest of a load from it."""
 
 import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 
 from yaie_async.core.manifest import Listing, Manifest, Need, RepoFile, draft
+from yaie_async.store.diskio import read_regular
 from yaie_async.store.os_errors import cache_errors
 
 
@@ -16,7 +18,7 @@ def directory_manifest(path: Path, need: Need) -> Manifest:
 
 def read_bytes(path: Path) -> bytes:
     with cache_errors(path, reading=True):
-        return path.read_bytes()
+        return read_regular(path)
 
 
 def files_below(top: Path) -> dict[str, RepoFile]:
@@ -26,10 +28,12 @@ def files_below(top: Path) -> dict[str, RepoFile]:
         for name in names:
             full = Path(folder, name)
             try:
-                size = full.stat().st_size
+                status = full.stat()
                 etag = os.readlink(full).rpartition("/")[2] if full.is_symlink() else None
             except OSError:
                 continue  # a dangling link: its blob was removed
+            if not stat.S_ISREG(status.st_mode):
+                continue  # opening a FIFO or a device would block for ever
             path = full.relative_to(top).as_posix()
-            found[path] = RepoFile(path, size, etag)
+            found[path] = RepoFile(path, status.st_size, etag)
     return found

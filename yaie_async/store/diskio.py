@@ -1,13 +1,42 @@
 """Reads and writes at offsets, copies of sparse files, and syncs to the disk."""
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 _COPY_SIZE = 1 << 20
+# Bytes of a file that is read as a whole. The largest of the Hub, indexes and listings, have some 30 MB.
+LARGEST = 256 << 20
 
 fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+
+
+def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, follow: bool = True) -> int:
+    """Open a regular file of a cache in which others may have put anything: a FIFO would block the open for ever.
+
+    Raises:
+        OSError: also where it is no regular file, or a link and `follow` is False.
+    """
+    fd = os.open(path, flags | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "It is not a regular file", os.fspath(path))
+    return fd
+
+
+def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        OSError: as `open_regular`, and for a larger file.
+    """
+    with open(open_regular(path), "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"It has more than {limit:,} bytes", os.fspath(path))
+        return file.read(limit)
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:

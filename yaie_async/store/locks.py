@@ -3,17 +3,22 @@
 Correctness never depends on it, because some network file systems ignore it. It saves fetching a blob twice.
 """
 
+import errno
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import anyio
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
+from yaie_async.core.log import logger
 from yaie_async.core.threads import run_owned
 from yaie_async.store.os_errors import cache_errors
+
+# What file systems without locks, or whose lock server is gone, answer to flock; EACCES for another user's lock file.
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO, errno.EINVAL, errno.EACCES}
 
 
 @asynccontextmanager
@@ -38,9 +43,10 @@ async def blob_lock(
     **Raises:** CacheAccessError: the lock file can't be made. What `first` and `last` raise.
     """
     lock: BaseFileLock | None = None
+    begun = False
 
     def begin() -> bool:
-        nonlocal lock
+        nonlocal lock, begun
         with cache_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Not thread-local: another thread than the one that takes the lock releases it.
@@ -51,12 +57,19 @@ async def blob_lock(
                 except NotImplementedError:  # no flock: do as the official client does
                     lock = SoftFileLock(path, thread_local=False)
                     lock.acquire(blocking=False)
+                except OSError as error:
+                    if error.errno not in _NO_LOCKS:
+                        raise
+                    _warn(path.parents[1], error.strerror)
             except Timeout:
                 return False
+        begun = True
         first()
         return True
 
     def release() -> None:
+        nonlocal begun
+        begun = False
         if lock is not None and lock.is_locked:
             try:
                 lock.release()
@@ -77,5 +90,11 @@ async def blob_lock(
                     await anyio.sleep(random.uniform(0.05, 0.25))  # noqa: S311 - spreads the waiters, hides nothing
         yield release
     finally:
-        if lock is not None and lock.is_locked:
+        if begun:
             await run_owned(end, name="unlock")
+
+
+@cache
+def _warn(folder: Path, reason: str) -> None:
+    """Say once that a folder has no locks."""
+    logger.warning("Files in %s can't be locked (%s): several processes may fetch the same blob.", folder, reason)

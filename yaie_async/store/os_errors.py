@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from yaie_async.core.errors import CacheAccessError, DiskFullError, LoaderError
+from yaie_async.core.errors import CacheAccessError, DiskFullError, LoaderError, OutOfMemoryError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+# What file systems that take only whole files from front to back answer to a write at an offset or an `ftruncate`.
+_SEQUENTIAL = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -17,19 +19,22 @@ _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 def cache_errors(path: Path, *, needed: int = 0, reading: bool = False) -> Iterator[None]:
     """Translate an OSError about `path`, where `needed` bytes still have to be written, or which is only read.
 
-    A full disk becomes a DiskFullError, every other OSError a CacheAccessError.
+    A full disk becomes a DiskFullError, every other OSError a CacheAccessError; no memory an OutOfMemoryError.
     """
     try:
         yield
     except LoaderError:
         raise
+    except MemoryError as error:
+        message = f"There is no memory left to work on {path}. What is downloaded is kept. Free some memory."
+        raise OutOfMemoryError(message, needed=None, free=None, device="cpu") from error
     except OSError as error:
         raise _translated(error, path, needed, reading=reading) from error
 
 
 def _translated(error: OSError, path: Path, needed: int, *, reading: bool) -> LoaderError:
     if error.errno in _FULL:
-        free = free_bytes(path)
+        free = free_bytes(path) or 0
         return DiskFullError(
             f"The disk is full at {path}: {needed:,} bytes still have to be written and {free:,} are free. "
             "What is downloaded is kept. Free some space, or set HF_HUB_CACHE to another disk.",
@@ -45,6 +50,16 @@ def _translated(error: OSError, path: Path, needed: int, *, reading: bool) -> Lo
             f"The cache can't be written at {at}: {error.strerror}. Files that are in the cache still load with "
             "local_files_only=True. Set HF_HUB_CACHE or cache_dir to a directory that you may write to."
         )
+    elif error.errno == errno.EFBIG:
+        message = (
+            f"{at} would be larger than its file system or a limit of this process (ulimit -f) allows. "
+            "Set HF_HUB_CACHE or cache_dir to another disk."
+        )
+    elif error.errno in _SEQUENTIAL:
+        message = (
+            f"The cache can't be written at {at}: {error.strerror}. Its file system takes no writes at an offset, "
+            "which downloads in parallel need. Set HF_HUB_CACHE or cache_dir to a local disk, and copy it afterwards."
+        )
     else:
         message = (
             f"The cache failed at {at}: {error.strerror or error}. No incomplete file is used. "
@@ -53,11 +68,14 @@ def _translated(error: OSError, path: Path, needed: int, *, reading: bool) -> Lo
     return CacheAccessError(message, path=at, cause_errno=error.errno)
 
 
-def free_bytes(path: Path) -> int:
-    """Free bytes for this user on the file system of `path`, which need not exist yet; 0 where unknown."""
+def free_bytes(path: Path) -> int | None:
+    """Free bytes for this user on the file system of `path`, which need not exist yet; None where unknown."""
     for folder in (path, *path.parents):
         try:
-            return shutil.disk_usage(folder).free
+            usage = shutil.disk_usage(folder)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # its parent is on the same file system
         except OSError:
-            continue  # it does not exist, so its parent is asked
-    return 0
+            break
+        return usage.free if usage.total else None  # FUSE's default, and object stores: 0 of 0
+    return None
