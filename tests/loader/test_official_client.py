@@ -268,6 +268,34 @@ def test_a_read_only_cache_still_loads_what_it_has(hub: HubServer, put_fake: Put
     assert fetch(hub.url, cache, "org/other").exists()
 
 
+@pytest.mark.parametrize("moved_on", [False, True])
+def test_a_read_only_cache_that_is_enough_for_the_load(
+    moved_on: bool, hub: HubServer, put_fake: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the Hub has beyond what is cached, a small file or a later commit, stops no load, and is named."""
+    directory, cache = put_fake("org/big", 1 << 20), tmp_path / "cache"
+    (directory / "special_tokens_map.json").write_text("{ }")
+    found = snapshot_download(
+        "org/big", endpoint=hub.url, cache_dir=cache, ignore_patterns=None if moved_on else "special*"
+    )
+    if moved_on:
+        (directory / "README.md").write_text("a new commit")
+        (directory / "model.safetensors").write_bytes(bytes(1 << 20))
+    with read_only(cache):
+        assert fetch(hub.url, cache) == Path(found)
+        (record,) = (record for record in caplog.records if record.levelname == "WARNING")
+        assert "can't be written, so its snapshot" in record.getMessage()
+        assert ("without special_tokens_map.json" in record.getMessage()) is not moved_on
+        if not moved_on:
+
+            async def choose() -> None:
+                async with Hub(endpoint=hub.url, cache_dir=cache) as opened:
+                    await opened.prefetch("org/big", include="special*")
+
+            with pytest.raises(CacheAccessError, match="can't be written"):
+                anyio.run(choose)
+
+
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
     """Mount a folder over itself read-only, since modes do not stop root."""

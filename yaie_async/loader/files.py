@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from yaie_async.core.log import logger
 from yaie_async.core.manifest import Manifest, Need
 from yaie_async.core.names import digest_kind
 from yaie_async.core.plan import Plan, PlannedFile
@@ -19,6 +20,7 @@ from yaie_async.fetch.snapshot import OnSmall, bytes_missing, check_digests, fet
 from yaie_async.loader.source import find_source
 from yaie_async.model.estimate import estimate_memory
 from yaie_async.store.cache import RepoCache
+from yaie_async.store.completeness import usable_manifest
 from yaie_async.store.directory import directory_manifest
 from yaie_async.store.os_errors import free_bytes
 
@@ -59,7 +61,10 @@ class ModelFiles:
         """
         if isinstance(self.place, RepoCache) and not manifest.complete:
             assert self.resolution is not None
-            return await fetch_snapshot(session, self.place, self.resolution, manifest, meter, on_small)
+            usable = await self._usable(manifest, manifest.need) if manifest.need else None
+            if usable is None:
+                return await fetch_snapshot(session, self.place, self.resolution, manifest, meter, on_small)
+            manifest = usable
         if session.verify == "require" and isinstance(self.place, RepoCache):
             # The name of a linked blob; a file that is no link was checked when it came.
             check_digests(session, manifest, tuple(file for file in manifest.files if file.etag is not None))
@@ -68,6 +73,22 @@ class ModelFiles:
             meter.cached(file.size or 0)
         on_small(manifest, ())
         return manifest
+
+    async def _usable(self, manifest: Manifest, need: Need) -> Manifest | None:
+        """What a cache that can't be written has already, if that is enough for the load."""
+        assert isinstance(self.place, RepoCache)
+        assert self.resolution is not None
+        commits = (self.resolution.commit, self.resolution.replaces)
+        usable = await run_owned(partial(usable_manifest, self.place, commits, need), name="cache")
+        if usable is not None:
+            there = {file.path for file in usable.files}
+            lacks = ", ".join(file.path for file in manifest.files if file.path not in there)
+            logger.warning(
+                "%s: the cache at %s can't be written, so its snapshot %s is used as it is%s.",
+                *(manifest.model, self.place.root, (usable.commit or "")[:12], f", without {lacks}" if lacks else ""),
+                extra={"model": manifest.model, "stage": "downloading"},
+            )
+        return usable
 
     async def missing(self, manifest: Manifest) -> Mapping[Path, int]:
         """How many bytes of the files the disk lacks, by blob. Makes no request.

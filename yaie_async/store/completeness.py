@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -58,6 +59,21 @@ def snapshot_state(cache: RepoCache, commit: str, need: Need) -> SnapshotState:
     proved = tree is not None or (not need.code and _linked_in_order(cache, commit, small))
     completeness = Completeness.COMPLETE if proved else Completeness.USABLE
     return SnapshotState(completeness, replace(manifest, complete=True))
+
+
+def usable_manifest(cache: RepoCache, commits: Iterable[str | None], need: Need) -> Manifest | None:
+    """The manifest of the first snapshot with all that a load opens, where nothing can be added to the cache. Blocks.
+
+    What a listing has beyond that, a file that no load needs or a later commit, can't be fetched there.
+    """
+    if all(os.access(folder, os.W_OK) for folder in (cache.folder, cache.blobs)):
+        return None
+    for commit in filter(None, commits):
+        with suppress(LoaderError):
+            manifest = cached_manifest(cache, Listing(commit, cache.files(commit)), need)
+            if manifest.sharp:
+                return replace(manifest, complete=True)
+    return None
 
 
 def _linked_in_order(cache: RepoCache, commit: str, small: tuple[RepoFile, ...]) -> bool:
