@@ -1,6 +1,7 @@
 """Cancelled in any way, in any phase, on any loop: control comes back at once and nothing stays behind."""
 
 import asyncio
+import hashlib
 import os
 import signal
 import subprocess
@@ -8,14 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 
-from tests.fetch.fetching import fetch, locks_are_free, nothing_is_linked, put
+from tests.fetch.fetching import bodies, fetch, locks_are_free, nothing_is_linked, opened, put
 from tests.support.faults import Redirect, Stall
 from tests.support.hub import HubServer
 from tests.support.servers import FullServer, Peer, RawServer
@@ -23,6 +26,7 @@ from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import until
 from yaie_async import Hub
 from yaie_async.store.blockmap import BLOCK
+from yaie_async.store.claims import resumable_bytes
 
 # Seconds. What is promised is a tenth of that, and printed is what it was.
 AT_ONCE = 1.0
@@ -192,6 +196,63 @@ def test_cancelled(
     nothing_is_linked(cache)
     hub.clear()
     assert anyio.run(fetch, hub, cache) == content
+
+
+@pytest.mark.parametrize("client", ["ours", "theirs"])
+@pytest.mark.parametrize(("way", "loop"), WAYS)
+def test_nothing_that_came_is_asked_for_again(
+    way: Callable[[Fetch, Ready], Awaitable[float]],
+    loop: str,
+    client: str,
+    hub_root: Path,
+    hub: HubServer,
+    tmp_path: Path,
+) -> None:
+    """Each attempt begins where the data file ends, within a block too: however little each brings, all is had at last."""
+    content = put(hub_root, BLOCK)
+    cache = tmp_path / "cache"
+    backend, options = ("trio", {}) if loop == "trio" else ("asyncio", {"use_uvloop": loop == "uvloop"})
+
+    async def main(came: int) -> None:
+        hub.clear()
+        hub.faults.add(Stall(came), path="^/cdn/", times=None)
+
+        async def ready() -> None:
+            await hub.until(lambda: any(one.fault and one.sent >= came for one in hub.requests))
+            if client == "ours":
+                await until(lambda: written(start + came))
+            else:  # it gathers a mebibyte before it writes
+                await until(lambda: unread(int(hub.url.rpartition(":")[2])) == 0)
+
+        async with AsyncExitStack() as stack:
+            given = await stack.enter_async_context(httpx.AsyncClient()) if client == "theirs" else None
+            one = await stack.enter_async_context(opened(hub, cache, client=given))
+            await way(partial(one.prefetch, "org/big"), ready)
+
+    def written(stop: int) -> bool:
+        found = [path.read_bytes() for path in cache.glob("models--*/blobs/*.incomplete")]
+        return any(data[:stop] == content[:stop] for data in found)
+
+    def kept() -> int:
+        (blobs,) = cache.glob("models--*/blobs")
+        return resumable_bytes(blobs, hashlib.sha256(content).hexdigest())
+
+    start = 0
+    for came in (100_000, 1, 300_000):
+        anyio.run(main, came, backend=backend, backend_options=options)
+        assert {request.range for request in bodies(hub)} == {f"bytes={start}-{BLOCK - 1}" if start else None}
+        # What httpx has read from the socket and not yet given to its caller is lost.
+        assert kept() == start + came if client == "ours" else start <= kept() <= start + came
+        start = kept()
+    hub.clear()
+    assert anyio.run(fetch, hub, cache, backend=backend, backend_options=options) == content
+    assert [request.range for request in bodies(hub)] == [f"bytes={start}-{BLOCK - 1}"]
+
+
+def unread(port: int) -> int:
+    """Bytes from this port that the kernel has and their reader has not."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[4].partition(":")[2], 16) for row in rows if int(row[2].partition(":")[2], 16) == port)
 
 
 _CHILD = """

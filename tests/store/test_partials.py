@@ -31,6 +31,7 @@ from yaie_async.store import claims, diskio, owners, partials
 from yaie_async.store.blockmap import (
     BLOCK,
     HEADER_SIZE,
+    SLOT,
     SYNCED,
     WRITTEN,
     MapHeader,
@@ -40,7 +41,7 @@ from yaie_async.store.blockmap import (
 )
 from yaie_async.store.claims import claim_or_create, discard_orphans, has_live_owner, resumable_bytes
 from yaie_async.store.diskio import write_all
-from yaie_async.store.partials import Ownership, Partial
+from yaie_async.store.partials import STEP, Ownership, Partial
 
 ETAG = "c0ffee" * 10 + "c0de"
 SIZE = 5 * BLOCK + 1000
@@ -101,7 +102,7 @@ def _forge(path: Path, **changes: Any) -> None:
     found = decode(raw, ETAG)
     assert found is not None
     header = replace(found[0], **changes)
-    path.write_bytes(header.encode() + header.encode_blocks(found[1]))
+    path.write_bytes(header.encode() + header.encode_blocks(found[1]) + raw[HEADER_SIZE + header.blocks :])
 
 
 def _fork(fn: Callable[[], object]) -> int:
@@ -402,6 +403,117 @@ def _killed_in(action: str, blobs: Path, line: int) -> None:
     else:
         getattr(partial, action)()
     sys.settrace(None)
+
+
+class TestBegun:
+    """The beginnings of blocks that are not written in full."""
+
+    FIRST = BLOCK + 3 * STEP + 1000  # as far as the second block is written
+    LAST = 5 * BLOCK + 700  # as far as the last block is written, of 1,000 bytes
+
+    def _begin(self, partial: Partial) -> None:
+        for start, stop in ((BLOCK, self.FIRST), (5 * BLOCK, self.LAST)):
+            for at in range(start, stop, 50_000):
+                data = WHOLE[at : min(at + 50_000, stop)]
+                write_all(partial.fd, data, at)
+                partial.extend(at, at + len(data))
+
+    def test_a_kept_partial_has_all_of_them(self, blobs: Path) -> None:
+        partial = _claim(blobs)
+        _write(partial, 0)
+        self._begin(partial)
+        everything = BLOCK + (self.FIRST - BLOCK) + 700
+        assert partial.recorded_bytes == everything
+        partial.keep()
+        assert resumable_bytes(blobs, ETAG) == everything
+        again = _claim(blobs)
+        assert again.begun == ((BLOCK, self.FIRST), (5 * BLOCK, self.LAST))
+        assert _have(again) == [0]
+        self._finish(again, BLOCK, self.FIRST)
+        assert again.begun == ((5 * BLOCK, self.LAST),)
+        again.keep()
+        last = _claim(blobs)
+        assert (_have(last), last.begun) == ([0, 1], ((5 * BLOCK, self.LAST),))
+        self._finish(last, 5 * BLOCK, self.LAST)
+        _write(last, 2, 3, 4)
+        assert last.begun == ()
+        assert last.publish().read_bytes() == WHOLE
+
+    @staticmethod
+    def _finish(partial: Partial, start: int, position: int) -> None:
+        stop = min(start + BLOCK, SIZE)
+        write_all(partial.fd, WHOLE[position:stop], position)
+        partial.extend(position, stop)
+
+    def test_a_kill_costs_less_than_a_step_for_each(self, blobs: Path) -> None:
+        def child() -> None:
+            self._begin(Partial.create(blobs, ETAG, SIZE))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        assert _wait(_fork(child)) == -signal.SIGKILL
+        again = _claim(blobs)
+        ((start, position),) = again.begun  # of the last block less than a step is written
+        assert start == BLOCK
+        assert self.FIRST - STEP < position <= self.FIRST
+        assert os.pread(again.fd, position - start, start) == WHOLE[start:position]
+
+    def test_a_slot_is_used_again(self, blobs: Path) -> None:
+        """The map grows by the blocks that are begun at once, not by those that ever were."""
+        partial = _claim(blobs)
+        for block in range(5):
+            write_all(partial.fd, _block(block), block * BLOCK)
+            partial.extend(block * BLOCK, block * BLOCK + STEP)
+            partial.extend(block * BLOCK + STEP, (block + 1) * BLOCK)
+        assert _map(blobs).stat().st_size == HEADER_SIZE + 6 + SLOT
+        assert partial.begun == ()
+
+    @pytest.mark.parametrize("how", ["copied", "rescued"])
+    def test_a_copy_has_them_too(self, blobs: Path, how: str) -> None:
+        partial = _claim(blobs)
+        _write(partial, 0)
+        self._begin(partial)
+        if how == "rescued":
+            for path in blobs.iterdir():
+                path.unlink()
+            again = partial.rescue()
+        else:
+            partial.keep()
+            os.link(_map(blobs), blobs.parent / "a second name")
+            again = _claim(blobs)
+        assert (_have(again), again.begun) == ([0], ((BLOCK, self.FIRST), (5 * BLOCK, self.LAST)))
+        for start, stop in again.begun:
+            assert os.pread(again.fd, stop - start, start) == WHOLE[start:stop]
+
+    def test_after_a_reboot_none_is_believed(self, blobs: Path) -> None:
+        """Their bytes may not have reached the disk; nor is a slot believed when its block is begun again."""
+        partial = _claim(blobs)
+        self._begin(partial)
+        partial.keep()
+        _forge(_map(blobs), owner=replace(owners.this_process(), boot="another"))
+        again = _claim(blobs)
+        assert again.begun == ()
+        again.keep()
+        assert _claim(blobs).begun == ()
+
+    @given(at=st.integers(0, 2 * SLOT - 1), garbage=st.binary(min_size=1, max_size=SLOT))
+    def test_a_garbled_slot_says_nothing(self, at: int, garbage: bytes) -> None:
+        """A slot is right as a whole or free, and that of another file is no slot."""
+        header = TestDamagedMaps.HEADER
+        right = header.encode_slot(self.FIRST) + header.encode_slot(self.LAST)
+        raw = (right[:at] + garbage + right[at + len(garbage) :])[: len(right)]
+        found = header.decode_slots(raw, bytes(6))
+        assert {slot.position for slot in found.values()} <= {self.FIRST, self.LAST}
+        assert len(found) == sum(raw[i : i + SLOT] == right[i : i + SLOT] for i in (0, SLOT))
+        other = replace(header, data=f"{ETAG}.yaie-76543210.incomplete")
+        assert other.decode_slots(right, bytes(6)) == {}
+        assert header.decode_slots(right, b"\0\1\0\0\0\1") == {}
+
+    @given(position=st.integers(0, 2**64 - 1))
+    def test_a_slot_for_no_place_says_nothing(self, position: int) -> None:
+        """A position behind the end, or between two blocks, has no block that it could be the beginning of."""
+        header = TestDamagedMaps.HEADER
+        found = header.decode_slots(header.encode_slot(position), bytes(6))
+        assert bool(found) == (0 < position < SIZE and position % BLOCK != 0)
 
 
 class TestClaims:
@@ -752,7 +864,7 @@ class TestDamagedMaps:
 
     @pytest.mark.parametrize("change", ["version", "block_size"])
     def test_another_versions_map_is_refused(self, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("yaie_async.store.blockmap." + {"version": "VERSION", "block_size": "BLOCK"}[change], 2)
+        monkeypatch.setattr("yaie_async.store.blockmap." + {"version": "VERSION", "block_size": "BLOCK"}[change], 1)
         page = self.HEADER.encode()
         monkeypatch.undo()
         assert decode(page + self.RAW[HEADER_SIZE:], ETAG) is None

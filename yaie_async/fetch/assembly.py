@@ -20,7 +20,7 @@ from yaie_async.fetch.ranges import FetchFile, Range
 from yaie_async.fetch.retry import retried
 from yaie_async.fetch.session import Session
 from yaie_async.fetch.stop import Stop
-from yaie_async.store.blockmap import BLOCK, block_count
+from yaie_async.store.blockmap import BLOCK
 from yaie_async.store.diskio import write_all
 from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.partials import Ownership, Partial
@@ -49,9 +49,6 @@ class Assembly:
     file: Partial
     meter: Meter
     weights: bool
-    # The blocks of which only the beginning is written, each with its end. The map records whole blocks only; another
-    # partial that continues with the same bytes needs the rest.
-    begun: dict[int, int]
     retries: int = field(init=False, default=0)  # number of failed requests
 
     def __post_init__(self) -> None:
@@ -73,11 +70,8 @@ class Assembly:
         **Raises:** a StartOverError, after the meter has taken back what it counted; LoaderError.
         """
         etag, size = self.file.etag, self.file.size
-        if whole:
-            self.begun.clear()
-        done = b"" if whole else self.file.blocks
-        begun = tuple(self.begun.items())
-        self._counted = 0 if whole else self.file.recorded_bytes + sum(stop - start for start, stop in begun)
+        done, begun = (b"", ()) if whole else (self.file.blocks, self.file.begun)
+        self._counted = 0 if whole else self.file.recorded_bytes
         self.meter.held(self._counted)
         asked = self.location.asked
         wanted = FetchFile(self._key, asked.model, size, self.weights, done, whole, begun, asked.file or "")
@@ -127,9 +121,6 @@ class Assembly:
             self._downloader.leave(self._key)
             raise
         finally:
-            self.begun.pop(of.start // BLOCK * BLOCK, None)
-            if of.position % BLOCK and of.position < self.file.size:
-                self.begun[of.position // BLOCK * BLOCK] = of.position
             self._downloader.ended(of)
 
     async def _attempt(self, of: Range) -> None:
@@ -144,16 +135,13 @@ class Assembly:
             raise
 
     def _put(self, of: Range, data: memoryview) -> float:
-        """Write the next bytes of a range and record the blocks that they complete, in the thread that read them.
+        """Write the next bytes of a range and record them, in the thread that read them.
 
         Return the seconds to wait for the rate limit.
         """
-        stop = of.position + len(data)
         with cache_errors(self.file.path, needed=of.stop - of.position):
             write_all(self.file.fd, data, of.position)
-        first, last = of.position // BLOCK, stop // BLOCK if stop < self.file.size else block_count(stop)
-        if first < last:
-            self.file.record(first, last)
+        self.file.extend(of.position, of.position + len(data))
         self._counted += len(data)  # two threads may lose one of these, which only makes a display a little wrong
         self.meter.add(len(data))
         return self._downloader.wait_after(len(data))

@@ -133,11 +133,9 @@ class _Fetch:
         location = Location(self.session, asked)
         weights = self.arriving is not None
         whole = failed = False
-        begun: dict[int, int] = {}
         while True:
             assert self._partial is not None
-            assembly = Assembly(self.session, location, self._partial, self.meter, weights, begun)
-            begun = {}
+            assembly = Assembly(self.session, location, self._partial, self.meter, weights)
             try:
                 await assembly.run(whole=whole)
             except RangesIgnoredError:
@@ -146,7 +144,6 @@ class _Fetch:
                     self.arriving.fail()  # all of it is written again, into the same inode
             except PrunedError:
                 await self._go_on(self._partial.rescue)
-                begun = assembly.begun  # copied as well
             except LostError:
                 if await self._wait_for_new_owner():
                     self.meter.cached(self.size)

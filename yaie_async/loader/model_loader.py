@@ -156,7 +156,7 @@ class ModelLoader:
     async def prefetch(self) -> Path:
         """Fetch everything that `load` needs into the cache; return the snapshot's folder. Never imports torch.
 
-        **Cancellation:** finished files are kept, and the whole blocks (4 MiB) of unfinished ones.
+        **Cancellation:** finished files are kept, and all bytes of unfinished ones.
 
         **Raises:** as `load_model`, except for errors of the build.
         """

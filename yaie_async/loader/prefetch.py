@@ -126,7 +126,7 @@ class Prefetch:
 
 
 async def _log_kept(name: str, files: ModelFiles, manifest: Manifest) -> None:
-    """Log how much of a fetch that is stopped is on the disk. The meter counts more: only whole blocks are kept."""
+    """Log how much of a fetch that is stopped is on the disk."""
     whole = sum(file.size or 0 for file in manifest.files)
     with suppress(LoaderError):  # the cache can't be read any more
         kept = whole - sum((await files.missing(manifest)).values())

@@ -1,23 +1,30 @@
-"""The map beside a partial: its header, and which blocks of the data file are written. Plain data.
+"""The map beside a partial: its header, and which bytes of the data file are written. Plain data.
 
-A map is a 4 KiB header (a checksum, then JSON) followed by one byte per block. The byte is 0 until the block is
-written. Then it is a value derived from the data file's name and the block's number, with the top bit set once
-`fdatasync` has returned for the block. A plain 1 would let any stray byte pass for a written block. Here a map with
-an unexpected byte is damaged as a whole, and the map of one file is never valid for another. A stray byte still has
-the right value once in 127 cases; the digest of the whole file decides.
+A map is a 4 KiB header (a checksum, then JSON), one byte per block, and slots of 16 bytes. The byte is 0 until the
+block is written. Then it is a value derived from the data file's name and the block's number, with the top bit set
+once `fdatasync` has returned for the block. A plain 1 would let any stray byte pass for a written block. Here a map
+with an unexpected byte is damaged as a whole, and the map of one file is never valid for another. A stray byte still
+has the right value once in 127 cases; the digest of the whole file decides.
+
+A slot is a position in the data file and a check value: its block is written up to there. Each connection has one,
+which it rewrites as it goes on within a block. A slot whose check is wrong, or whose block is written, counts as free.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
 import re
 import zlib
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 BLOCK: Final = 4 << 20
 HEADER_SIZE: Final = 4096  # one page: one `pwrite` rewrites it, and a kill can't interrupt that half-way
-VERSION: Final = 1
-LARGEST_MAP: Final = HEADER_SIZE + (1 << 22)  # that of a blob of 16 TiB; a longer one is damaged
+VERSION: Final = 2  # 1 had no slots; its maps count as damaged
+SLOT: Final = 16
+MOST_SLOTS: Final = 4096
+LARGEST_MAP: Final = HEADER_SIZE + (1 << 22) + MOST_SLOTS * SLOT  # that of a blob of 16 TiB; a longer one is damaged
 
 # The state of a block.
 MISSING: Final = 0
@@ -77,6 +84,26 @@ class MapHeader:
         by_state = self.marks()
         return bytes(by_state[value][i] for i, value in enumerate(state))
 
+    def encode_slot(self, position: int) -> bytes:
+        check = hashlib.blake2b(f"{self.data} {position}".encode(), digest_size=SLOT // 2)
+        return position.to_bytes(SLOT // 2, "little") + check.digest()
+
+    def decode_slots(self, raw: bytes, state: bytes | bytearray) -> dict[int, Slot]:
+        """The slots of blocks that are begun and not written, by block; `raw` is what follows the blocks' bytes."""
+        found: dict[int, Slot] = {}
+        for number in range(len(raw) // SLOT):
+            slot = raw[number * SLOT : (number + 1) * SLOT]
+            position = int.from_bytes(slot[: SLOT // 2], "little")
+            block, length = divmod(position, BLOCK)
+            if length and position < self.size and not state[block] and slot == self.encode_slot(position):
+                found[block] = max(found.get(block, Slot(0, 0)), Slot(position, number))
+        return found
+
+
+class Slot(NamedTuple):
+    position: int  # in the data file: the block is written up to here
+    number: int  # which slot of the map says so
+
 
 def block_count(size: int) -> int:
     return -(-size // BLOCK)
@@ -111,10 +138,10 @@ def decode(raw: bytes, etag: str) -> tuple[MapHeader, bytearray] | None:
         return None
     if header.etag != etag or not is_name_of(header.data, etag, DATA) or header.size < 0:
         return None
-    if len(blocks) != header.blocks:
+    if len(blocks) < header.blocks or (len(blocks) - header.blocks) % SLOT:
         return None
     state = bytearray()
-    for byte, *valid in zip(blocks, *header.marks(), strict=True):
+    for byte, *valid in zip(blocks[: header.blocks], *header.marks(), strict=True):
         if byte not in valid:
             return None
         state.append(valid.index(byte))

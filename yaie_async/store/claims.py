@@ -7,11 +7,13 @@ lock. All functions block, and raise CacheAccessError, or DiskFullError where th
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from yaie_async.store.blockmap import (
+    BLOCK,
     DATA,
     HEADER_SIZE,
     LARGEST_MAP,
@@ -19,6 +21,7 @@ from yaie_async.store.blockmap import (
     MISSING,
     SYNCED,
     MapHeader,
+    Slot,
     decode,
     file_name,
     is_name_of,
@@ -37,6 +40,7 @@ class _FoundMap:
     mtime_ns: int
     header: MapHeader | None
     state: bytearray
+    slots: Mapping[int, Slot]
 
     @property
     def data_path(self) -> Path | None:
@@ -44,7 +48,9 @@ class _FoundMap:
 
     @property
     def recorded_bytes(self) -> int:
-        return 0 if self.header is None else self.header.recorded_bytes(self.state)
+        if self.header is None:
+            return 0
+        return self.header.recorded_bytes(self.state) + sum(slot.position % BLOCK for slot in self.slots.values())
 
 
 def claim_or_create(directory: Path, etag: str, size: int) -> Partial:
@@ -104,13 +110,15 @@ def _read_maps(directory: Path, etag: str) -> list[_FoundMap]:
             # A map that was removed meanwhile or can't be read (another user's, for example) can't be claimed either.
             # It is opened before its mtime is read: a network file system then asks its server again.
             with suppress(OSError), open(_open(path), "rb", buffering=0) as file:
-                header, state = decode(file.read(LARGEST_MAP), etag) or (None, bytearray())
-                maps.append(_FoundMap(path, os.fstat(file.fileno()).st_mtime_ns, header, state))
+                raw = file.read(LARGEST_MAP)
+                header, state = decode(raw, etag) or (None, bytearray())
+                slots = header.decode_slots(raw[HEADER_SIZE + header.blocks :], state) if header else {}
+                maps.append(_FoundMap(path, os.fstat(file.fileno()).st_mtime_ns, header, state, slots))
     return maps
 
 
 def _claim(found: _FoundMap, size: int, claimer: Claimer) -> Partial | None:
-    mode, header, state = claimer.mode(found.header, found.mtime_ns), found.header, found.state
+    mode, header = claimer.mode(found.header, found.mtime_ns), found.header
     if mode is None:
         return None
     if header is None or header.size != size:
@@ -118,7 +126,8 @@ def _claim(found: _FoundMap, size: int, claimer: Claimer) -> Partial | None:
         return None
     if header.owner.boot != claimer.process.boot:
         # The machine may have crashed: blocks that were not synced may be holes.
-        state = bytearray(value if value == SYNCED else MISSING for value in state)
+        state = bytearray(value if value == SYNCED else MISSING for value in found.state)
+        found = replace(found, state=state, slots={})
     with suppress(FileNotFoundError, PermissionError), ExitStack() as opened:
         map_fd = _open(found.path, os.O_RDWR)
         opened.callback(os.close, map_fd)
@@ -129,18 +138,18 @@ def _claim(found: _FoundMap, size: int, claimer: Claimer) -> Partial | None:
         path = found.path.with_name(file_name(header.etag, secrets.token_hex(4), MAP))
         os.rename(found.path, path)
         if mode is ClaimMode.BY_COPY or any(map(_is_shared, (fd, map_fd))):
-            return _continue_by_copy(path, header, state, (fd, map_fd), claimer)
+            return _continue_by_copy(path, header, found, (fd, map_fd), claimer)
         if os.pread(map_fd, HEADER_SIZE, 0) != header.encode():
             os.rename(path, found.path)
             return None
-        partial = _continue_in_place(path, header, state, (fd, map_fd), claimer)
+        partial = _continue_in_place(path, header, found, (fd, map_fd), claimer)
         if partial.touch() is Ownership.OURS:
             opened.pop_all()
             return partial
     return None
 
 
-def _continue_in_place(path: Path, old: MapHeader, state: bytearray, fds: tuple[int, int], claimer: Claimer) -> Partial:
+def _continue_in_place(path: Path, old: MapHeader, found: _FoundMap, fds: tuple[int, int], claimer: Claimer) -> Partial:
     """Continue in the same files.
 
     One of several claimers wins the rename. Where locks don't work, another one may have read the map before that
@@ -149,13 +158,15 @@ def _continue_in_place(path: Path, old: MapHeader, state: bytearray, fds: tuple[
     """
     header = replace(old, owner=claimer.process, released=False)
     # Blocks before header: beside this boot's id every block would be believed.
-    write_all(fds[1], header.encode_blocks(state), HEADER_SIZE)
+    write_all(fds[1], header.encode_blocks(found.state), HEADER_SIZE)
+    if not found.slots:
+        os.ftruncate(fds[1], HEADER_SIZE + header.blocks)
     os.lstat(path)  # FileNotFoundError: a faster process has claimed the map meanwhile, and its header stays.
     write_all(fds[1], header.encode(), 0)
-    return Partial(path, header, state, fds)
+    return Partial(path, header, found.state, fds, found.slots)
 
 
-def _continue_by_copy(path: Path, old: MapHeader, state: bytearray, fds: tuple[int, int], claimer: Claimer) -> Partial:
+def _continue_by_copy(path: Path, old: MapHeader, found: _FoundMap, fds: tuple[int, int], claimer: Claimer) -> Partial:
     """Continue in new files, because others may write into the old ones after any check made here.
 
     The silent owner may wake up, and whoever can write into a file now can write into the blob that it becomes.
@@ -163,7 +174,8 @@ def _continue_by_copy(path: Path, old: MapHeader, state: bytearray, fds: tuple[i
     # The new header shows the owner that the map was claimed and not pruned. It has no boot id: if this process dies
     # here, the old owner still counts as silent, and not as dead, so that no process continues in place.
     write_all(fds[1], replace(old, owner=replace(claimer.process, boot="")).encode(), 0)
-    partial = Partial.copy(path.parent, old, fds[0], state)
+    begun = [slot.position for slot in found.slots.values()]
+    partial = Partial.copy(path.parent, old, fds[0], found.state, begun)
     remove(path, path.with_name(old.data))
     return partial
 

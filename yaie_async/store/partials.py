@@ -3,8 +3,9 @@
     blobs/<etag>.yaie-<8 hex>.incomplete       the data: sparse, and as long as the blob from the start
     blobs/<etag>.yaie-<8 hex>.map.incomplete   the map (blockmap.py)
 
-Guarantees: after `kill -9` at any moment, every block that the map records is in the data file, because it was
-written first and the page cache outlives the process. After a power loss pages may have reached the disk in any
+Guarantees: after `kill -9` at any moment, every byte that the map records is in the data file, because it was
+written first and the page cache outlives the process. The map lags behind the data file by less than `STEP` for each
+block that is being written, and by nothing after `keep`. After a power loss pages may have reached the disk in any
 order, so under another boot id only blocks recorded by `sync`, after an `fdatasync`, are believed. The names end in
 `.incomplete` so that the official tools find and remove them. They are never `<etag>.incomplete`, because old clients
 append to that.
@@ -20,18 +21,34 @@ import os
 import re
 import secrets
 import threading
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 
 from yaie_async.store.arriving_file import ArrivingFile
-from yaie_async.store.blockmap import DATA, HEADER_SIZE, MAP, SYNCED, WRITTEN, MapHeader, file_name
+from yaie_async.store.blockmap import (
+    BLOCK,
+    DATA,
+    HEADER_SIZE,
+    MAP,
+    MOST_SLOTS,
+    SLOT,
+    SYNCED,
+    WRITTEN,
+    MapHeader,
+    Slot,
+    block_count,
+    file_name,
+)
 from yaie_async.store.diskio import copy_sparse, fdatasync, sync_directory, write_all
 from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.owners import this_process
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL
+STEP = 256 * 1024  # bytes: how far a block is written between two rewritings of its slot
 
 
 class Ownership(Enum):
@@ -47,7 +64,14 @@ class Partial:
 
     fd: int  # of the data file, for `pwrite` and `pread`; -1 once closed
 
-    def __init__(self, map_path: Path, header: MapHeader, state: bytearray, fds: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        map_path: Path,
+        header: MapHeader,
+        state: bytearray,
+        fds: tuple[int, int],
+        slots: Mapping[int, Slot] = MappingProxyType({}),
+    ) -> None:
         self.path: Path = map_path.with_name(header.data)  # the data file
         self.fd, self._map_fd = fds
         self.etag: str = header.etag
@@ -59,6 +83,10 @@ class Partial:
         self._state = state
         self._marks = header.marks()
         self._lock = threading.Lock()
+        self._slots = dict(slots)  # of the blocks that are begun, as they are in the map
+        self._begun = {block: slot.position for block, slot in slots.items()}  # how far these are written
+        self._free: list[int] = []  # numbers of slots whose blocks have been written in full
+        self._made = max((slot.number + 1 for slot in slots.values()), default=0)  # those after it are not in the map
 
     @classmethod
     def create(cls, directory: Path, etag: str, size: int) -> Partial:
@@ -83,8 +111,10 @@ class Partial:
         return partial
 
     @classmethod
-    def copy(cls, directory: Path, header: MapHeader, source: int, state: bytes | bytearray) -> Partial:
-        """Make a new partial with the bytes of another data file, and with the recorded blocks of `state`."""
+    def copy(
+        cls, directory: Path, header: MapHeader, source: int, state: bytes | bytearray, begun: Iterable[int]
+    ) -> Partial:
+        """Make a new partial with the bytes of another data file that are recorded by `state` and as `begun`."""
         partial = cls.create(directory, header.etag, header.size)
         try:
             with cache_errors(partial.path, needed=header.recorded_bytes(state)):
@@ -92,6 +122,8 @@ class Partial:
                     partial.touch()  # copying 40 GB takes longer than the silence that makes an orphan
             for match in re.finditer(rb"[^\0]+", state):
                 partial.record(*match.span())
+            for position in begun:
+                partial.extend(position // BLOCK * BLOCK, position)
         except BaseException:
             partial.discard()
             raise
@@ -103,9 +135,29 @@ class Partial:
         return bytes(self._state)
 
     @property
+    def begun(self) -> tuple[tuple[int, int], ...]:
+        """The written beginnings of blocks that are not written in full, as (start, stop) in bytes."""
+        return tuple((block * BLOCK, position) for block, position in list(self._begun.items()))
+
+    @property
     def recorded_bytes(self) -> int:
-        """Bytes of the blob in recorded blocks."""
-        return self._header.recorded_bytes(self._state)
+        """Bytes of the blob in recorded blocks and their beginnings."""
+        return self._header.recorded_bytes(self._state) + sum(stop - start for start, stop in self.begun)
+
+    def extend(self, start: int, stop: int) -> None:
+        """Record that bytes `start` to `stop` (exclusive) are written; call it after the `pwrite`.
+
+        What is before `start` in its block is recorded already.
+        """
+        first, last = start // BLOCK, stop // BLOCK if stop < self.size else block_count(stop)
+        if first < last:
+            self.record(first, last)
+        if last < len(self._state) and stop > last * BLOCK:
+            self._begun[last] = stop
+            slot = self._slots.get(last)
+            if stop - (slot.position if slot else last * BLOCK) >= STEP:
+                with cache_errors(self._map_path), self._lock:
+                    self._save(last, stop)
 
     def record(self, first: int, stop: int) -> None:
         """Record that blocks `first` to `stop` (exclusive) are written in full; call it after the `pwrite`."""
@@ -130,6 +182,19 @@ class Partial:
         with self._lock:
             write_all(self._map_fd, self._marks[value][first:stop], HEADER_SIZE + first)
             self._state[first:stop] = bytes([value]) * (stop - first)
+            for block in range(first, stop):
+                if self._begun.pop(block, None) is not None and (slot := self._slots.pop(block, None)) is not None:
+                    self._free.append(slot.number)
+
+    def _save(self, block: int, position: int) -> None:
+        """Write the slot of a block. The caller holds the lock."""
+        slot = self._slots.get(block)
+        number = slot.number if slot else self._free.pop() if self._free else self._made
+        if number >= MOST_SLOTS:
+            return
+        write_all(self._map_fd, self._header.encode_slot(position), HEADER_SIZE + len(self._state) + number * SLOT)
+        self._slots[block] = Slot(position, number)
+        self._made = max(self._made, number + 1)
 
     def touch(self) -> Ownership:
         """Update the map's mtime to show that the owner lives (call it every 5 s); return whether it still owns it."""
@@ -146,7 +211,7 @@ class Partial:
 
     def rescue(self) -> Partial:
         """Copy the bytes of a PRUNED partial into a new one, and close this one. After an error it is unchanged."""
-        rescued = Partial.copy(self.path.parent, self._header, self.fd, self._state)
+        rescued = Partial.copy(self.path.parent, self._header, self.fd, self._state, list(self._begun.values()))
         self.discard()
         return rescued
 
@@ -175,6 +240,9 @@ class Partial:
         with suppress(OSError):
             # Never written into a claimer's map. If the write fails, the partial is an orphan once this process ends.
             if self.touch() is not Ownership.LOST:
+                with self._lock:
+                    for block, position in self._begun.items():
+                        self._save(block, position)
                 write_all(self._map_fd, replace(self._header, released=True).encode(), 0)
         self._close()
 
