@@ -430,7 +430,7 @@ class TestBegun:
         assert again.begun == ((BLOCK, self.FIRST), (5 * BLOCK, self.LAST))
         assert _have(again) == [0]
         self._finish(again, BLOCK, self.FIRST)
-        assert again.begun == ((5 * BLOCK, self.LAST),)
+        assert list(again.begun) == [(5 * BLOCK, self.LAST)]
         again.keep()
         last = _claim(blobs)
         assert (_have(last), last.begun) == ([0, 1], ((5 * BLOCK, self.LAST),))

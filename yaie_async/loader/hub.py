@@ -193,8 +193,8 @@ class Hub:
                 complete: it loads offline.
             trust_remote_code, allow_pickle: as for `ModelLoader`: fetch `.py` files, and pickles.
 
-        **Cancellation:** finished files are kept, and all bytes of unfinished ones. The log (INFO) says
-        how much of each model is kept.
+        **Cancellation:** finished files are kept, and all bytes of unfinished ones. The log (INFO) says how much of
+        each model is kept.
 
         **Raises:** PrefetchError at the end, with the failures and the snapshots; for a single model, its own error.
         DiskFullError for each model where the disk has no room for all; then nothing is fetched.
