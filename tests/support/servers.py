@@ -157,12 +157,13 @@ class Authority:
     """A certificate authority for tests, created by the `openssl` command in `directory`."""
 
     directory: Path
+    key_usage: bool = True  # whether it says what its key is for
 
     def __post_init__(self) -> None:
         self._openssl(
             "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key"
-            " -out ca.pem -days 2 -subj /CN=ca -addext basicConstraints=critical,CA:TRUE"
-            " -addext keyUsage=critical,keyCertSign"
+            " -out ca.pem -days 2 -subj /CN=ca -addext basicConstraints=critical,CA:TRUE",
+            *(("-addext", "keyUsage=critical,keyCertSign") if self.key_usage else ()),
         )
 
     def server(self, *names: str, days: int = 1) -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""Maps a failed HTTP request to a LoaderError, or to a TransientError if a retry may help. Pure."""
+"""Maps a failed HTTP request to a LoaderError, or to a TransientError if a retry may help."""
 
 import json
 import math
@@ -21,6 +21,7 @@ from yaie_async.core.errors import (
     RevisionNotFoundError,
     StalledError,
 )
+from yaie_async.fetch.certificates import overlooked_variable
 
 Kind = Literal["connect", "read", "stall", "truncated", "range", "status"]
 
@@ -156,9 +157,10 @@ def transport_failure(error: httpx.HTTPError, asked: Asked, url: str) -> LoaderE
     what, host = asked.what, httpx.URL(url).host
     certificate = _cause(error, ssl.SSLCertVerificationError)
     if certificate is not None:
+        other = overlooked_variable()
         return asked.unavailable(
             f"{what} can't be fetched: {host} shows a certificate that can't be verified ({certificate}). If a proxy "
-            "of yours signs it, set SSL_CERT_FILE to its CA bundle.",
+            f"of yours signs it, set SSL_CERT_FILE to its CA bundle{f'; {other} is not read' if other else ''}.",
             url=f"https://{host}/",
         )
     if isinstance(error, httpx.UnsupportedProtocol | httpx.ProxyError | httpx.TooManyRedirects):

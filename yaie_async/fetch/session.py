@@ -12,6 +12,7 @@ import httpx
 
 from yaie_async.core.errors import HubUnavailableError
 from yaie_async.core.tasks import SharedCall
+from yaie_async.fetch.certificates import trusting_context
 from yaie_async.fetch.downloader import Downloader
 from yaie_async.fetch.failures import Asked
 from yaie_async.fetch.retry import RetryPolicy
@@ -48,9 +49,7 @@ class Session:
         self._proxies = getproxies()
         if client is None:
             try:
-                self._client = _stock_client(max_connections)
-                # The same certificates as httpx: SSL_CERT_FILE and SSL_CERT_DIR, else certifi's bundle.
-                self._drain = DrainTransport(httpx.create_ssl_context(), max_connections)
+                self._client, self._drain = _transports(max_connections)
             except HubUnavailableError as error:
                 self._broken = error  # not raised yet: directories and cached models need no client
 
@@ -90,9 +89,11 @@ def import_transports() -> None:
     httpx.AsyncHTTPTransport(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
 
-def _stock_client(max_connections: int) -> httpx.AsyncClient:
+def _transports(max_connections: int) -> tuple[httpx.AsyncClient, DrainTransport]:
     try:
-        return httpx.AsyncClient(
+        context = trusting_context()
+        client = httpx.AsyncClient(
+            verify=context,
             follow_redirects=False,  # `http.answer` follows them: the token is for the Hub's origins alone
             # Two to spare, so that metadata never waits for a body.
             limits=httpx.Limits(max_connections=max_connections + 2, max_keepalive_connections=max_connections),
@@ -107,3 +108,4 @@ def _stock_client(max_connections: int) -> httpx.AsyncClient:
             f"The HTTP client can't be set up: {error}. "
             "Check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR."
         ) from error
+    return client, DrainTransport(context, max_connections)

@@ -30,14 +30,15 @@ DRAIN = "yaie_async.drain"
 class DrainTransport(httpx.AsyncBaseTransport):
     """An httpx transport whose bodies can be drained; see `drainable`.
 
-    It may be made in a thread, and belongs to the event loop that first sends through it. Make `ssl_context` off the
-    loop, because it reads some hundred certificates (20 ms). The transport owns the context from then on.
+    It may be made in a thread, and belongs to the event loop that first sends through it. An httpx client may share
+    `ssl_context`; its protocols can't be changed from then on.
     """
 
     def __init__(self, ssl_context: ssl.SSLContext, max_connections: int) -> None:
-        # Once, not for each connection: OpenSSL copies the list for a new connection without the GIL, and another
-        # thread that sets it at that moment would free it.
+        # Once, not for each connection, as httpcore does: OpenSSL copies the list for a new connection without the GIL,
+        # and another thread that sets it at that moment would free it.
         ssl_context.set_alpn_protocols(["http/1.1"])
+        ssl_context.set_alpn_protocols = lambda _: None  # type: ignore[assignment,method-assign]
         self._pool = Pool(partial(Connection, ssl_context=ssl_context), max_connections)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
