@@ -35,7 +35,7 @@ def put(root: Path, size: int = SIZE, name: str = "org/big") -> bytes:
 @asynccontextmanager
 async def opened(hub: HubServer, cache: Path, *, stall: float = 10.0, **options: Any) -> AsyncIterator[Hub]:
     """A Hub that tries again at once, and gives a silent body up after `stall` seconds."""
-    async with Hub(endpoint=hub.url, cache_dir=cache, **options) as one:
+    async with Hub(**{"endpoint": hub.url, **options}, cache_dir=cache) as one:
         one.session.policy = QUICK
         one.session.settings = dataclasses.replace(one.session.settings, stall_timeout=stall)
         yield one

@@ -48,7 +48,7 @@ class Asked:
     model: str
     revision: str
     file: str | None
-    has_token: bool
+    has_token: bool  # or the endpoint has credentials
 
     @property
     def what(self) -> str:
@@ -136,7 +136,7 @@ def _not_found(asked: Asked, said: str) -> str:
     if asked.has_token:
         return (
             f"The Hub has no model {asked.model!r} that this token may see. "
-            "Check the spelling (org/name) and the token's access."
+            "Check the spelling (org/name) and the access of the token, or of the user in HF_ENDPOINT."
         )
     return (
         f"The Hub has no public model {asked.model!r}. Check the spelling (org/name); if it is private, "

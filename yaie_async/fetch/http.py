@@ -9,7 +9,7 @@ import httpx
 
 from yaie_async.core.errors import ClosedHubError, HubUnavailableError
 from yaie_async.fetch.failures import Asked, failure, transport_failure
-from yaie_async.fetch.origin import origin_of
+from yaie_async.fetch.origin import origin_of, split_userinfo
 from yaie_async.fetch.session import Session
 
 _HOPS = 20  # as the official client and httpx
@@ -30,9 +30,9 @@ async def answer(
 ) -> AsyncIterator[httpx.Response]:
     """Send a request and yield the final response, its body not yet read. `history` has the redirects before it.
 
-    The token is sent to the Hub's origins only, also across redirects. `timeout` is in seconds, for each phase of the
-    request. `leave_hub=False` yields a redirect that leads away from the Hub, because it carries the file's metadata.
-    `body=True` is for the body of a file, which `transport.drainable` then finds.
+    Credentials are sent by `Settings.authorization` only, also across redirects. `timeout` is in seconds, for each
+    phase of the request. `leave_hub=False` yields a redirect that leads away from the Hub, because it carries the
+    file's metadata. `body=True` is for the body of a file, which `transport.drainable` then finds.
 
     **Cancellation:** the connection is closed.
 
@@ -77,9 +77,8 @@ async def _send(
     if session.client.is_closed:
         raise ClosedHubError("The httpx client that was passed to Hub(client=...) is closed. Close it after the Hub.")
     sent = {"user-agent": session.settings.user_agent, "accept-encoding": "identity", **headers}
-    on_hub = session.settings.is_hub(url)
-    if session.settings.token and on_hub:
-        sent["authorization"] = f"Bearer {session.settings.token}"
+    if authorization := session.settings.authorization(url):
+        sent["authorization"] = authorization
     if body and (drain := session.drain(url)) is not None:
         # Without an httpx client around it. The client's cookies, merged headers and log records (with the signature of
         # the URL) took a fifth of the loop's time for a range.
@@ -89,7 +88,7 @@ async def _send(
         response.request = request
         return response
     request = session.client.build_request(method, _parsed(url), headers=sent, timeout=timeout)
-    if not on_hub:
+    if not session.settings.is_hub(url):
         request.headers.pop("authorization", None)  # from the user's client
     # auth=None: credentials from a .netrc or the user's client are not for every host of a redirect chain.
     return await session.client.send(request, stream=True, follow_redirects=False, auth=None)
@@ -107,7 +106,7 @@ def _redirect(response: httpx.Response, url: str, asked: Asked) -> str | None:
     if response.status_code not in (301, 302, 303, 307, 308) or not location:
         return None
     try:
-        target = urljoin(url, location)
+        target, _ = split_userinfo(urljoin(url, location))  # as the official client, send nobody what is before the @
         scheme, _, _ = origin_of(target)
     except ValueError as error:
         raise _invalid_url(asked) from error

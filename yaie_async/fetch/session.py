@@ -69,7 +69,7 @@ class Session:
 
     def asked(self, model: str, revision: str, file: str | None = None) -> Asked:
         """What a request of this Hub is for, as errors name it."""
-        return Asked(model, revision, file, self.settings.token is not None)
+        return Asked(model, revision, file, bool(self.settings.token or self.settings.credentials))
 
     async def aclose(self) -> None:
         """Close the clients, unless they are the user's.

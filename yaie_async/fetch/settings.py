@@ -1,8 +1,11 @@
 """The settings of a Hub, read from the environment when it opens. Their meaning is the official client's."""
 
 import platform
-from dataclasses import dataclass
+import re
+from base64 import b64encode
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 from huggingface_hub import __version__ as hub_version
 from huggingface_hub import get_token, is_offline_mode
@@ -10,7 +13,7 @@ from huggingface_hub import get_token, is_offline_mode
 from yaie_async import __version__
 from yaie_async.core.compat import version
 from yaie_async.core.errors import InvalidArgumentError, TokenMissingError
-from yaie_async.fetch.origin import origin_of
+from yaie_async.fetch.origin import origin_of, split_userinfo
 from yaie_async.store.compat import constant
 
 # The origins that huggingface_hub treats as the Hub, in addition to HF_ENDPOINT. They may see the token.
@@ -21,9 +24,10 @@ _HUBS = ("https://huggingface.co", "https://hub-ci.huggingface.co", "https://hf.
 class Settings:
     """One Hub's view of the environment."""
 
-    endpoint: str  # base URL without a trailing slash
+    endpoint: str  # base URL without a trailing slash, and without the credentials that it may have come with
     cache_dir: Path  # resolved root of the HF cache; it may not exist yet
-    token: str | None  # the Hub token to send
+    token: str | None = field(repr=False)  # the Hub token to send
+    credentials: str | None = field(repr=False)  # the header that stands for user:password@ in the endpoint
     offline: bool  # whether requests are forbidden
     user_agent: str
     metadata_timeout: float  # seconds for a request for metadata (HF_HUB_ETAG_TIMEOUT)
@@ -32,6 +36,12 @@ class Settings:
     def is_hub(self, url: str) -> bool:
         """Whether a URL belongs to the Hub. Other origins may not see the token."""
         return origin_of(url) in {origin_of(self.endpoint), *map(origin_of, _HUBS)}
+
+    def authorization(self, url: str) -> str | None:
+        """The header of that name for a request: the endpoint's credentials go to its origin, a token to the Hub."""
+        if self.credentials and origin_of(url) == origin_of(self.endpoint):
+            return self.credentials
+        return f"Bearer {self.token}" if self.token and self.is_hub(url) else None
 
 
 def read_settings(
@@ -47,8 +57,9 @@ def read_settings(
     """
     base = (endpoint or constant("ENDPOINT")).rstrip("/")
     if not _is_http(base):
+        shown = re.sub("(?<=//).*@|^.*@", "...@", base)  # what may be a password is not repeated
         raise InvalidArgumentError(
-            f"The endpoint {base!r} is not an http(s) URL. Set HF_ENDPOINT or endpoint= to one, "
+            f"The endpoint {shown!r} is not an http(s) URL. Set HF_ENDPOINT or endpoint= to one, "
             "or leave it out for https://huggingface.co."
         )
     offline = is_offline_mode() if local_files_only is None else local_files_only
@@ -58,10 +69,12 @@ def read_settings(
             "The token has characters that a token can't have (a space, a line break, a letter with an accent). "
             "Copy it again from https://huggingface.co/settings/tokens."
         )
+    base, userinfo = split_userinfo(base)
     return Settings(
         endpoint=base,
         cache_dir=_cache_dir(cache_dir or constant("HF_HUB_CACHE")),
         token=sent,
+        credentials=_basic(userinfo) if userinfo else None,
         offline=offline or is_offline_mode(),
         user_agent=_user_agent(),
         metadata_timeout=float(constant("HF_HUB_ETAG_TIMEOUT")),
@@ -81,6 +94,12 @@ def _token(*, token: str | bool | None) -> str | None:
             "or pass the token itself."
         )
     return stored
+
+
+def _basic(userinfo: str) -> str:
+    user, _, password = userinfo.partition(":")
+    both = f"{unquote(user)}:{unquote(password)}".encode(errors="surrogateescape")
+    return f"Basic {b64encode(both).decode()}"
 
 
 def _is_http(url: str) -> bool:
