@@ -3,13 +3,14 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
-from yaie_async.core.errors import ClosedHubError, HubUnavailableError
+from yaie_async.core.errors import ClosedHubError
 from yaie_async.fetch.failures import Asked, failure, transport_failure
-from yaie_async.fetch.origin import origin_of, split_userinfo
+from yaie_async.fetch.origin import origin_of
+from yaie_async.fetch.redirects import check_reach, invalid_url, target_of
 from yaie_async.fetch.session import Session
 
 _HOPS = 20  # as the official client and httpx
@@ -45,9 +46,9 @@ async def answer(
         except httpx.HTTPError as error:
             raise transport_failure(error, asked, url) from error
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise _invalid_url(asked) from error
+            raise invalid_url(asked) from error
         try:
-            target = _redirect(response, url, asked)
+            target = target_of(response, url, asked)
             stays = target is not None and (session.settings.is_hub(target) or origin_of(target) == origin_of(url))
             if target is None or not (leave_hub or stays):
                 response.history = history
@@ -68,6 +69,7 @@ async def answer(
                 f"{urlsplit(target).hostname}. Check HF_ENDPOINT and any proxy on the way to it.",
                 status=response.status_code,
             )
+        await check_reach(session, url, target, asked, timeout)
         url = target
 
 
@@ -99,31 +101,6 @@ def _parsed(url: str) -> httpx.URL:
     # All ranges of a file request the same signed URL, up to a thousand characters that httpx checks one by one.
     # The cache holds signatures and is never cleared, so it is no larger than the URLs in use at once.
     return httpx.URL(url)
-
-
-def _redirect(response: httpx.Response, url: str, asked: Asked) -> str | None:
-    location: str = response.headers.get("location", "")
-    if response.status_code not in (301, 302, 303, 307, 308) or not location:
-        return None
-    try:
-        target, _ = split_userinfo(urljoin(url, location))  # as the official client, send nobody what is before the @
-        scheme, _, _ = origin_of(target)
-    except ValueError as error:
-        raise _invalid_url(asked) from error
-    if scheme not in ("http", "https") or (scheme == "http" and url.startswith("https:")):
-        raise asked.unavailable(
-            f"The request for {asked.what} failed: {urlsplit(url).hostname} redirects from {urlsplit(url).scheme} to "
-            f"{scheme}, which is not followed. Check HF_ENDPOINT and any proxy on the way to it.",
-            status=response.status_code,
-        )
-    return target
-
-
-def _invalid_url(asked: Asked) -> HubUnavailableError:
-    return asked.unavailable(
-        f"The request for {asked.what} failed: the server redirected to an invalid URL. "
-        "Check HF_ENDPOINT and any proxy on the way to it."
-    )
 
 
 async def _text(response: httpx.Response) -> str:

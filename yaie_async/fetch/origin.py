@@ -1,9 +1,12 @@
 """The origin of a URL: it decides who may see the token, and which connection a request may take."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 _PORTS = {"http": 80, "https": 443}
+
+# How public the address of a host is: private is in this machine or in a network of its own.
+Reach = Literal["public", "private", "unknown"]
 
 
 class Origin(NamedTuple):

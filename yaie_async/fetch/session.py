@@ -15,6 +15,7 @@ from yaie_async.core.tasks import SharedCall
 from yaie_async.fetch.certificates import trusting_context
 from yaie_async.fetch.downloader import Downloader
 from yaie_async.fetch.failures import Asked
+from yaie_async.fetch.origin import Reach
 from yaie_async.fetch.retry import RetryPolicy
 from yaie_async.fetch.settings import Settings
 from yaie_async.fetch.transport import DrainTransport
@@ -30,6 +31,7 @@ class Session:
         max_connections: int,
         max_bytes_per_second: float | None,
         verify: bool | Literal["require"],
+        allow_private_redirects: bool,
         client: httpx.AsyncClient | None,
         policy: RetryPolicy,
     ) -> None:
@@ -37,6 +39,8 @@ class Session:
         self.policy = policy  # when a failed request is retried
         self.verify: bool | str = verify  # whether digests are checked before a blob is linked; "require": each has one
         self.max_connections = max_connections
+        self.allow_private_redirects = allow_private_redirects
+        self.reaches: dict[str, Reach] = {}  # of hosts in redirects, by their names
         self.downloader: Downloader = Downloader(
             max_connections, verify=bool(verify), max_bytes_per_second=max_bytes_per_second
         )

@@ -56,7 +56,7 @@ class DrainTransport(httpx.AsyncBaseTransport):
         while True:
             connection = self._pool.take(origin)
             try:
-                addresses = [] if connection.is_open else await _resolve(origin, timeouts.connect)
+                addresses = [] if connection.is_open else await resolve(origin, timeouts.connect)
                 exchange = partial(connection.exchange, request, addresses, timeouts)
                 with span(connection.track, "request", path=request.url.path):  # the query may be a signature
                     head = await connection.run(exchange, "request")
@@ -166,10 +166,12 @@ def drainable(response: httpx.Response) -> DrainableStream | None:
     return stream if isinstance(stream, DrainableStream) else None
 
 
-async def _resolve(origin: Origin, timeout: float | None) -> list[Address]:
+async def resolve(origin: Origin, timeout: float | None) -> list[Address]:
     """Every address of a host.
 
-    A cancel returns at once. A DNS query can't be interrupted; it runs on in its thread and its result is dropped.
+    **Cancellation:** at once. A DNS query can't be interrupted; it runs on in its thread and its result is dropped.
+
+    **Raises:** `httpx.ConnectError`, `httpx.ConnectTimeout`.
     """
     look_up = partial(socket.getaddrinfo, origin.host.encode(), origin.port, type=socket.SOCK_STREAM)
     try:

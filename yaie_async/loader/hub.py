@@ -55,6 +55,7 @@ class Hub:
         max_bytes_per_second: limit on all bodies together; None for no limit.
         verify: check digests before a file is linked. "require" refuses files that the server names no digest of; with
             True a log line (WARNING) names such weights, and code and pickles without one are refused.
+        allow_private_redirects: follow redirects from a public host to addresses of this machine or a private network.
         client: the caller's own `httpx.AsyncClient`, for all requests; the Hub never closes it.
         on_progress: called for each model of `prefetch`.
 
@@ -72,6 +73,7 @@ class Hub:
         max_connections: int = 8,
         max_bytes_per_second: float | None = None,
         verify: bool | Literal["require"] = True,
+        allow_private_redirects: bool = False,
         client: httpx.AsyncClient | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -92,6 +94,7 @@ class Hub:
             "max_connections": max_connections,
             "max_bytes_per_second": max_bytes_per_second,
             "verify": verify,
+            "allow_private_redirects": allow_private_redirects,
             "client": client,
         }
         self._users = 0

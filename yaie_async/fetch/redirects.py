@@ -1,0 +1,111 @@
+"""Which redirects are followed: none to another protocol, and none from a public host into a private network."""
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from yaie_async.core.errors import HubUnavailableError
+from yaie_async.fetch.failures import Asked
+from yaie_async.fetch.origin import Reach, origin_of, split_userinfo
+from yaie_async.fetch.session import Session
+from yaie_async.fetch.transport import resolve
+
+# A fake-ip proxy answers every DNS query with an address of its own, of this range by default (RFC 2544).
+_FAKE = ipaddress.ip_network("198.18.0.0/15")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def target_of(response: httpx.Response, url: str, asked: Asked) -> str | None:
+    """Where a response redirects to, or None.
+
+    Raises HubUnavailableError for an invalid URL, for another protocol than HTTP, and from https to http.
+    """
+    location: str = response.headers.get("location", "")
+    if response.status_code not in (301, 302, 303, 307, 308) or not location:
+        return None
+    try:
+        target, _ = split_userinfo(urljoin(url, location))  # as the official client, send nobody what is before the @
+        before, after = origin_of(url), origin_of(target)
+    except ValueError as error:
+        raise invalid_url(asked) from error
+    if after.scheme not in ("http", "https") or (before.scheme, after.scheme) == ("https", "http"):
+        raise asked.unavailable(
+            f"The request for {asked.what} failed: {before.host} redirects from {before.scheme} to "
+            f"{after.scheme}, which is not followed. Check HF_ENDPOINT and any proxy on the way to it.",
+            status=response.status_code,
+        )
+    return target
+
+
+def invalid_url(asked: Asked) -> HubUnavailableError:
+    """The error for a redirect to what is no URL."""
+    return asked.unavailable(
+        f"The request for {asked.what} failed: the server redirected to an invalid URL. "
+        "Check HF_ENDPOINT and any proxy on the way to it."
+    )
+
+
+async def check_reach(session: Session, url: str, target: str, asked: Asked, timeout: float) -> None:
+    """Refuse, with HubUnavailableError, a redirect from a public host to an address that only this side can reach.
+
+    Otherwise a public server could make this machine send requests to services that trust its network.
+
+    **Cancellation:** at once; a DNS query runs on in its thread.
+
+    **Raises:** HubUnavailableError.
+    """
+    source, host = urlsplit(url).hostname or "", urlsplit(target).hostname or ""
+    if session.allow_private_redirects or host == source or await _reach(session, target, timeout) != "private":
+        return
+    if refuses(await _reach(session, url, timeout), "private", by_name=reach_of(host) is None):
+        raise asked.unavailable(
+            f"The request for {asked.what} failed: {source} redirects to {host}, which is an address of this machine "
+            "or of a private network. Check HF_ENDPOINT. If you trust that server, use "
+            "Hub(allow_private_redirects=True)."
+        )
+
+
+def refuses(source: Reach, target: Reach, *, by_name: bool) -> bool:
+    """Whether a redirect is refused. Behind a proxy a name may have a private address here, and another one there."""
+    return target == "private" and (source == "public" or (source == "unknown" and not by_name))
+
+
+def reach_of(host: str) -> Reach | None:
+    """How public a host is by its spelling: an IP address in any form that `connect` takes, or localhost; else None."""
+    host = host.lower().rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return "private"
+    try:
+        address = host if ":" in host else socket.inet_ntoa(socket.inet_aton(host))  # "127.1", "0x7f000001"
+        return "public" if reach_by([address]) == "public" else "private"
+    except (OSError, ValueError):
+        return None
+
+
+def reach_by(addresses: Iterable[str]) -> Reach:
+    """How public a host is by the addresses of its name."""
+    local = [one for one in map(_innermost, addresses) if not one.is_global]
+    return "unknown" if all(one in _FAKE for one in local) and local else "private" if local else "public"
+
+
+def _innermost(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    one = ipaddress.ip_address(address)
+    if isinstance(one, ipaddress.IPv4Address):
+        return one
+    inner = ipaddress.IPv4Address(one.packed[-4:]) if one in _NAT64 else None
+    return one.ipv4_mapped or one.sixtofour or inner or one
+
+
+async def _reach(session: Session, url: str, timeout: float) -> Reach:
+    origin = origin_of(url)
+    known = reach_of(origin.host) or session.reaches.get(origin.host)
+    if known is None and session.drain(url) is not None:  # else a proxy or the user's client looks it up
+        try:
+            known = reach_by(address[4][0] for address in await resolve(origin, timeout))
+            session.reaches[origin.host] = known
+        except httpx.TransportError:
+            pass  # as the request itself will say
+    return known or "unknown"
