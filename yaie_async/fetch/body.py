@@ -1,15 +1,15 @@
 """One request for a range: what the head of the response must say, and how its body is read into the range."""
 
 import re
-import time
+from contextlib import aclosing
 
 import httpx
 
 from yaie_async.core.threads import run_owned
 from yaie_async.core.trace import span
+from yaie_async.fetch.content import pieces
 from yaie_async.fetch.failures import Asked, TransientError
 from yaie_async.fetch.location import Location, OtherBytesError, StartOverError
-from yaie_async.fetch.pace import SLOWEST, Pace
 from yaie_async.fetch.ranges import FullError, Range
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.transport import drainable
@@ -42,7 +42,7 @@ async def read_range(location: Location, of: Range) -> None:
                 if stream is not None:
                     await stream.drain_into(of)
                 else:
-                    await _copy(response, of, None if ranged else size, Pace(location.timeout))
+                    await _copy(response, of, None if ranged else size, location.timeout)
     except (FullError, TransientError):
         if of.position < of.stop:  # else how the response ends does not matter
             raise
@@ -75,7 +75,7 @@ def _offset(response: httpx.Response, asked: Asked, start: int, stop: int, size:
     return 0
 
 
-async def _copy(response: httpx.Response, of: Range, most: int | None, pace: Pace) -> None:
+async def _copy(response: httpx.Response, of: Range, most: int | None, timeout: float) -> None:
     """Read as httpx does: for bodies of unknown length, encoded bodies, proxies and a user's client."""
     buffer = bytearray()
     stopped = Stop()
@@ -86,18 +86,15 @@ async def _copy(response: httpx.Response, of: Range, most: int | None, pace: Pac
         await run_owned(lambda: of.write(data, stopped), interrupt=stopped.set, name="write")
 
     received = 0
-    begun = time.monotonic()
     try:
-        async for chunk in response.aiter_bytes():
-            if pace.too_slow(len(chunk), time.monotonic() - begun):
-                raise httpx.ReadTimeout(f"under {SLOWEST} bytes a second")
-            received += len(chunk)
-            if most is not None and received > most:
-                raise OtherBytesError(most, f"more than {most}")
-            buffer += chunk
-            if len(buffer) >= _WRITE:
-                await write()
-            begun = time.monotonic()
+        async with aclosing(pieces(response, timeout)) as arriving:
+            async for chunk in arriving:
+                received += len(chunk)
+                if most is not None and received > most:
+                    raise OtherBytesError(most, f"more than {most}")
+                buffer += chunk
+                if len(buffer) >= _WRITE:
+                    await write()
     finally:
         if buffer:
             await write()  # bytes that arrived before a failure are not requested again

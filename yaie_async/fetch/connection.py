@@ -22,6 +22,7 @@ T = TypeVar("T")
 MAX_HEAD = 100 * 1024
 # Bytes. h11 copies what arrives together with the head, so only this much of the body may come with it.
 HEAD_READ = 64 * 1024
+MAX_HINTS = 20  # interim responses (1xx) before the final one
 
 
 class Sink(Protocol):
@@ -51,7 +52,7 @@ class Connection:
         self.length: int | None = None  # of the current body; None if it ends with a last chunk or with the connection
         self.wire: Wire = Wire(ssl_context if origin.scheme == "https" else None, origin.host)
         self._http: h11.Connection
-        self._read_timeout: float | None = None
+        self._pace = Pace(None)  # of the current body
         self._kept_alive = False
         self._complete = False  # the body was read to its end
         self._surplus = False  # more bytes followed it
@@ -100,7 +101,7 @@ class Connection:
         with _mapped(httpx.ReadTimeout, httpx.ReadError):
             response = self._read_head(_deadline(timeouts.read))
             self.wire.set_timeout(timeouts.read)
-        self._read_timeout = timeouts.read
+        self._pace = Pace(timeouts.read)
         # h11 has looked at the `Connection` headers of both sides and at the version.
         self._kept_alive = self._http.our_state is h11.DONE
         self.length = body_length(request.method.encode(), response)
@@ -121,7 +122,10 @@ class Connection:
                 elif parts:
                     break
                 else:
-                    self._http.receive_data(bytes(self._buffer[: self.wire.recv_into(self._buffer)]))
+                    begun = time.monotonic()
+                    count = self.wire.recv_into(self._buffer)
+                    self._check_pace(count, time.monotonic() - begun)
+                    self._http.receive_data(bytes(self._buffer[:count]))
         return b"".join(parts)
 
     def drain(self, sink: Sink) -> int:
@@ -133,7 +137,6 @@ class Connection:
         done = min(len(early), length)
         if done:
             self._deliver(sink, early[:done])
-        pace = Pace(self._read_timeout)
         last = time.monotonic()
         while done < length:
             wanted = min(length - done, sink.largest)
@@ -146,8 +149,8 @@ class Connection:
                 raise httpx.RemoteProtocolError(f"the server closed the connection after {done} of {length} bytes")
             self._deliver(sink, self._buffer[:count])
             done += count
-            if pace.too_slow(count, waited) and done < length:
-                raise httpx.ReadTimeout(f"under {SLOWEST} bytes a second")
+            if done < length:
+                self._check_pace(count, waited)
             if count < wanted:  # else more bytes may have arrived already
                 self.wire.aborted.wait(lull(count, since))
         self._complete = True
@@ -160,14 +163,22 @@ class Connection:
             raise httpx.ReadError("the connection was aborted")
         sink.write(data, self.wire.aborted)
 
+    def _check_pace(self, count: int, waited: float) -> None:
+        if self._pace.too_slow(count, waited):
+            raise httpx.ReadTimeout(f"under {SLOWEST} bytes a second")
+
     def _read_head(self, deadline: float | None) -> h11.Response:
+        hints = 0
         while True:
             event = self._http.next_event()
             if isinstance(event, h11.Response):
                 return event
+            hints += isinstance(event, h11.InformationalResponse)
+            if hints > MAX_HINTS:
+                raise httpx.RemoteProtocolError(f"more than {MAX_HINTS} interim responses")
             if event is h11.NEED_DATA:
                 self.wire.set_timeout(time_left(deadline))
-                count = self.wire.recv_into(self._buffer[:HEAD_READ])
+                count = self.wire.recv_into(self._buffer[:HEAD_READ], deadline)
                 if not count and self.silent:
                     raise httpx.RemoteProtocolError("the server closed the connection without a response")
                 self.silent = False

@@ -5,15 +5,18 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+import anyio
 import httpx
 
 from yaie_async.core.errors import ClosedHubError
+from yaie_async.fetch.content import content
 from yaie_async.fetch.failures import Asked, failure, transport_failure
 from yaie_async.fetch.origin import origin_of
 from yaie_async.fetch.redirects import check_reach, invalid_url, target_of
 from yaie_async.fetch.session import Session
 
 _HOPS = 20  # as the official client and httpx
+_PHASES = 3  # timeouts in which the head of a response has to come: to connect, for TLS, and for the head
 _ERROR_BODY = 64 * 1024  # bytes
 
 
@@ -42,7 +45,10 @@ async def answer(
     history: list[httpx.Response] = []
     while True:
         try:
-            response = await _send(session, method, url, headers or {}, timeout, body=body)
+            with anyio.fail_after(_PHASES * timeout):
+                response = await _send(session, method, url, headers or {}, timeout, body=body)
+        except TimeoutError as error:
+            raise transport_failure(httpx.ReadTimeout("no end of the head"), asked, url) from error
         except httpx.HTTPError as error:
             raise transport_failure(error, asked, url) from error
         except (httpx.InvalidURL, UnicodeError) as error:
@@ -54,7 +60,9 @@ async def answer(
                 response.history = history
                 if response.status_code >= 400:
                     hub = session.settings.is_hub(url)
-                    raise failure(response.status_code, response.headers, await _text(response), url, asked, hub=hub)
+                    raise failure(
+                        response.status_code, response.headers, await _text(response, timeout), url, asked, hub=hub
+                    )
                 try:
                     yield response
                 except httpx.HTTPError as error:
@@ -103,13 +111,9 @@ def _parsed(url: str) -> httpx.URL:
     return httpx.URL(url)
 
 
-async def _text(response: httpx.Response) -> str:
-    body = b""
+async def _text(response: httpx.Response, timeout: float) -> str:
     try:
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > _ERROR_BODY:
-                break
-    except httpx.HTTPError:
-        pass  # the status is what counts
-    return body[:_ERROR_BODY].decode(errors="replace")
+        with anyio.fail_after(timeout):
+            return (await content(response, _ERROR_BODY, timeout))[:_ERROR_BODY].decode(errors="replace")
+    except (httpx.HTTPError, TimeoutError):
+        return ""  # the status is what counts

@@ -11,6 +11,7 @@ from yaie_async.core.errors import HubUnavailableError, IntegrityError
 from yaie_async.core.manifest import Listing, RepoFile
 from yaie_async.core.names import check_etag, check_path, is_commit
 from yaie_async.core.threads import run_owned
+from yaie_async.fetch.content import content
 from yaie_async.fetch.failures import Asked
 from yaie_async.fetch.http import answer
 from yaie_async.fetch.retry import RetryPolicy, retried
@@ -82,12 +83,11 @@ async def _sha(session: Session, asked: Asked) -> str | None:
 
 async def _info(session: Session, asked: Asked, query: str) -> Any:
     url = f"{session.settings.endpoint}/api/models/{asked.model}/revision/{quote(asked.revision, safe='')}?{query}"
-    body = bytearray()
-    async with answer(session, "GET", url, asked=asked, timeout=session.settings.metadata_timeout) as response:
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > _LARGEST_LISTING:
-                raise _not_a_hub(asked, "an endless answer")
+    timeout = session.settings.metadata_timeout
+    async with answer(session, "GET", url, asked=asked, timeout=timeout) as response:
+        body = await content(response, _LARGEST_LISTING, timeout)
+    if len(body) > _LARGEST_LISTING:
+        raise _not_a_hub(asked, "an endless answer")
     try:
         # In a thread: a listing of many thousand files takes long to parse.
         return await run_owned(lambda: json.loads(body), name="json")

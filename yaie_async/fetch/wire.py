@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from yaie_async.fetch.pace import Pace
 from yaie_async.fetch.stop import Stop
 
 # One result of `socket.getaddrinfo`: family, kind, protocol, canonical name, the argument of `connect`.
@@ -22,6 +23,7 @@ Address = tuple[int, int, int, str, tuple[Any, ...]]
 
 # Bytes. 256 KiB and 1 MiB measured the same. Each TLS connection holds two buffers of this size.
 READ_SIZE = 512 * 1024
+_NO_DATA = 64 * 1024  # bytes of TLS that may arrive without any data in them: a record has 16 KiB
 
 
 class Wire:
@@ -86,9 +88,12 @@ class Wire:
         """Set how long one read from the kernel, or a whole `send`, may wait before it raises `TimeoutError`."""
         self._connected().settimeout(seconds)
 
-    def recv_into(self, view: memoryview) -> int:
-        """Wait for bytes, fill `view` with what has arrived, and return its size; 0 at the end of the stream."""
-        return self._connected().recv_into(view) if self._tls is None else self._tls.recv_into(view)
+    def recv_into(self, view: memoryview, deadline: float | None = None) -> int:
+        """Wait for bytes, fill `view` with what has arrived, and return its size; 0 at the end of the stream.
+
+        Under TLS many reads may be needed for the first byte. Without a `deadline` they may be slow, not stalled.
+        """
+        return self._connected().recv_into(view) if self._tls is None else self._tls.recv_into(view, deadline)
 
     def send(self, data: bytes) -> None:
         self._connected().sendall(data if self._tls is None else self._tls.encrypt(data))
@@ -159,8 +164,8 @@ class _Tls:
         if self._session.selected_alpn_protocol() not in (None, "http/1.1"):
             raise ssl.SSLError("the server chose a protocol that was not offered")
 
-    def recv_into(self, view: memoryview) -> int:
-        filled = 0
+    def recv_into(self, view: memoryview, deadline: float | None) -> int:
+        filled, encrypted, pace = 0, 0, Pace(self._socket.gettimeout())
         while filled < len(view):
             try:
                 count = self._session.read(len(view) - filled, view[filled:])
@@ -168,7 +173,15 @@ class _Tls:
                 self._flush()  # in reply to a key update
                 if filled:
                     break
-                self._receive()
+                if encrypted > _NO_DATA:
+                    raise ssl.SSLError("the server sends no data") from None
+                if deadline is not None:
+                    self._socket.settimeout(time_left(deadline))
+                begun = time.monotonic()
+                came = self._receive()
+                encrypted += came
+                if pace.too_slow(came, time.monotonic() - begun):
+                    raise TimeoutError("timed out") from None
                 continue
             except ssl.SSLZeroReturnError:
                 break
@@ -184,12 +197,13 @@ class _Tls:
     def has_unread(self) -> bool:
         return bool(self._session.pending() or self._incoming.pending)
 
-    def _receive(self) -> None:
+    def _receive(self) -> int:
         count = self._socket.recv_into(self._records)
         if count:
             self._incoming.write(self._records[:count])
         else:
             self._incoming.write_eof()  # the next read raises SSLEOFError, unless TLS's close_notify came before
+        return count
 
     def _flush(self) -> None:
         if self._outgoing.pending:
