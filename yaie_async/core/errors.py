@@ -40,6 +40,14 @@ from typing import Any, ClassVar, Self
 import httpx2
 from huggingface_hub import errors as official
 
+# Characters of an error's text, which names what a server chose.
+_LONGEST = 4000
+
+
+def printable(text: str, most: int = 300) -> str:
+    """The beginning of a text that a server chose, without what a terminal would obey or can't encode."""
+    return "".join(character if character.isprintable() else " " for character in text[:most])
+
 
 @dataclass(eq=False, repr=False)  # Exception's own are kept
 class LoaderError(Exception):
@@ -58,7 +66,7 @@ class LoaderError(Exception):
     def __post_init__(self, text: str) -> None:
         # The other bases' __init__ is never called: the official classes want other arguments, and OSError would
         # parse two arguments as (errno, text).
-        Exception.__init__(self, text)
+        Exception.__init__(self, printable(text, _LONGEST))
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -97,7 +105,11 @@ class _ResponseError(LoaderError):
 
     def __post_init__(self, text: str) -> None:
         super().__post_init__(text)
-        kept = {k: v for k, v in self.headers.items() if k.lower().startswith("x-") or k.lower() == "retry-after"}
+        kept = {
+            name: printable(value).encode("ascii", "replace").decode()
+            for name, value in self.headers.items()
+            if name.lower().startswith("x-") or name.lower() == "retry-after"
+        }
         request = httpx2.Request("GET", self.url or "http://unknown.invalid/")
         # Handlers of the official errors read `error.response.status_code`, so there always is a response.
         self.response = httpx2.Response(self.status or self._default_status, headers=kept, request=request)

@@ -3,7 +3,7 @@
 import re
 from pathlib import PurePosixPath, PureWindowsPath
 
-from yaie_async.core.errors import UnsafeFileError
+from yaie_async.core.errors import UnsafeFileError, printable
 
 _HEX = re.compile(r"[0-9a-f]+")
 
@@ -21,8 +21,8 @@ def check_path(path: str, *, model: str, listed_in: str = "its listing") -> None
         or PurePosixPath(path).is_absolute()
     ):
         raise UnsafeFileError(
-            f"{model}: {listed_in} names the file {path!r}, which is outside the model; nothing was read or written. "
-            "Do not use this model, and report it to the Hub.",
+            f"{model}: {listed_in} names the file {printable(path)!r}, which is outside the model; nothing was read or "
+            "written. Do not use this model, and report it to the Hub.",
             model=model,
             file=path,
         )
@@ -33,7 +33,7 @@ def check_etag(etag: str, *, model: str, file: str) -> None:
     plain = etag not in ("", ".", "..") and not any(c in etag for c in "/\\\0") and len(etag) <= 200
     if not plain or not _encodes(etag):
         raise UnsafeFileError(
-            f"The server names {file} of {model} by the etag {etag!r}, which is not a plain name. "
+            f"The server names {file} of {model} by the etag {printable(etag)!r}, which is not a plain name. "
             "Nothing was written. Check HF_ENDPOINT: a Hub does not send such etags.",
             model=model,
             file=file,

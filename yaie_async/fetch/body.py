@@ -5,6 +5,7 @@ from contextlib import aclosing
 
 import httpx
 
+from yaie_async.core.errors import printable
 from yaie_async.core.threads import run_owned
 from yaie_async.core.trace import span
 from yaie_async.fetch.content import pieces
@@ -15,7 +16,7 @@ from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.transport import drainable
 
 _WRITE = 1024 * 1024  # bytes that are gathered before a thread writes them
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
 class RangesIgnoredError(StartOverError):
@@ -64,14 +65,14 @@ def _offset(response: httpx.Response, asked: Asked, start: int, stop: int, size:
         if encoded:
             raise RangesIgnoredError
         if sent is None or (int(sent[1]), int(sent[2])) != (start, stop - 1):
-            text = headers.get("content-range", "a part without its place in the file")
+            text = printable(headers.get("content-range", "a part without its place in the file"))
             raise asked.transient(f"bytes {start}-{stop - 1} were requested, the server sends {text}", "range")
         return start
     if (start, stop) != (0, size):
         raise RangesIgnoredError
     length = headers.get("content-length")
-    if length is not None and not encoded and int(length) != size:
-        raise OtherBytesError(size, int(length))
+    if length is not None and not encoded and length != str(size):
+        raise OtherBytesError(size, printable(length))
     return 0
 
 

@@ -20,6 +20,7 @@ from yaie_async.core.errors import (
     ModelNotFoundError,
     RevisionNotFoundError,
     StalledError,
+    printable,
 )
 from yaie_async.fetch.certificates import overlooked_variable
 
@@ -29,13 +30,14 @@ Kind = Literal["connect", "read", "stall", "truncated", "range", "status"]
 _PASSING = {408, 416, 425, 429, 500, 502, 503, 504}
 
 _LONGEST_ASKED = 1e9  # seconds; a longer number is no wait, and may be more than a float holds
+_LONGEST_HEADER = 200  # characters; what comes after them is not looked at
 
 
 class TransientError(Exception):
     """Raised for a failure that may pass. Never leaves the fetch layer."""
 
     def __init__(self, text: str, *, kind: Kind, status: int | None = None, wait: float | None = None) -> None:
-        super().__init__(text)
+        super().__init__(printable(text, 1000))
         self.kind: Kind = kind
         self.status = status  # None without a response
         self.wait = wait  # seconds that the server asked to wait (Retry-After, RateLimit), or None
@@ -77,7 +79,7 @@ def failure(
     401, 403 and 410 from another host than the Hub mean that its signed URL has expired: a retry may help.
     """
     code = headers.get("x-error-code", "")
-    said = headers.get("x-error-message") or _error_in(body)
+    said = printable(headers.get("x-error-message") or _error_in(body))
     what = asked.what
     context: dict[str, Any] = {
         "model": asked.model,
@@ -147,9 +149,9 @@ def _not_found(asked: Asked, said: str) -> str:
 def _error_in(body: str) -> str:
     try:
         said = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
-    return said[:300] if isinstance(said, str) else ""
+    return said if isinstance(said, str) else ""
 
 
 def transport_failure(error: httpx.HTTPError, asked: Asked, url: str) -> LoaderError | TransientError:
@@ -165,7 +167,7 @@ def transport_failure(error: httpx.HTTPError, asked: Asked, url: str) -> LoaderE
         )
     if isinstance(error, httpx.UnsupportedProtocol | httpx.ProxyError | httpx.TooManyRedirects):
         return asked.unavailable(
-            f"{what} can't be fetched from {host}: {error}. Check HF_ENDPOINT and the proxy variables."
+            f"{what} can't be fetched from {host}: {printable(str(error))}. Check HF_ENDPOINT and the proxy variables."
         )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return asked.transient(f"can't connect to {host} ({error or type(error).__name__})", "connect")
@@ -182,16 +184,14 @@ def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseExcept
 
 def asked_wait(headers: Mapping[str, str]) -> float | None:
     """Seconds that a response asks to wait: `RateLimit: "api";r=0;t=55`, else `Retry-After` in either form."""
-    limit = re.search(r"\br=0\b.*\bt=(\d+)", headers.get("ratelimit", ""))
-    if limit:
-        return min(float(limit[1]), _LONGEST_ASKED)
-    after = headers.get("retry-after", "").strip()
-    if after.isdecimal():
-        return min(float(after), _LONGEST_ASKED)
+    limit = re.search(r"\br=0\b.*\bt=([0-9]+)", headers.get("ratelimit", "")[:_LONGEST_HEADER])
+    after = limit[1] if limit else headers.get("retry-after", "").strip()[:_LONGEST_HEADER]
     try:
-        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
-    except ValueError:
+        by_date = not (after.isascii() and after.isdecimal())
+        seconds = parsedate_to_datetime(after).timestamp() - time.time() if by_date else float(after)
+    except (ValueError, OverflowError):
         return None
+    return min(max(0.0, seconds), _LONGEST_ASKED)
 
 
 def gave_up(last: TransientError, attempts: int, asked: Asked) -> LoaderError:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import anyio
 import httpx
 
-from yaie_async.core.errors import ClosedHubError
+from yaie_async.core.errors import ClosedHubError, printable
 from yaie_async.fetch.content import content
 from yaie_async.fetch.failures import Asked, failure, transport_failure
 from yaie_async.fetch.origin import origin_of
@@ -74,7 +74,7 @@ async def answer(
         if len(history) > _HOPS:
             raise asked.unavailable(
                 f"The request for {asked.what} met more than {_HOPS} redirects, the last to "
-                f"{urlsplit(target).hostname}. Check HF_ENDPOINT and any proxy on the way to it.",
+                f"{printable(urlsplit(target).hostname or '')}. Check HF_ENDPOINT and any proxy on the way to it.",
                 status=response.status_code,
             )
         await check_reach(session, url, target, asked, timeout)

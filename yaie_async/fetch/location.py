@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import httpx
 
+from yaie_async.core.errors import printable
 from yaie_async.fetch.failures import Asked, TransientError
 from yaie_async.fetch.http import answer
 from yaie_async.fetch.metadata import file_url, normal_etag
@@ -84,5 +85,5 @@ class Location:
 
 def _same(before: str | None, now: str | None) -> str | None:
     if before is not None and now != before:
-        raise OtherBytesError(before, now or "no etag")
+        raise OtherBytesError(printable(before), printable(now or "no etag"))
     return now

@@ -1,6 +1,7 @@
 """What the Hub says about a model: the commit of a revision, and the size and digest of each of its files."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -108,7 +109,7 @@ def _listing(info: Any, asked: Asked) -> Listing:
     return Listing(
         commit=info["sha"],
         files={file.path: file for file in files},
-        parameters={k: v for k, v in counts.items() if isinstance(v, int)} if isinstance(counts, dict) else {},
+        parameters={k: v for k, v in counts.items() if _is_count(v)} if isinstance(counts, dict) else {},
     )
 
 
@@ -123,8 +124,13 @@ def _file(entry: Any, asked: Asked) -> RepoFile:
     size = lfs.get("size") if isinstance(lfs, dict) else entry.get("size")
     if isinstance(etag, str):
         check_etag(etag, model=asked.model, file=path)
-    known = isinstance(size, int) and size >= 0 and isinstance(etag, str)
+    known = _is_count(size) and isinstance(etag, str)
     return RepoFile(path, size, etag) if known else RepoFile(path)
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a number is one of bytes or parameters, and not so large that it can't be computed with."""
+    return isinstance(value, int) and 0 <= value < 10**18
 
 
 async def _head(session: Session, asked: Asked) -> tuple[str, int, str]:
@@ -134,7 +140,7 @@ async def _head(session: Session, asked: Asked) -> tuple[str, int, str]:
         headers = response.headers
     commit, etag = headers.get("x-repo-commit", ""), normal_etag(headers)
     size = headers.get("x-linked-size") or (None if response.is_redirect else headers.get("content-length"))
-    if not is_commit(commit) or etag is None or size is None or not size.isdecimal():
+    if not is_commit(commit) or etag is None or size is None or not re.fullmatch("[0-9]{1,18}", size):
         raise asked.unavailable(
             f"The server does not send commit, etag and size of {asked.what}, so the file can't be cached. "
             "Check HF_ENDPOINT: this is not how a Hub answers.",

@@ -7,7 +7,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from yaie_async.core.errors import HubUnavailableError
+from yaie_async.core.errors import HubUnavailableError, printable
 from yaie_async.fetch.failures import Asked
 from yaie_async.fetch.origin import Reach, origin_of, split_userinfo
 from yaie_async.fetch.session import Session
@@ -34,7 +34,7 @@ def target_of(response: httpx.Response, url: str, asked: Asked) -> str | None:
     if after.scheme not in ("http", "https") or (before.scheme, after.scheme) == ("https", "http"):
         raise asked.unavailable(
             f"The request for {asked.what} failed: {before.host} redirects from {before.scheme} to "
-            f"{after.scheme}, which is not followed. Check HF_ENDPOINT and any proxy on the way to it.",
+            f"{printable(after.scheme)}, which is not followed. Check HF_ENDPOINT and any proxy on the way to it.",
             status=response.status_code,
         )
     return target
@@ -62,9 +62,8 @@ async def check_reach(session: Session, url: str, target: str, asked: Asked, tim
         return
     if refuses(await _reach(session, url, timeout), "private", by_name=reach_of(host) is None):
         raise asked.unavailable(
-            f"The request for {asked.what} failed: {source} redirects to {host}, which is an address of this machine "
-            "or of a private network. Check HF_ENDPOINT. If you trust that server, use "
-            "Hub(allow_private_redirects=True)."
+            f"The request for {asked.what} failed: {source} redirects to {printable(host)}, an address of this machine or "
+            "of a private network. Check HF_ENDPOINT. If you trust that server, use Hub(allow_private_redirects=True)."
         )
 
 
