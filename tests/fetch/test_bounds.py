@@ -1,8 +1,12 @@
 """Numbers, texts and nesting that a server chooses: bounded before they are used, and errors of ours in the end."""
 
+import gzip
 import json
 import re
 import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,22 @@ import httpx
 import pytest
 
 from tests.fetch.fetching import fetch, locks_are_free, nothing_is_linked, opened, put
-from tests.support.faults import Both, EditJson, Fault, Headers, Redirect, Status, Strip, set_etag, without_blobs
+from tests.support.faults import (
+    Answer,
+    Both,
+    EditJson,
+    Fault,
+    Headers,
+    Redirect,
+    Status,
+    Strip,
+    set_etag,
+    without_blobs,
+)
 from tests.support.hub import HubServer
 from tests.support.servers import RawServer, answering
 from yaie_async import LoaderError, ModelLoader
+from yaie_async.fetch import metadata
 from yaie_async.fetch.failures import Asked, TransientError, asked_wait
 from yaie_async.fetch.http import answer
 
@@ -223,3 +239,122 @@ async def test_a_head_that_is_none(head: bytes, body: bool, hub: HubServer, tmp_
                         raise LoaderError("an empty body")
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1500
+
+
+def packed(size: int, times: int = 1, encoding: str = "gzip") -> Answer:
+    """An answer of that many bytes, compressed that often."""
+    body = b"[]," * (size // 3)
+    for _ in range(times):
+        body = gzip.compress(body, 1)
+    return Answer(
+        "", 200, {"content-encoding": ", ".join([encoding] * times), "content-type": "application/json"}, body
+    )
+
+
+class Packed(Fault):
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+
+    def edit_answer(self, answer: Answer) -> None:
+        answer.headers = self.answer.headers
+        answer.replace_body(self.answer.body)
+
+
+@pytest.fixture
+def peak() -> Iterator[Callable[[], float]]:
+    """The most memory since the start of the test that Python has held at once, in MB."""
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    yield lambda: (tracemalloc.get_traced_memory()[1] - before) / 1e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("stock", [False, True], ids=["ours", "stock"])
+@pytest.mark.parametrize("answer", [packed(60_000_000), packed(60_000_000, 2), packed(60_000_000, 1, "deflate")])
+@pytest.mark.parametrize(("path", "times"), [("/resolve/.*/config.json$", None), ("^/cdn/", None), ("^/cdn/", 1)])
+async def test_a_file_unpacks_to_no_more_than_its_size(
+    path: str,
+    times: int | None,
+    answer: Answer,
+    stock: bool,
+    peak: Callable[[], float],
+    hub: HubServer,
+    weights: bytes,
+    tmp_path: Path,
+) -> None:
+    """Small files and weights: what is more than was announced is never in memory."""
+    hub.faults.add(Packed(answer), path=path, times=times)
+    try:
+        async with httpx.AsyncClient() as own:
+            assert await fetch(hub, tmp_path, client=own if stock else None) == weights
+        assert times
+    except LoaderError as error:
+        is_fit_to_show(error)
+        linked = list(tmp_path.glob(f"models--*/snapshots/*/{error.file}"))
+        assert not linked
+    assert peak() < 20
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_metadata_unpacks_within_a_limit(
+    status: int, peak: Callable[[], float], hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """A listing of more than 100 MB is none; of a refusal only the beginning is unpacked."""
+    hub.faults.add(Both(Packed(packed(150_000_000)), Code(status)), path="^/api/", times=None)
+    tracemalloc.reset_peak()
+    with pytest.raises(LoaderError, match="an endless answer" if status == 200 else "no public model"):
+        await fetch(hub, tmp_path)
+    assert peak() < (260 if status == 200 else 20)  # a growing buffer is copied
+
+
+class Torn(Fault):
+    def edit_answer(self, answer: Answer) -> None:
+        answer.replace_body(gzip.compress(answer.body)[:-9], content_encoding="gzip")
+
+
+@dataclass
+class Code(Fault):
+    status: int
+
+    def edit_answer(self, answer: Answer) -> None:
+        answer.status = self.status
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" + b"[]," * 7_000_000 + b"[]]", b"[" + b"0," * 7_000_000 + b"0]", b"[" + b"{}," * 7_000_000 + b"{}]"],
+    ids=["lists", "numbers", "dictionaries"],
+)
+async def test_a_listing_of_too_many_values(
+    body: bytes, peak: Callable[[], float], hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """They are counted before they are objects, which take many times the memory of their text."""
+    hub.faults.add(Status(200, body=body), path="^/api/", times=None)
+    with pytest.raises(LoaderError, match="not JSON"):
+        await fetch(hub, tmp_path)
+    assert peak() < 150
+
+
+async def test_a_listing_of_too_many_files(
+    hub: HubServer, weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a limit to them too."""
+    assert metadata.MOST_FILES == 500_000
+    monkeypatch.setattr(metadata, "MOST_FILES", 3)
+    assert await fetch(hub, tmp_path) == weights
+    (hub.root / "org" / "big" / "more.json").write_text("{}")
+    with pytest.raises(LoaderError, match="too many files"):
+        await fetch(hub, tmp_path / "again")
+
+
+async def test_a_coding_that_is_unknown(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
+    """An answer that can't be read is said to be one, with its coding; an empty coding is none."""
+    hub.faults.add(Headers({"content-encoding": "zz\x1b"}), path="^/api/", times=None)
+    with pytest.raises(LoaderError, match="zz"):
+        await fetch(hub, tmp_path)
+    hub.clear()
+    for coding in ("", "identity", "Identity"):
+        hub.faults.add(Headers({"content-encoding": coding}), path="^/(api|cdn)/", times=2)
+        assert await fetch(hub, tmp_path / coding) == weights
+    hub.faults.add(Torn(), path="^/(api|cdn)/", times=2)
+    assert await fetch(hub, tmp_path / "torn") == weights

@@ -1,6 +1,5 @@
 """What the Hub says about a model: the commit of a revision, and the size and digest of each of its files."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,14 +11,15 @@ from yaie_async.core.errors import HubUnavailableError, IntegrityError
 from yaie_async.core.manifest import Listing, RepoFile
 from yaie_async.core.names import check_etag, check_path, is_commit
 from yaie_async.core.threads import run_owned
-from yaie_async.fetch.content import content
+from yaie_async.fetch.content import content, parse_json
 from yaie_async.fetch.failures import Asked
 from yaie_async.fetch.http import answer
 from yaie_async.fetch.retry import RetryPolicy, retried
 from yaie_async.fetch.session import Session
 
-# Bytes. The largest listings on the Hub have some 20 MB; a longer response is not a listing.
-_LARGEST_LISTING = 128 * 1024 * 1024
+# Bytes and files. The largest listings on the Hub have some 20 MB; more is not a listing.
+_LARGEST_LISTING = 100 * 1024 * 1024
+MOST_FILES = 500_000
 
 # For a load that has a usable snapshot: it does not wait long for a Hub that is down.
 IMPATIENT = RetryPolicy(attempts=2, first_wait=0.5)
@@ -91,7 +91,7 @@ async def _info(session: Session, asked: Asked, query: str) -> Any:
         raise _not_a_hub(asked, "an endless answer")
     try:
         # In a thread: a listing of many thousand files takes long to parse.
-        return await run_owned(lambda: json.loads(body), name="json")
+        return await run_owned(lambda: parse_json(body), name="json")
     except (ValueError, RecursionError) as error:
         raise _not_a_hub(asked, "something that is not JSON") from error
 
@@ -103,6 +103,8 @@ def _listing(info: Any, asked: Asked) -> Listing:
     siblings = info.get("siblings")
     if not isinstance(siblings, list):
         raise _not_a_hub(asked, "no list of files")
+    if len(siblings) > MOST_FILES:
+        raise _not_a_hub(asked, "too many files")
     files = [_file(entry, asked) for entry in siblings]
     parameters = info.get("safetensors")
     counts = parameters.get("parameters") if isinstance(parameters, dict) else None

@@ -62,8 +62,8 @@ async def check_reach(session: Session, url: str, target: str, asked: Asked, tim
         return
     if refuses(await _reach(session, url, timeout), "private", by_name=reach_of(host) is None):
         raise asked.unavailable(
-            f"The request for {asked.what} failed: {source} redirects to {printable(host)}, an address of this machine or "
-            "of a private network. Check HF_ENDPOINT. If you trust that server, use Hub(allow_private_redirects=True)."
+            f"The request for {asked.what} failed: {source} redirects to {printable(host)}, in this machine or a "
+            "private network. Check HF_ENDPOINT. If you trust that server, use Hub(allow_private_redirects=True)."
         )
 
 
