@@ -30,7 +30,8 @@ from tests.support.faults import (
     WrongRange,
 )
 from tests.support.hub import HubServer
-from yaie_async import HubUnavailableError, IntegrityError, LoaderError, StalledError
+from tests.support.stopwatch import Stopwatch
+from yaie_async import Hub, HubUnavailableError, IntegrityError, LoaderError, StalledError
 from yaie_async.core.errors import ModelFileNotFoundError
 from yaie_async.store.blockmap import BLOCK
 
@@ -239,3 +240,42 @@ async def test_silence_for_ever_keeps_what_came(hub: HubServer, weights: bytes, 
     hub.clear()
     assert await fetch(hub, tmp_path) == weights
     assert sent(hub) == len(weights) - BLOCK
+
+
+@pytest.mark.parametrize("stock", [False, True], ids=["ours", "stock"])
+@pytest.mark.parametrize("status", [401, 403, 410])
+async def test_a_cdn_that_refuses_new_urls_is_named_at_once(
+    status: int, stock: bool, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """A URL that the Hub has just given can't have expired: the host is blocked, and waiting does not help."""
+    hub.faults.add(Status(status), path="^/cdn/", times=None)
+    watch = Stopwatch()
+    async with (
+        httpx.AsyncClient() as own,
+        Hub(endpoint=hub.url, cache_dir=tmp_path, client=own if stock else None) as one,
+    ):
+        with pytest.raises(HubUnavailableError, match=rf"HTTP {status} from 127\.0\.0\.2.*blocked") as caught:
+            await one.prefetch("org/big")
+    assert watch.seconds < 2
+    assert (caught.value.status, caught.value.file) == (status, "model.safetensors")
+    assert len(bodies(hub)) == 2
+
+
+async def test_a_cdn_that_refuses_for_a_while_in_between(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
+    """One that has sent bytes of the file is not blocked: its refusals are waited out as ever."""
+    hub.faults.add(Status(403), path="^/cdn/", when=lambda r: not _starts_at(0)(r), times=3)
+    assert await fetch(hub, tmp_path, max_connections=1) == weights
+
+
+async def test_a_page_instead_of_a_body_is_said_with_its_host(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
+    """A log-in page or one that says that the host is blocked."""
+    hub.faults.add(Html(), path="^/cdn/", times=None)
+    with pytest.raises(HubUnavailableError, match=r"127\.0\.0\.2 sends an HTML page"):
+        await fetch(hub, tmp_path)
+
+
+async def test_an_answer_of_the_cdn_is_not_the_hub_s(hub: HubServer, weights: bytes, tmp_path: Path) -> None:
+    """What refuses for good by another status is named too."""
+    hub.faults.add(Status(451), path="^/cdn/", times=None)
+    with pytest.raises(HubUnavailableError, match=r"127\.0\.0\.2 answered HTTP 451"):
+        await fetch(hub, tmp_path)

@@ -57,7 +57,7 @@ def _offset(response: httpx.Response, asked: Asked, start: int, stop: int, size:
     encoded = headers.get("content-encoding", "identity") != "identity"
     if headers.get("content-type", "").startswith("text/html") and not (asked.file or "").endswith(".html"):
         # Most likely from a captive portal. It says nothing about the bytes that are already here.
-        raise asked.transient("the server sends an HTML page instead (is there a log-in page?)", "range")
+        raise asked.transient(f"{response.url.host} sends an HTML page instead (is there a log-in page?)", "range")
     if response.status_code == 206:
         sent = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
         if sent and sent[3] not in ("*", str(size)):

@@ -80,7 +80,7 @@ def failure(
     """
     code = headers.get("x-error-code", "")
     said = printable(headers.get("x-error-message") or _error_in(body))
-    what = asked.what
+    what, host = asked.what, httpx.URL(url).host
     context: dict[str, Any] = {
         "model": asked.model,
         "file": asked.file,
@@ -99,7 +99,7 @@ def failure(
     if code == "EntryNotFound":
         return ModelFileNotFoundError(f"The Hub does not have {what} at this revision.", **context)
     if status in _PASSING or (not hub and status in (401, 403, 410)):
-        text = f"HTTP {status}{f' ({said})' if said else ''}"
+        text = f"HTTP {status} from {host}{f' ({said})' if said else ''}"
         return asked.transient(text, "status", status=status, wait=asked_wait(headers))
     if code == "GatedRepo" or (status == 403 and code != "RepoNotFound"):
         return GatedModelError(_gated(asked, said, gated=code == "GatedRepo"), **context)
@@ -108,7 +108,7 @@ def failure(
     if status == 404:
         return ModelFileNotFoundError(f"The server does not have {what}.", **context)
     return HubUnavailableError(
-        f"The Hub answered HTTP {status} for {what}{f': {said}' if said else ''}. "
+        f"{host} answered HTTP {status} for {what}{f': {said}' if said else ''}. "
         "Check HF_ENDPOINT and any proxy on the way to it.",
         **context,
     )

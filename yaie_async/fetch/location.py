@@ -13,7 +13,8 @@ from yaie_async.fetch.metadata import file_url, normal_etag
 from yaie_async.fetch.session import Session
 
 # The signed URL has expired, or (416) leads to a server with another version: the Hub is asked for a new URL.
-_EXPIRED = {401, 403, 410, 416}
+_REFUSED = {401, 403, 410}
+_EXPIRED = _REFUSED | {416}
 
 
 class StartOverError(Exception):
@@ -38,6 +39,7 @@ class Location:
         self._session = session
         self._hub_url = file_url(session, asked)
         self._url: str | None = None
+        self._served = False  # whether a signed URL has worked
         # One request follows the redirect; ranges that start at the same moment wait for it.
         self._finding = anyio.Lock()
         self._linked_etag: str | None = None
@@ -65,17 +67,37 @@ class Location:
                     self._url = None
         async with self._finding:
             if self._url is None:
-                response = await self._ask(stack, self._hub_url, byte_range)
+                response = await self._ask_hub(stack, byte_range)
                 if response.history:
                     self._linked_etag = _same(self._linked_etag, normal_etag(response.history[-1].headers))
                 self._url = str(response.url)
                 return response
         return await self._ask(stack, self._url, byte_range)
 
+    async def _ask_hub(self, stack: AsyncExitStack, byte_range: str | None) -> httpx.Response:
+        """Follow the Hub to a new URL; once more where the new URL is refused, which can't have expired."""
+        try:
+            return await self._ask(stack, self._hub_url, byte_range)
+        except TransientError as error:
+            if self._served or error.status not in _REFUSED:
+                raise
+        try:
+            return await self._ask(stack, self._hub_url, byte_range)
+        except TransientError as error:
+            if error.status not in _REFUSED:
+                raise
+            raise self.asked.unavailable(
+                f"{error}. The Hub gave this address a moment ago, so that host is blocked, most likely by your "
+                "network or its proxy. Have it allowed there, or set HF_ENDPOINT to a mirror.",
+                status=error.status,
+                attempts=2,
+            ) from error
+
     async def _ask(self, stack: AsyncExitStack, url: str, byte_range: str | None) -> httpx.Response:
         headers = {"range": byte_range} if byte_range else None
         request = answer(self._session, "GET", url, asked=self.asked, timeout=self.timeout, headers=headers, body=True)
         response = await stack.enter_async_context(request)
+        self._served = True
         if not self._session.verify:
             # Digests would notice two versions in one file, and mirrors behind one name may send different etags for
             # the same bytes. Without digests the etag is the only check.
