@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from random import Random
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import load, save
 
+from tests.model.odd_headers import odd_header
+from tests.support.stopwatch import Stopwatch
 from yaie_async.model.header import LARGEST, HeaderError, Stored, header_length, parse_header
 
 
@@ -157,6 +160,8 @@ ODD: dict[str, tuple[bool, bytes]] = {
     "name an escaped NUL": (True, file_of(named(b"\\u0000"), 12)),
     "name empty": (True, file_of(named(b""), 12)),
     "name with a bad escape": (False, file_of(named(b"\\x61"), 12)),
+    "127 levels": (True, file_of(ONE.replace('"shape"', '"x":' + "[" * 125 + "]" * 125 + ',"shape"').encode(), 12)),
+    "128 levels": (False, file_of(ONE.replace('"shape"', '"x":' + "[" * 126 + "]" * 126 + ',"shape"').encode(), 12)),
     "null": (False, file_of(b"null", 0)),
     "spaces only": (False, file_of(b"    ", 0)),
     "length of 100 MB": (False, (100_000_001).to_bytes(8, "little") + ONE.encode() + bytes(12)),
@@ -182,6 +187,44 @@ def test_what_the_library_takes(taken: bool, file: bytes) -> None:
             parse(file)
     else:
         assert {name: file[stored.start : stored.stop] for name, stored in parse(file).items()} == theirs
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_agrees_with_the_library(seed: int) -> None:
+    """Of random headers exactly those are taken that the library takes, with the same tensors.
+
+    Known exceptions, which no example has: headers of more than 2 MB, and numbers within half a unit of the last place
+    of the largest float, which Python rounds down to it.
+    """
+    random, taken = Random(seed), 0
+    for _ in range(2000):
+        file = odd_header(random)
+        try:
+            theirs = {
+                name: (tensor["dtype"], tuple(tensor["shape"]), bytes(tensor["data"]))
+                for name, tensor in deserialize(file)  # type: ignore[no-untyped-call]
+            }
+        except SafetensorError:
+            with pytest.raises(HeaderError):
+                print(file, parse(file))
+        else:
+            ours = {
+                name: (stored.dtype.code, stored.shape, file[stored.start : stored.stop])
+                for name, stored in parse(file).items()
+            }
+            assert ours == theirs, file
+            taken += 1
+    assert taken > 200
+
+
+@pytest.mark.parametrize("dimension", [2, 2**63])
+def test_many_dimensions(dimension: int) -> None:
+    """A shape of 60,000 dimensions is refused before numbers of 60,000 bits are multiplied."""
+    file = file_of({"a": entry(shape=(dimension,) * 60_000)}, 12)
+    watch = Stopwatch()
+    with pytest.raises(HeaderError, match="more elements than can be counted"):
+        parse(file)
+    assert watch.seconds < 0.2
 
 
 def test_length() -> None:
