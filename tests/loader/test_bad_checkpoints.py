@@ -17,7 +17,13 @@ from tests.loader.conftest import Put
 from tests.loader.test_streamed import hold
 from tests.support import models
 from tests.support.hub import HubServer
-from yaie_async import IncompatibleModelError, ModelFileNotFoundError, ModelLoader
+from yaie_async import (
+    IncompatibleModelError,
+    InvalidArgumentError,
+    ModelFileNotFoundError,
+    ModelLoader,
+    TokenizerError,
+)
 from yaie_async.model.lock import build_lock
 
 pytestmark = pytest.mark.anyio
@@ -140,6 +146,81 @@ async def test_a_header_of_100_mb(tmp_path: Path, put: Put) -> None:
         await ModelLoader(directory).load_model()
     assert caught.value.file == "model.safetensors"
     assert_nothing_left(tmp_path)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 123456789\n".format("a" * 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("llama", "model.safetensors"),
+        ("llama", "config.json"),
+        ("dialogpt", "pytorch_model.bin"),
+        ("sharded_bin", "pytorch_model.bin.index.json"),
+        ("sharded_bin", "pytorch_model-00002-of-00002.bin"),
+        ("remote_code", "modeling_tiny.py"),
+    ],
+)
+@pytest.mark.parametrize("place", ["directory", "hub"])
+async def test_a_git_lfs_pointer(hub: HubServer, put: Put, tmp_path: Path, kind: str, name: str, place: str) -> None:
+    """A pointer in the place of a file is named, with what to do; torch's advice to run pickles is not repeated."""
+    model = models.unique_repo_id(kind)
+    directory = put(model, kind)
+    assert (directory / name).exists()
+    (directory / name).write_text(POINTER)
+    options: dict[str, Any] = {"endpoint": hub.url, "cache_dir": tmp_path, "trust_remote_code": True}
+    loader = ModelLoader(directory if place == "directory" else model, **options)
+    with pytest.raises(IncompatibleModelError, match=f"{name} of .* is a git-lfs pointer") as caught:
+        await loader.load_model()
+    assert caught.value.file == name
+    says = "Run `git lfs pull` in that folder" if place == "directory" else "Choose another revision"
+    assert says in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+async def test_a_git_lfs_pointer_for_a_tokenizer(put: Put, name: str) -> None:
+    directory = put("org/tiny")
+    (directory / name).write_text(POINTER)
+    with pytest.raises(TokenizerError, match=f"{name} of .* is a git-lfs pointer.*git lfs pull") as caught:
+        await ModelLoader(directory).load_tokenizer()
+    assert caught.value.file == name
+
+
+async def test_a_git_lfs_pointer_that_would_be_read_as_text(put: Put) -> None:
+    """A vocabulary of plain text that is a pointer is refused, where stock takes its three lines for the tokens."""
+    directory = put("org/tiny")
+    (directory / "tokenizer.json").unlink()
+    edit_json(
+        directory, "tokenizer_config.json", lambda c: c.update(tokenizer_class="BertTokenizer", pad_token="[PAD]")
+    )
+    (directory / "vocab.txt").write_text(POINTER)
+    with pytest.raises(TokenizerError, match="vocab.txt of .* is a git-lfs pointer"):
+        await ModelLoader(directory).load_tokenizer()
+
+
+async def test_a_git_lfs_pointer_that_nothing_reads(put: Put) -> None:
+    """A clone without git-lfs whose pointers no load needs is loaded as by stock."""
+    directory = put("org/tiny")
+    for name in ("pytorch_model.bin", "tokenizer.model", "vocab.txt"):
+        (directory / name).write_text(POINTER)
+    model, tokenizer = await ModelLoader(directory).load()
+    assert model.dtype == torch.float16
+    assert tokenizer("hello").input_ids
+    with pytest.raises(InvalidArgumentError, match="foo_bar= is known neither"):
+        await ModelLoader(directory, foo_bar=1).load_model()
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>not found</html>", b"", b"PK\x03\x04 and no more"])
+async def test_what_torch_advises_is_not_repeated(put: Put, content: bytes) -> None:
+    """A pickle that is none is named, and nothing advises to read it with weights_only=False."""
+    directory = put("org/tiny", "dialogpt")
+    (directory / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(IncompatibleModelError, match="pytorch_model.bin is truncated or corrupt") as caught:
+        await ModelLoader(directory).load_model()
+    assert "weights_only" not in str(caught.value)
+    assert "trusted source" not in str(caught.value)
 
 
 NO_MEMORY = """

@@ -31,6 +31,9 @@ _CODE_OR_PICKLE = re.compile(r".+\.(py|bin|pt|pth|pkl|pickle|ckpt)")
 _EXPLICIT = (".safetensors", ".safetensors.index.json")
 _AGAIN = "Fetch or save the model again; another revision may be whole."
 
+# The first bytes of what git-lfs leaves in the place of a file that it has not fetched.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -157,7 +160,7 @@ class Manifest:
         if self.sharp or self.need is None:
             return self
         files = self.listing.files
-        raw = read(files[CONFIG])
+        raw = self._whole(CONFIG, read)
         if raw is None:
             return self
         config = _parse_object(raw, CONFIG, self.model)
@@ -167,7 +170,7 @@ class Manifest:
         if index is None:
             return replace(draft, small=small, weights=_existing(files, names, CONFIG, self.model), sharp=True)
         draft = replace(draft, small=(files[index], *small))
-        raw = read(files[index])
+        raw = self._whole(index, read)
         if raw is None:
             # Nothing that has been started is stopped before the index has decided.
             return replace(draft, weights=tuple(files[name] for name in names) or self.weights)
@@ -175,6 +178,21 @@ class Manifest:
         if not self.need.rules.pickle:  # transformers unpickles every shard of another suffix
             _refuse_pickles([file.path for file in weights if not file.path.endswith(".safetensors")], self.model)
         return replace(draft, weights=weights, sharp=True)
+
+    def _whole(self, path: str, read: Callable[[RepoFile], bytes | None]) -> bytes | None:
+        raw = read(self.listing.files[path])
+        if raw is not None and raw.startswith(LFS_POINTER):
+            raise IncompatibleModelError(self.pointer_text(path), model=self.model, file=path)
+        return raw
+
+    def pointer_text(self, path: str) -> str:
+        """The text of an error for a file that is a git-lfs pointer."""
+        advice = (
+            "Run `git lfs pull` in that folder."
+            if self.commit is None
+            else "Choose another revision, or ask its authors to upload the file."
+        )
+        return f"{path} of {self.model} is a git-lfs pointer: the file itself was not fetched by git. {advice}"
 
 
 def draft(listing: Listing, need: Need, *, model: str, folder: Path) -> Manifest:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yaie_async.core.errors import IncompatibleModelError, ModelFileNotFoundError
+from yaie_async.core.manifest import LFS_POINTER
 from yaie_async.model.header import MONSTROUS, HeaderError, UnknownDtypeError, read_header
 
 if TYPE_CHECKING:
@@ -57,6 +58,17 @@ def check_headers(request: BuildRequest) -> None:
                 model=request.source,
                 file=weights.path,
             )
+
+
+def lfs_pointers(request: BuildRequest) -> list[str]:
+    """The files that are pointers of git-lfs, which are shorter than 1,024 bytes; the weights are the first."""
+    manifest, found = request.manifest, []
+    for file in (*manifest.weights, *manifest.small):
+        if (file.size or 0) < 1024:
+            with (request.folder / file.path).open("rb") as opened:
+                if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                    found.append(file.path)
+    return found
 
 
 def damaged_file(request: BuildRequest) -> str | None:

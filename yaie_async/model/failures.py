@@ -23,7 +23,7 @@ from yaie_async.core.errors import (
     UnsafeFileError,
 )
 from yaie_async.model import compat
-from yaie_async.model.checkpoint import damaged_file
+from yaie_async.model.checkpoint import damaged_file, lfs_pointers
 from yaie_async.model.estimate import estimate_memory
 from yaie_async.model.memory import available_memory
 
@@ -46,14 +46,19 @@ def translate(error: Exception, request: BuildRequest, handled: BaseException | 
     if any(_is_memory(e) for e in chain):
         return _out_of_memory(chain, request)
     try:
-        damaged = damaged_file(request)
+        pointers, damaged = lfs_pointers(request), damaged_file(request)
     except OSError:
-        damaged = None  # it can't be opened: the error that is being translated says so
+        pointers, damaged = [], None  # it can't be opened: the error that is being translated says so
+    pointer = next((path for path in pointers if path == damaged or path.endswith(".py")), None)
+    if pointer is not None:
+        return incompatible(request, request.manifest.pointer_text(pointer), file=pointer)
+    # torch's own text advises weights_only=False, which would run the code: it stays in the cause.
+    pickled = any(isinstance(e, pickle.UnpicklingError) for e in chain)
     if damaged is not None:
-        why = f"{damaged} is truncated or corrupt ({_one_line(error)}). Fetch or save the model again."
+        said = "it is no pickle of torch" if pickled else _one_line(error)
+        why = f"{damaged} is truncated or corrupt ({said}). Fetch or save the model again."
         return incompatible(request, why, file=damaged)
-    if any(isinstance(e, pickle.UnpicklingError) for e in chain):
-        # torch's own text advises weights_only=False, which would run the code: it stays in the cause.
+    if pickled:
         return UnsafeFileError(
             f"{request.source} can't be loaded: its pytorch_model.bin holds more than tensors, and nothing of it was "
             "run. Don't use this model, or choose a revision with safetensors.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from yaie_async.core.errors import LoaderError, OutOfMemoryError, TokenizerError, UnsafeFileError
 from yaie_async.core.log import logger
 from yaie_async.core.trace import span
+from yaie_async.model.checkpoint import lfs_pointers
 from yaie_async.model.compat import asks_for_consent, name_tokenizer, replace_parts
 from yaie_async.model.imports import import_libraries
 
@@ -40,13 +41,17 @@ def build_tokenizer(request: BuildRequest) -> PreTrainedTokenizerBase:
         LoaderError: transformers can't be imported.
     """
     import_libraries()
+    pointers = lfs_pointers(request)
+    whole = (request.folder / "tokenizer.json").exists() and "tokenizer.json" not in pointers
+    if text := next((path for path in pointers if path.endswith(".txt") and not whole), None):
+        raise _is_pointer(text, request)  # its lines would be taken for tokens
     try:
         with span("tokenizer", "build tokenizer", model=request.source):
             tokenizer = _build(request)
     except LoaderError:
         raise
     except Exception as error:
-        raise _translate(error, request) from error
+        raise (_is_pointer(pointers[0], request) if pointers else _translate(error, request)) from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             message = (
@@ -146,6 +151,10 @@ def _named_config(directory: str, request: BuildRequest) -> Mapping[str, Any]:
         config = PreTrainedConfig.from_pretrained(directory, local_files_only=True)
     config.name_or_path = request.source
     return {"config": config}
+
+
+def _is_pointer(path: str, request: BuildRequest) -> TokenizerError:
+    return TokenizerError(request.manifest.pointer_text(path), model=request.source, file=path)
 
 
 def _translate(error: Exception, request: BuildRequest) -> Exception:
