@@ -91,6 +91,7 @@ def test_what_belongs_to_the_hub_is_not_taken_beside_one(options: dict[str, Any]
         (lambda: ModelLoader("x", dtype="bfloat16", torch_dtype="float32"), "torch_dtype"),
         (lambda: ModelLoader("x", gguf_file="x.gguf"), "gguf_file"),
         (lambda: ModelLoader("x", force_download=True), "force_download"),
+        (lambda: ModelLoader("x", use_safetensors=False, allow_pickle=False), "use_safetensors"),
         (lambda: Hub(max_connections=0), "max_connections"),
         (lambda: Hub(max_bytes_per_second=0), "max_bytes_per_second"),
     ],

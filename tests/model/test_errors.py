@@ -190,6 +190,34 @@ def test_corrupt_bin(own_copy: Copy, damage: str) -> None:
     assert raised.file == path.name
 
 
+@pytest.mark.parametrize("device_map", ["mps", {"": "mps"}, "hpu", "xla"])
+def test_a_device_that_this_torch_has_not(checkpoint: Copy, device_map: Any) -> None:
+    """A device that this build of torch does not support is the argument's fault, and not the checkpoint's."""
+    raised = fail(
+        errors.InvalidArgumentError, "device_map=.* can't be used", checkpoint("llama"), device_map=device_map
+    )
+    assert 'Use "auto" or "cpu"' in str(raised)
+    assert "may not fit together" not in str(raised)
+
+
+@pytest.mark.parametrize(
+    "device_map", ["meta", torch.device("meta"), {"": "meta"}, {"model": "cpu", "lm_head": "meta"}]
+)
+def test_the_meta_device(checkpoint: Copy, device_map: Any) -> None:
+    """Weights on the meta device have no data: it is refused as an argument, with what makes an empty model."""
+    fail(errors.InvalidArgumentError, "meta.* no data.*from_config", checkpoint("llama"), device_map=device_map)
+
+
+def test_own_causal_code_of_a_known_type(own_copy: Copy) -> None:
+    """Where only the repo's own code makes a causal model of a known type, its consent is asked for."""
+    directory = own_copy("remote-code")
+    edit_config(directory, model_type="qwen2_vl")
+    raised = fail(errors.UnsafeFileError, "pass trust_remote_code=True", directory)
+    assert raised.file == "modeling_tiny.py"
+    edit_config(directory, auto_map={"AutoModel": "modeling_tiny.TinyForCausalLM"})
+    fail(errors.IncompatibleModelError, "use AutoModelForImageTextToText", directory)
+
+
 def test_missing_shard(own_copy: Copy) -> None:
     """A shard that the index lists and that is not there is named."""
     directory = own_copy("llama-sharded")

@@ -400,6 +400,12 @@ LAYOUTS: dict[str, Layout] = {
     "pickle-refused": Layout(models.dialogpt, "model", UnsafeFileError, _NO_PICKLE),
     "pickles-refused": Layout(models.sharded_bin, "model", UnsafeFileError, _NO_PICKLE),
     "pickle-not-needed": Layout(single_then(crowded), options=_NO_PICKLE),
+    "safetensors-asked": Layout(single_then(crowded), options={"use_safetensors": True}),
+    "safetensors-asked-of-pickles": damaged(UnsafeFileError, models.dialogpt, options={"use_safetensors": True}),
+    "pickle-asked": Layout(
+        single_then(lambda d, state: save(d / "pytorch_model.bin", others(state))), options={"use_safetensors": False}
+    ),
+    "pickle-asked-of-safetensors": damaged(IncompatibleModelError, single, options={"use_safetensors": False}),
     "bin-truncated": damaged(IncompatibleModelError, truncated("pytorch_model.bin", models.dialogpt, 3000)),
     # what the weight file says
     "metadata-number": damaged(

@@ -282,9 +282,9 @@ def _usual_weights(files: _Files, rules: WeightRules, model: str) -> _WeightSet:
 def _refuse_pickles(pickles: list[str], model: str) -> None:
     if pickles:
         raise UnsafeFileError(
-            f"The weights of {model} exist only as a pickle ({pickles[0]}), and allow_pickle=False was given. "
-            "Choose a revision with safetensors, or pass allow_pickle=True to read it with torch's weights_only "
-            "unpickler.",
+            f"The weights of {model} exist only as a pickle ({pickles[0]}), and allow_pickle=False was given "
+            "(or use_safetensors=True). Choose a revision with safetensors, or pass allow_pickle=True to read it with "
+            "torch's weights_only unpickler.",
             model=model,
             file=pickles[0],
         )
@@ -351,6 +351,8 @@ def _no_weights_error(files: _Files, rules: WeightRules, model: str) -> Incompat
     has = f"It has {', '.join(found[:5])}." if found else "It has no weight files at all."
     if rules.variant:
         hint = "Leave variant out, or choose a revision that has it."
+    elif any(path.endswith(".safetensors") for path in found) and not rules.safetensors:
+        hint = "Leave use_safetensors=False out."
     elif any(path.endswith(".gguf") for path in found):
         hint = "GGUF files are for llama.cpp: load the original checkpoint that they were made from."
     elif any(path.startswith("adapter_model.") for path in found):

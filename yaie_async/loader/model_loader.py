@@ -50,7 +50,8 @@ class ModelLoader:
         allow_pickle: False refuses `pytorch_model.bin`; True reads it with torch's weights_only unpickler.
         responsive: keep the event loop responsive during imports; README says which process-wide settings that uses.
         on_progress: called with `Progress` events on the loop's thread; None shows a bar on a terminal.
-        model_kwargs: passed to `from_pretrained`. `torch_dtype` is accepted for `dtype`.
+        model_kwargs: passed to `from_pretrained`. `torch_dtype` is accepted for `dtype`; `use_safetensors=True` is
+            `allow_pickle=False`, and False asks for `pytorch_model.bin` where both formats exist.
 
     Nothing is read, imported or sent before the first await. One loader resolves its revision once and loads once:
     concurrent and later awaits share the result. A failure is not remembered: the next await tries again.
@@ -85,6 +86,11 @@ class ModelLoader:
         if hub is not None and given:
             raise invalid_argument(f"{', '.join(given)} belong to the Hub: pass them to Hub(...) instead of with hub=.")
         check_model_kwargs(model_kwargs)
+        safetensors = model_kwargs.get("use_safetensors")
+        if safetensors is False and not allow_pickle:
+            raise invalid_argument(
+                "use_safetensors=False asks for pickles, which allow_pickle=False refuses: pass one."
+            )
         self.model: str = os.fspath(model)
         self._model_argument = model
         self._revision = revision
@@ -93,7 +99,10 @@ class ModelLoader:
         self._given_hub = hub
         self._hub_options: dict[str, Any] = own
         self._trust_remote_code = trust_remote_code
-        self._allow_pickle = allow_pickle
+        self._formats: dict[str, bool] = {
+            "safetensors": safetensors is not False,
+            "pickle": allow_pickle and not safetensors,
+        }
         self._responsive = responsive
         self._on_progress = on_progress
         self._model_kwargs = model_kwargs
@@ -236,7 +245,7 @@ class ModelLoader:
     def _need(self, *, weights: bool) -> Need:
         from yaie_async.core.manifest import Need, WeightRules
 
-        rules = WeightRules(variant=self._model_kwargs.get("variant"), pickle=self._allow_pickle)
+        rules = WeightRules(variant=self._model_kwargs.get("variant"), **self._formats)
         return Need(weights=weights, code=self._trust_remote_code, rules=rules)
 
     def _request(self, session: Session, manifest: Manifest) -> BuildRequest:

@@ -263,7 +263,7 @@ def name_tokenizer(tokenizer: Any, name: str) -> None:
 NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|out of memory|os error 12\b", re.IGNORECASE)
 NO_DEVICE = re.compile(
     r"not compiled with \w+ enabled|cannot access accelerator|no (nvidia|hip|cuda) |invalid device|device ordinal"
-    r"|passing device_map|negative int",
+    r"|passing device_map|negative int|not linked with support|no module named 'torch\.\w+'|from the '\w+' backend",
     re.IGNORECASE,
 )
 NO_ATTENTION = re.compile("attn_implementation|FlashAttention")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from yaie_async.core.errors import IncompatibleModelError, UnsafeFileError
+from yaie_async.core.errors import IncompatibleModelError, InvalidArgumentError, UnsafeFileError
 from yaie_async.core.log import logger
 from yaie_async.core.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from yaie_async.model import compat
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 def check_config(request: BuildRequest) -> None:
     """Refuse, by a LoaderError, what can't be built as a causal language model; warn of an adapter left out."""
     resolve_dtype(request.dtype)
+    if "meta" in map(str, request.devices):
+        raise InvalidArgumentError(
+            f"{request.source} can't be loaded: on the meta device, which device_map={request.device_map!r} names, "
+            "weights have no data. Use another device; AutoModelForCausalLM.from_config makes a model without data.",
+            model=request.source,
+        )
     _check_stored_dtype(request)
     import_libraries()
     if not _uses_remote_code(request):
@@ -64,7 +70,7 @@ def _uses_remote_code(request: BuildRequest) -> bool:
             brings = ", ".join(sorted(auto_map))
             raise _incompatible(request, f"its own code has no AutoModelForCausalLM (it has {brings})")
         return True
-    if compat.is_known(model_type):
+    if compat.is_known(model_type) and (compat.is_causal(model_type) or "AutoModelForCausalLM" not in auto_map):
         return False
     reference = str(auto_map.get("AutoModelForCausalLM") or auto_map.get("AutoConfig"))
     message = (

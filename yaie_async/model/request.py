@@ -50,6 +50,11 @@ class BuildRequest:
         return first if isinstance(first, str) else None
 
     @property
+    def devices(self) -> list[Any]:
+        """The devices of `device_map`, or its one word."""
+        return list(self.device_map.values()) if isinstance(self.device_map, Mapping) else [self.device_map]
+
+    @property
     def auto_map(self) -> Mapping[str, Any]:
         """The classes that the model's own code has, by auto class; empty where it has none."""
         auto_map = self.config.get("auto_map")

@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
 
 # Keywords of `from_pretrained` with the same effect here. Others are accepted only where config.json has them.
-_KEYWORDS = {"attn_implementation", "experts_implementation", "low_cpu_mem_usage", "max_memory", "variant"}
+_KEYWORDS = {
+    "attn_implementation",
+    "experts_implementation",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "use_safetensors",
+    "variant",
+}
 
 
 class StreamAbandoned(Exception):
@@ -48,8 +55,7 @@ def why_not_streamable(request: BuildRequest) -> str | None:
         return "it is quantised"
     if request.dtype == "auto" and not (config.get("dtype") or config.get("torch_dtype")):
         return 'dtype="auto" has to look into the weights, since its config names none'
-    devices = request.device_map.values() if isinstance(request.device_map, Mapping) else [request.device_map]
-    if any(device in ("disk", "meta") for device in devices):
+    if any(device in ("disk", "meta") for device in request.devices):
         return "a part of it stays on the disk"
     other = [name for name in request.model_kwargs if name not in _KEYWORDS and name not in config]
     return f"{other[0]}= is for stock transformers only" if other else None
