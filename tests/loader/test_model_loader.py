@@ -250,7 +250,7 @@ async def test_a_bare_name_is_a_directory_if_one_is_there(
 
 
 @on_one_loop
-@pytest.mark.parametrize("name", ["", "a/b/c", "a b", "https://huggingface.co/gpt2", "x" * 200, "a--b", "\0"])
+@pytest.mark.parametrize("name", ["", "a/b/c", "a b", "https://example.com/gpt2", "x" * 200, "a--b", "\0"])
 async def test_a_bad_repo_id_is_refused_without_a_request(name: str, hub: HubServer, tmp_path: Path) -> None:
     """An invalid repo id is an InvalidArgumentError, which is also the official HFValidationError."""
     with pytest.raises(InvalidArgumentError):

@@ -14,6 +14,8 @@ from tests.support.stopwatch import Stopwatch
 from yaie_async import (
     GatedModelError,
     HubUnavailableError,
+    IncompatibleModelError,
+    InvalidArgumentError,
     ModelLoader,
     ModelNotFoundError,
     OfflineError,
@@ -185,3 +187,116 @@ async def test_a_silent_hub_is_cancelled_at_once(hub: HubServer, put_fake: Put, 
     with anyio.move_on_after(0.1):
         await prefetch(hub, tmp_path)
     assert watch.seconds < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [
+        ("org/big", "main"),
+        ("org/big\n", "main"),
+        (" org/big/ ", "main"),
+        ("https://huggingface.co/org/big", "main"),
+        ("https://huggingface.co/org/big/\n", "main"),
+        ("https://huggingface.co/org/big?library=transformers#usage", "main"),
+        ("https://huggingface.co/org/big/tree/main", "main"),
+        ("https://huggingface.co/org/big/tree/refs%2Fpr%2F1", "refs/pr/1"),
+        ("https://huggingface.co/org/big/blob/v1/config.json", "v1"),
+        ("https://huggingface.co/org/big/resolve/v1/sub/model.safetensors?download=true", "v1"),
+        ("http://www.huggingface.co/org/big/commit/" + "a" * 40, "a" * 40),
+        ("huggingface.co/org/big", "main"),
+        ("hf.co/org/big", "main"),
+        ("hf://org/big", "main"),
+        ("{endpoint}/org/big/tree/v1", "v1"),
+    ],
+)
+async def test_a_name_as_it_was_pasted(name: str, revision: str, hub: HubServer, tmp_path: Path) -> None:
+    """Spaces and slashes at the ends are left out, and the URL of a page names its model and its revision."""
+    hub.faults.add(Status(404, {"X-Error-Code": "RevisionNotFound"}), path="^/api/", times=None)
+    with pytest.raises(RevisionNotFoundError) as caught:
+        await prefetch(hub, tmp_path, name.format(endpoint=hub.url))
+    assert (caught.value.model, caught.value.revision) == ("org/big", revision)
+    assert {line.split("/revision/")[0] for line in hub.lines} == {"GET /api/models/org/big"}
+
+
+async def test_the_page_of_a_model_without_an_organisation(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """Old models have one name, and a page of it is no model of the organisation of that name."""
+    put_fake("gpt2")
+    found = await prefetch(hub, tmp_path, "gpt2")
+    for page in ("", "/", "/tree/main", "/blob/main/config.json"):
+        assert await prefetch(hub, tmp_path, f"https://huggingface.co/gpt2{page}") == found
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("https://example.com/org/big", "is a URL, but not of a model on the Hub"),
+        ("https://huggingface.co/datasets/org/big", "is a URL, but not of a model on the Hub"),
+        ("https://huggingface.co/datasets/squad", "is a URL, but not of a model on the Hub"),
+        ("https://huggingface.co/spaces/org/big", "is a URL, but not of a model on the Hub"),
+        ("https://huggingface.co/org/big/discussions/1", "is a URL, but not of a model on the Hub"),
+        ("https://huggingface.co/", "is a URL, but not of a model on the Hub"),
+        ("file:///tmp/model", "is a URL, but not of a model on the Hub"),
+        ("https://huggingface.co.evil.com/org/big", "is a URL, but not of a model on the Hub"),
+        ("https://huggingface.co/org/big/tree/..%2F..", "not a valid revision"),
+    ],
+)
+async def test_a_url_of_something_else(name: str, says: str, hub: HubServer, tmp_path: Path) -> None:
+    """The error says that it was taken for a URL, and nothing is requested."""
+    with pytest.raises(InvalidArgumentError, match=says):
+        await prefetch(hub, tmp_path, name)
+    assert not hub.requests
+
+
+async def test_a_page_of_another_revision(hub: HubServer, tmp_path: Path) -> None:
+    """A URL and `revision=` that name two revisions contradict each other."""
+    with pytest.raises(InvalidArgumentError, match="'v1'.*'v2'"):
+        await prefetch(hub, tmp_path, "https://huggingface.co/org/big/tree/v1", revision="v2")
+    assert not hub.requests
+
+
+async def test_an_empty_folder_is_no_model(
+    hub: HubServer, put_fake: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty folder does not hide the Hub's model of its name, and the error for one with files says what it is."""
+    put_fake("org/big")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "big").mkdir(parents=True)
+    found = await prefetch(hub, tmp_path / "cache")
+    assert found.is_relative_to(tmp_path / "cache")
+    for path in ("./org/big", tmp_path / "org" / "big"):
+        with pytest.raises(IncompatibleModelError, match="has no config.json"):
+            await ModelLoader(path).prefetch()
+    (tmp_path / "org" / "big" / "checkpoint-1").mkdir()
+    with pytest.raises(IncompatibleModelError, match="big has no config.json.* directory of that name"):
+        await prefetch(hub, tmp_path / "cache")
+
+
+async def test_a_file_is_no_directory(hub: HubServer, put_fake: Put) -> None:
+    """The path of a file gets an error that says so, with the directory to pass."""
+    directory = put_fake("org/big")
+    with pytest.raises(ModelNotFoundError, match=f"is a file.*Pass its directory, '{directory}'"):
+        await ModelLoader(directory / "model.safetensors").prefetch()
+
+
+async def test_a_path_as_it_was_pasted(put_fake: Put) -> None:
+    """A path may end with a line break or a slash."""
+    directory = put_fake("org/big")
+    for end in ("\n", "/", "/\n"):
+        assert await ModelLoader(f"{directory}{end}").prefetch() == directory
+
+
+async def test_the_folder_of_a_cache(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """The folder `models--org--big` of a cache stands for its snapshot of the revision, without a request."""
+    put_fake("org/big")
+    snapshot = await prefetch(hub, tmp_path)
+    hub.clear()
+    folder = snapshot.parent.parent
+    assert folder.name == "models--org--big"
+    assert await prefetch(hub, tmp_path, str(folder)) == snapshot
+    assert await prefetch(hub, tmp_path, f"{folder}/", revision=snapshot.name) == snapshot
+    with pytest.raises(ModelNotFoundError, match="the folder of org/big in an HF cache.*'v1'.*Pass 'org/big'"):
+        await prefetch(hub, tmp_path, str(folder), revision="v1")
+    for outside in ("../snapshots", "a/../../x"):
+        with pytest.raises(InvalidArgumentError, match="not a valid revision"):
+            await prefetch(hub, tmp_path, str(folder), revision=outside)
+    assert not hub.requests

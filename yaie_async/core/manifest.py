@@ -204,7 +204,7 @@ def draft(listing: Listing, need: Need, *, model: str, folder: Path) -> Manifest
     """
     files = listing.files
     if CONFIG not in files:
-        raise _no_config_error(files, model)
+        raise _no_config_error(listing, model)
     made = Manifest(model, folder, listing, need, small=_small(files, code=need.code), sharp=not need.weights)
     if not need.weights:
         return made
@@ -326,7 +326,8 @@ def _parse_object(raw: bytes, path: str, model: str) -> Mapping[str, Any]:
     raise IncompatibleModelError(f"{model}: {path} can't be read ({problem}). {_AGAIN}", model=model, file=path)
 
 
-def _no_config_error(files: _Files, model: str) -> IncompatibleModelError:
+def _no_config_error(listing: Listing, model: str) -> IncompatibleModelError:
+    files = listing.files
     if ADAPTER_CONFIG in files:
         hint = (
             "It is a PEFT adapter: load the base model that adapter_config.json names, then add the adapter with peft."
@@ -339,6 +340,7 @@ def _no_config_error(files: _Files, model: str) -> IncompatibleModelError:
         hint = "It is in its author's own format: load the version for transformers (often named *-hf)."
     else:
         hint = "It is not a transformers model: check the name, or save the model with save_pretrained."
+        hint += " A directory of that name exists, so the Hub was not asked." if listing.commit is None else ""
     return IncompatibleModelError(
         f"{model} has no config.json, so it can't be loaded. {hint}", model=model, file=CONFIG
     )

@@ -144,7 +144,7 @@ async def find_files(session: Session, model: str | os.PathLike[str], revision: 
 
     **Raises:** as `find_source` and `yaie_async.fetch.resolution.resolve`.
     """
-    source = await run_owned(partial(find_source, model, revision), name="source")
+    source = await run_owned(partial(find_source, model, revision, session.settings.endpoint), name="source")
     if isinstance(source, Path):
         return ModelFiles(source)
     cache = RepoCache(session.settings.cache_dir, source.repo_id)

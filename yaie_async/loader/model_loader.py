@@ -39,8 +39,8 @@ class ModelLoader:
     """Loads one causal language model and its tokenizer, from the Hub or a directory.
 
     Args:
-        model: a repo id ("org/name") or a directory. `./x`, `~/x` and absolute paths are always directories; a bare
-            name is a directory if one exists, else a repo id.
+        model: a repo id ("org/name"), the URL of its page, or a directory. `./x`, `~/x` and absolute paths are always
+            directories; a bare name is a directory if one with files exists, else a repo id.
         revision: branch, tag or commit; the default branch when None. A directory has no revisions.
         dtype: a name ("float16"), a `torch.dtype`, or "auto" for what the checkpoint says.
         device_map: as for `from_pretrained`; "auto" places it on the GPU(s), else the CPU.
