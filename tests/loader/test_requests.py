@@ -6,8 +6,11 @@ from typing import Any
 
 import anyio
 import pytest
+from huggingface_hub import snapshot_download
+from transformers import AutoTokenizer
 
 from tests.loader.conftest import Put, prefetch
+from tests.support import models
 from tests.support.faults import Redirect, Stall, Status, without_blobs
 from tests.support.hub import HubServer
 from tests.support.stopwatch import Stopwatch
@@ -300,3 +303,58 @@ async def test_the_folder_of_a_cache(hub: HubServer, put_fake: Put, tmp_path: Pa
         with pytest.raises(InvalidArgumentError, match="not a valid revision"):
             await prefetch(hub, tmp_path, str(folder), revision=outside)
     assert not hub.requests
+
+
+@pytest.mark.parametrize("beside", [None, "adapter_config.json", "model.gguf"])
+async def test_a_tokenizer_without_a_model(beside: str | None, hub: HubServer, hub_root: Path, tmp_path: Path) -> None:
+    """A repository without config.json has a tokenizer as for AutoTokenizer: from the Hub, offline and a directory."""
+    directory = hub_root / "org" / "tokenizer"
+    models.bpe_tokenizer(directory)
+    if beside is not None:
+        (directory / beside).write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
+    stock = AutoTokenizer.from_pretrained(str(directory))
+    options: dict[str, Any] = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
+    snapshot_download("org/tokenizer", endpoint=hub.url, cache_dir=tmp_path / "official")
+    found = {
+        "cold": await ModelLoader("org/tokenizer", **options).load_tokenizer(),
+        "warm": await ModelLoader("org/tokenizer", **options).load_tokenizer(),
+    }
+    hub.clear()
+    found |= {
+        "offline": await ModelLoader("org/tokenizer", local_files_only=True, **options).load_tokenizer(),
+        "official": await ModelLoader(
+            "org/tokenizer", local_files_only=True, cache_dir=tmp_path / "official"
+        ).load_tokenizer(),
+        "directory": await ModelLoader(directory).load_tokenizer(),
+    }
+    assert not hub.requests
+    for place, tokenizer in found.items():
+        assert type(tokenizer) is type(stock), place
+        assert tokenizer.get_vocab() == stock.get_vocab(), place
+        assert tokenizer("hello wörld").input_ids == stock("hello wörld").input_ids, place
+        assert tokenizer.eos_token == stock.eos_token == tokenizer.pad_token, place
+    with pytest.raises(IncompatibleModelError, match="has no config.json"):
+        await ModelLoader("org/tokenizer", **options).load_model()
+
+
+async def test_a_tokenizer_of_a_model_whose_config_is_still_missing(hub: HubServer, put: Put, tmp_path: Path) -> None:
+    """Offline, the files that a killed fetch has left are not taken for a repository that has only a tokenizer."""
+    put("org/tiny")
+    snapshot = await prefetch(hub, tmp_path, "org/tiny")
+    (snapshot / "config.json").unlink()
+    (snapshot / "tokenizer_config.json").unlink()
+    with pytest.raises(OfflineError):
+        await prefetch(hub, tmp_path, "org/tiny", local_files_only=True)
+    loader = ModelLoader("org/tiny", endpoint=hub.url, cache_dir=tmp_path, local_files_only=True)
+    with pytest.raises(OfflineError):
+        await loader.load_tokenizer()
+
+
+async def test_an_adapter_without_a_tokenizer(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """Where neither a model nor a tokenizer is there, the error still says what the repository is."""
+    directory = put_fake("org/big")
+    for path in directory.iterdir():
+        path.unlink()
+    (directory / "adapter_config.json").write_text("{}")
+    with pytest.raises(IncompatibleModelError, match="PEFT adapter"):
+        await ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path).load_tokenizer()

@@ -21,6 +21,8 @@ _SMALL = re.compile(
     r"[^/]+\.json|tokenizer[^/]*|vocab[^/]*|merges\.txt|[^/]+\.model|[^/]+\.tiktoken"
     r"|special_tokens[^/]*|added_tokens[^/]*|[^/]+\.jinja|additional_chat_templates/[^/]+\.jinja"
 )
+# Any one of them may be a whole tokenizer.
+_TOKENIZER = re.compile(r"tokenizer\.json|vocab[^/]*|[^/]+\.model|[^/]+\.tiktoken")
 _CODE = re.compile(r".+\.py")
 _INDEX = re.compile(r".+\.index(\..+)?\.json")
 # Weights and pickles of any kind. They never count as small files, whatever their name (`tokenizer.pkl`).
@@ -199,11 +201,13 @@ def draft(listing: Listing, need: Need, *, model: str, folder: Path) -> Manifest
     """The manifest of a load as far as the file names decide it.
 
     Raises:
-        IncompatibleModelError: no config.json exists, or no file that could be a weight file of a readable kind.
+        IncompatibleModelError: no config.json exists (where only the tokenizer is needed, and no tokenizer either), or
+            no file that could be a weight file of a readable kind.
         UnsafeFileError: only pickles exist and they are refused.
     """
     files = listing.files
-    if CONFIG not in files:
+    # A tokenizer needs no config.json: repositories of tokenizers and of adapters have none.
+    if CONFIG not in files and (need.weights or not any(_TOKENIZER.fullmatch(path) for path in files)):
         raise _no_config_error(listing, model)
     made = Manifest(model, folder, listing, need, small=_small(files, code=need.code), sharp=not need.weights)
     if not need.weights:

@@ -160,6 +160,8 @@ class _Fetch:
         self._link(self._manifest.files, last=True)
         if self._manifest.need is None and CONFIG in self._checked - self._linked:
             mark_unproved(self._cache, self._commit)
+        if self._manifest.need is not None and CONFIG not in self._manifest.listing.files:
+            self._cache.note_absent(self._commit, CONFIG)
 
     def _has_twin(self, file: RepoFile) -> bool:
         """Whether a file of the same content is still to be linked: without symlinks the last one moves the blob."""

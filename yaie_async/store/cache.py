@@ -5,6 +5,7 @@
     $C/models--org--name/blobs/<etag>                 the bytes
                          refs/<revision>              a commit, 40 hex digits without a newline
                          snapshots/<commit>/<path> -> ../../blobs/<etag>
+                         .no_exist/<commit>/<path>    empty: the repository has no such file (config.json only)
                          trees/<commit>.json          the official client's listing, read and never written
 
 The layout is that of huggingface_hub 2.4. All methods block: they are called in threads. `prepare` and `link` raise
@@ -98,6 +99,17 @@ class RepoCache:
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
             return None
+
+    def lacks(self, commit: str, path: str) -> bool:
+        """Whether a note says that the repository has no such file."""
+        return (self.folder / ".no_exist" / commit / path).exists()
+
+    def note_absent(self, commit: str, path: str) -> None:
+        """Note that the repository has no such file, once all others of a load are linked. Errors are ignored."""
+        note = self.folder / ".no_exist" / commit / path
+        with suppress(OSError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.touch()
 
     def prepare(self, commit: str) -> None:
         """Make the folders and the cache tag.

@@ -43,7 +43,7 @@ def snapshot_state(cache: RepoCache, commit: str, need: Need) -> SnapshotState:
     says nothing about code files, so a load with code is never proved complete by it.
     """
     tree, present = cache.tree(commit), cache.files(commit)
-    if CONFIG not in present and tree is None:
+    if CONFIG not in present and tree is None and (need.weights or not cache.lacks(commit, CONFIG)):
         return SnapshotState(Completeness.MISSING)
     try:
         manifest = cached_manifest(cache, Listing(commit, tree or present), need)
@@ -82,8 +82,10 @@ def _linked_in_order(cache: RepoCache, commit: str, small: tuple[RepoFile, ...])
         linked = {file.path: cache.pointer(commit, file.path).lstat().st_ctime_ns for file in small}
     except OSError:
         return False  # removed just now
-    config, tokenizer = linked.pop(CONFIG), linked.pop(TOKENIZER_CONFIG, None)
-    return tokenizer is not None and bool(linked) and config >= tokenizer >= max(linked.values())
+    config, tokenizer = linked.pop(CONFIG, None), linked.pop(TOKENIZER_CONFIG, None)
+    if config is None or tokenizer is None:
+        return False
+    return bool(linked) and config >= tokenizer >= max(linked.values())
 
 
 def wait_for_clock_tick() -> None:
