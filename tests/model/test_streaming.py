@@ -13,14 +13,19 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load, load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
 from tests.model.architectures import ARCHITECTURES
 from tests.model.arrivals import Arrival, block_size
-from tests.model.test_model import assert_same_model
+from tests.model.test_model import assert_same_model, assert_same_parts, stock_model
 from tests.support import models
+from tests.support.requests import request_of
 from tests.support.stopwatch import Stopwatch
+from yaie_async import IncompatibleModelError
+from yaie_async.model.model import build_model
+from yaie_async.model.preflight import check_config
 from yaie_async.model.tensors import ArrivingFiles
 
 Make = Callable[..., Arrival]
@@ -50,6 +55,76 @@ def test_identity(arrival: Make, kind: str, dtype: str) -> None:
     assert not arriving.missing
     arriving.publish()
     assert_same(streamed, arriving.stock())
+
+
+_TEXT = {
+    "vocab_size": models.VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+_VISION = {"hidden_size": 16, "intermediate_size": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 16}
+_LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
+_PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Qwen3_5": (_TEXT | _LINEAR, _VISION),
+    "Qwen3_5Moe": (_TEXT | _LINEAR | _EXPERTS, _VISION),
+    "Mllama": (
+        _TEXT | {"cross_attention_layers": [1]},
+        {"hidden_size": 16, "attention_heads": 2, "num_hidden_layers": 1, "num_global_layers": 1, "image_size": 28}
+        | {"intermediate_size": 32, "vision_output_dim": 32, "intermediate_layers_indices": [0]},
+    ),
+}
+
+
+def of_parts(name: str, directory: Path) -> Path:
+    """A checkpoint of a model of images and text."""
+    text, vision = _PARTS[name]
+    config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=vision)
+    return models._save(getattr(transformers, f"{name}ForConditionalGeneration"), config, directory, "bfloat16")
+
+
+@pytest.mark.parametrize("name", _PARTS)
+def test_the_text_model_of_a_larger_one(arrival: Make, tmp_path: Path, name: str) -> None:
+    """Where `architectures` names a class of images and text, its text model is loaded as by stock, streamed or not."""
+    directory = of_parts(name, tmp_path / name.lower())
+    for dtype in ("float16", "auto"):
+        request = request_of(str(directory), dtype=dtype)
+        assert_same_parts(build_model(request), stock_model(request.source, dtype))
+    arriving = arrival(directory)
+    check_config(arriving.request)
+    arriving.begin()
+    arriving.land_rest()
+    streamed = arriving.stream()
+    assert type(streamed).__name__ == f"{name}ForCausalLM"
+    arriving.publish()
+    assert_same(streamed, arriving.stock())
+
+
+def test_a_larger_model_without_its_text_model(arrival: Make, tmp_path: Path) -> None:
+    """What the text model lacks stock fills with random numbers, so it is refused."""
+    directory = of_parts("Qwen3_5", tmp_path / "qwen")
+    state = load_file(directory / "model.safetensors")
+    name = next(name for name in state if name.endswith("norm.weight") and "visual" not in name)
+    save_file({key: value for key, value in state.items() if key != name}, directory / "model.safetensors")
+    with pytest.raises(IncompatibleModelError, match="its checkpoint lacks .*norm.weight"):
+        build_model(request_of(str(directory)))
 
 
 def test_composite_config(arrival: Make, saved: Callable[[str], Path], tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ _TASKS = {
 }
 """The tables of model types and classes that are not for causal language models, by preference."""
 
+# Classes of these tables have a causal language model as a part, where their model type has one.
+OF_PARTS = ("AutoModelForImageTextToText", "AutoModelForSpeechSeq2Seq")
 # Some classes of these tables are causal language models too.
 _MAY_BE_CAUSAL = ("AutoModelForImageTextToText", "AutoModel")
 

@@ -94,13 +94,16 @@ def _check_model_type(request: BuildRequest) -> None:
 
 
 def _check_architecture(request: BuildRequest) -> None:
-    """A classifier of a known model type would load with a random head, and an encoder as half of a model."""
+    """A classifier of a known model type would load with a random head, and an encoder as half of a model.
+
+    A model of images or sound and text has a whole text model, which is what AutoModelForCausalLM loads of it.
+    """
     named = request.architecture
     if named is None or named == request.config.get("model_type"):
         return
     auto_class = compat.auto_class_of(named)
     is_decoder = auto_class == "AutoModelForMaskedLM" and request.config.get("is_decoder")
-    if auto_class not in (None, "AutoModel") and not is_decoder:
+    if auto_class not in (None, "AutoModel", *compat.OF_PARTS) and not is_decoder:
         raise _incompatible(request, f"it is not a causal language model; use {auto_class}")
 
 
