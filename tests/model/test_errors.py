@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from tests.support import models
 from tests.support.requests import request_of
@@ -206,6 +207,52 @@ def test_a_device_that_this_torch_has_not(checkpoint: Copy, device_map: Any) -> 
 def test_the_meta_device(checkpoint: Copy, device_map: Any) -> None:
     """Weights on the meta device have no data: it is refused as an argument, with what makes an empty model."""
     fail(errors.InvalidArgumentError, "meta.* no data.*from_config", checkpoint("llama"), device_map=device_map)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attn_implementation": "org/kernel"},
+        {"_attn_implementation": "org/kernel@v1:attend"},
+        {"attn_implementation": "paged|org/kernel"},
+        {"attn_implementation": {"": "sdpa", "text_config": "org/kernel"}},
+        {"text_config": {"inner_config": {"_attn_implementation": "org/kernel"}}},
+    ],
+)
+def test_a_kernel_that_the_config_names(own_copy: Copy, changes: dict[str, Any]) -> None:
+    """Compiled code of another repository is not fetched because config.json names it."""
+    directory = own_copy("llama")
+    edit_config(directory, **changes)
+    raised = fail(errors.UnsafeFileError, "names the attention kernel '.*org/kernel", directory)
+    assert raised.file == "config.json"
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_another_attention_than_that_of_the_config(own_copy: Copy, key: str) -> None:
+    """What the caller passes is used, where transformers lets it take the place of what config.json names."""
+    directory = own_copy("llama")
+    edit_config(directory, **{key: "org/kernel"})
+    consent = {"attn_implementation": "org/kernel"}
+    fail(errors.IncompatibleModelError, "`kernels` is either not installed", directory, model_kwargs=consent)
+    if key == "attn_implementation":
+        other: dict[str, Any] = {"attn_implementation": "sdpa"}
+    else:
+        fail(errors.UnsafeFileError, "'org/kernel'", directory, model_kwargs={"attn_implementation": "sdpa"})
+        other = {"config": LlamaConfig.from_pretrained(directory)}
+        other["config"]._attn_implementation = "sdpa"
+    model = build_model(request_of(str(directory), model_kwargs=other))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_flash_attention_that_would_be_fetched(own_copy: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where flash_attn is not installed and `kernels` is, transformers takes flash attention from the Hub."""
+    directory = own_copy("llama")
+    edit_config(directory, attn_implementation="flash_attention_2")
+    fail(errors.InvalidArgumentError, "flash", directory)
+    (tmp_path / "packages" / "kernels").mkdir(parents=True)
+    (tmp_path / "packages" / "kernels" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    fail(errors.UnsafeFileError, "names the attention kernel 'flash_attention_2'", directory)
 
 
 def test_own_causal_code_of_a_known_type(own_copy: Copy) -> None:

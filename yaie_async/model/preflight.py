@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ def check_config(request: BuildRequest) -> None:
             model=request.source,
         )
     _check_stored_dtype(request)
+    _check_kernels(request)
     import_libraries()
     if not _uses_remote_code(request):
         _check_model_type(request)
@@ -58,6 +60,34 @@ def _check_stored_dtype(request: BuildRequest) -> None:
     if request.dtype == "auto" and stored is not None and float_dtype(stored) is None:
         advice = 'so dtype="auto" can\'t be used; pass dtype="float16"'
         raise _incompatible(request, f"its config names the dtype {stored!r}, {advice}")
+
+
+def _check_kernels(request: BuildRequest) -> None:
+    """Refuse compiled code from the Hub that config.json names and the caller does not."""
+    asked = request.model_kwargs.get("attn_implementation")
+    if request.model_kwargs.get("config") is not None:
+        return
+    named, parts = [request.config.get("_attn_implementation")], [request.config]
+    while parts and not isinstance(asked, str):  # which takes the place of all others
+        part = parts.pop()
+        parts += [value for value in part.values() if isinstance(value, Mapping)]
+        value = part.get("attn_implementation")
+        named += value.values() if isinstance(value, Mapping) else [value, part.get("_attn_implementation")]
+    for kernel in named:
+        if isinstance(kernel, str) and kernel != asked and _is_fetched(kernel):
+            raise UnsafeFileError(
+                f"config.json of {request.source} names the attention kernel {kernel!r}, which is compiled code from "
+                f"the Hub, and nothing was fetched or run. If you trust it, pass attn_implementation={kernel!r}; else "
+                'attn_implementation="sdpa", or a config object without it as config=.',
+                model=request.source,
+                file="config.json",
+            )
+
+
+def _is_fetched(kernel: str) -> bool:
+    """Whether transformers gets an attention from the Hub, as it does with flash attention that is not installed."""
+    flash = kernel.startswith("flash_attention") and find_spec("flash_attn") is None
+    return "/" in kernel or (flash and find_spec("kernels") is not None)
 
 
 def _uses_remote_code(request: BuildRequest) -> bool:
