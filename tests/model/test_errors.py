@@ -22,6 +22,7 @@ from transformers import LlamaConfig
 from tests.support import models
 from tests.support.requests import request_of
 from yaie_async.core import errors
+from yaie_async.model.failures import translate
 from yaie_async.model.model import build_model
 
 Copy = Callable[[str], Path]
@@ -242,6 +243,15 @@ def test_another_attention_than_that_of_the_config(own_copy: Copy, key: str) -> 
         other["config"]._attn_implementation = "sdpa"
     model = build_model(request_of(str(directory), model_kwargs=other))
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_kernel_that_is_not_trusted(checkpoint: Copy) -> None:
+    """The error for a kernel of an unknown publisher names the argument that consents, which is not the code's."""
+    text = "Kernel repository 'org/kernel' could not verify publisher trust status. Set trust_remote_code=True or add."
+    raised = translate(ValueError(text), request_of(checkpoint("llama")))
+    assert type(raised) is errors.InvalidArgumentError
+    assert "pass allow_all_kernels=True" in str(raised)
+    assert "trust_remote_code" not in str(raised)
 
 
 def test_flash_attention_that_would_be_fetched(own_copy: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

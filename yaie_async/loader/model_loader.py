@@ -86,7 +86,7 @@ class ModelLoader:
         if hub is not None and given:
             raise invalid_argument(f"{', '.join(given)} belong to the Hub: pass them to Hub(...) instead of with hub=.")
         check_model_kwargs(model_kwargs)
-        safetensors = model_kwargs.get("use_safetensors")
+        safetensors = model_kwargs.pop("use_safetensors", None)
         if safetensors is False and not allow_pickle:
             raise invalid_argument(
                 "use_safetensors=False asks for pickles, which allow_pickle=False refuses: pass one."

@@ -268,6 +268,7 @@ NO_DEVICE = re.compile(
     r"|passing device_map|negative int|not linked with support|no module named 'torch\.\w+'|from the '\w+' backend",
     re.IGNORECASE,
 )
+UNTRUSTED_KERNEL = re.compile(r"Kernel repository '([^']+)' .*trust")
 NO_ATTENTION = re.compile("attn_implementation|FlashAttention")
 _FILE = re.compile(r"(?:directory: |file named )(\S+)")
 _BYTES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

@@ -93,6 +93,13 @@ def _from_argument(error: Exception, request: BuildRequest) -> LoaderError | Non
             f'({_one_line(error)}). Use "auto" or "cpu".',
             model=request.source,
         )
+    kernel = compat.UNTRUSTED_KERNEL.search(text)
+    if kernel is not None:
+        return InvalidArgumentError(
+            f"{request.source} can't be loaded: the kernel {kernel[1]} is of a publisher that is not known to be trusted, "
+            "and nothing was run. If you trust it, pass allow_all_kernels=True.",
+            model=request.source,
+        )
     if isinstance(error, ValueError | ImportError) and compat.NO_ATTENTION.search(text):
         return InvalidArgumentError(f"{request.source} can't be loaded: {_one_line(error)}.", model=request.source)
     if compat.asks_for_consent(error):

@@ -29,14 +29,7 @@ if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
 
 # Keywords of `from_pretrained` with the same effect here. Others are accepted only where config.json has them.
-_KEYWORDS = {
-    "attn_implementation",
-    "experts_implementation",
-    "low_cpu_mem_usage",
-    "max_memory",
-    "use_safetensors",
-    "variant",
-}
+_KEYWORDS = {"attn_implementation", "experts_implementation", "low_cpu_mem_usage", "max_memory", "variant"}
 
 
 class StreamAbandoned(Exception):
