@@ -96,7 +96,7 @@ def _from_argument(error: Exception, request: BuildRequest) -> LoaderError | Non
     kernel = compat.UNTRUSTED_KERNEL.search(text)
     if kernel is not None:
         return InvalidArgumentError(
-            f"{request.source} can't be loaded: the kernel {kernel[1]} is of a publisher that is not known to be trusted, "
+            f"{request.source} can't be loaded: the kernel {kernel[1]} is of a publisher that is not trusted, "
             "and nothing was run. If you trust it, pass allow_all_kernels=True.",
             model=request.source,
         )
