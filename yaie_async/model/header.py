@@ -83,10 +83,10 @@ def parse_header(text: bytes, size: int) -> Mapping[str, Stored]:
     tensors = {name: _stored(name, entry, data) for name, entry in header if name != "__metadata__"}
     position = data
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if tensor.start != position:
-            raise HeaderError(f"the offsets of {name} overlap with another tensor or leave a gap")
         if (tensor.stop - tensor.start) * 8 != _elements(tensor.shape) * tensor.dtype.bits:
             raise HeaderError(f"{name} takes another number of bytes than its shape and dtype need")
+        if tensor.start != position:
+            raise HeaderError(f"the offsets of {name} overlap with another tensor or leave a gap")
         position = tensor.stop
     if position != size:
         raise HeaderError("its tensors end elsewhere than the file")
