@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from huggingface_hub.file_download import _normalize_etag
 
-from tests.fetch.fetching import opened, put
+from tests.fetch.fetching import QUICK, opened, put
 from tests.support.faults import (
     Answer,
+    Both,
     Cut,
     EditJson,
     Fault,
@@ -28,7 +29,7 @@ from tests.support.stopwatch import Stopwatch
 from yaie_async import HubUnavailableError, ModelNotFoundError, RevisionNotFoundError, StalledError, UnsafeFileError
 from yaie_async.core.manifest import RepoFile
 from yaie_async.fetch import metadata
-from yaie_async.fetch.metadata import commit_of, complete, listing_of, normal_etag
+from yaie_async.fetch.metadata import commit_of, complete, listing_of, normal_etag, tree_of
 from yaie_async.fetch.retry import RetryPolicy
 
 pytestmark = pytest.mark.anyio
@@ -181,16 +182,62 @@ async def test_an_etag_that_is_no_name(etag: str, anyio_backend: Any, hub: HubSe
 
 
 @on_one_loop
-@pytest.mark.parametrize("missing", ["ETag", "X-Repo-Commit", "Content-Length"])
-async def test_a_head_without_the_hub_s_headers(
-    missing: str, anyio_backend: Any, hub: HubServer, tmp_path: Path
-) -> None:
-    """A file that can't be cached for want of commit, etag or size is said by name."""
-    hub.faults.add(Strip(missing), method="HEAD")
+async def test_a_head_without_an_etag(anyio_backend: Any, hub: HubServer, tmp_path: Path) -> None:
+    """A file whose blob would have no name is named."""
+    hub.faults.add(Strip("ETag"), method="HEAD")
     async with opened(hub, tmp_path) as one:
-        with pytest.raises(HubUnavailableError, match=r"commit, etag and size of config\.json of org/big") as caught:
+        with pytest.raises(HubUnavailableError, match=r"etag and size of config\.json of org/big") as caught:
             await complete(one.session, "org/big", "main", RepoFile("config.json"))
     assert caught.value.file == "config.json"
+
+
+@on_one_loop
+@pytest.mark.parametrize("missing", ["X-Repo-Commit", "Content-Length", "X-Linked-Size"])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+async def test_a_head_that_leaves_out_what_can_be_known_otherwise(
+    missing: str, file: str, anyio_backend: Any, hub: HubServer, tmp_path: Path
+) -> None:
+    """The commit was asked for, and the size is told by a request for the first byte."""
+    hub.faults.add(Strip(missing), method="HEAD", times=None)
+    async with opened(hub, tmp_path) as one:
+        expected = (await listing_of(one.session, "org/big", "main")).files[file]
+        assert await complete(one.session, "org/big", "main", RepoFile(file)) == expected
+
+
+async def test_the_tree_tells_what_the_listing_leaves_out(anyio_backend: Any, hub_root: Path, tmp_path: Path) -> None:
+    """Before any HEAD, in as many pages as it has, and its digests are digests."""
+    for number in range(4):
+        (hub_root / "org/big" / f"{number}.json").write_text("{}")
+    with HubServer(hub_root, page_size=3) as hub:
+        await _by_pages(hub, tmp_path)
+
+
+async def _by_pages(hub: HubServer, cache: Path) -> None:
+    hub.faults.add(without_blobs(), path="/revision/", times=None)
+    async with opened(hub, cache) as one:
+        whole = await tree_of(one.session, "org/big", (await listing_of(one.session, "org/big", "main")).commit or "")
+        assert {path: (file.size, len(file.etag or "")) for path, file in whole.items() if path > "a"} == {
+            "config.json": (23, 40),
+            "model.safetensors": (100, 64),
+            "tokenizer_config.json": (2, 40),
+        }
+        assert len(whole) == 7
+        await one.prefetch("org/big")
+    assert not [request for request in hub.requests if request.method == "HEAD"]
+
+
+@on_one_loop
+@pytest.mark.parametrize(
+    "answer", [Status(404), Status(500), Status(200, body=b"3"), Headers({"Link": "<?>; rel=next"})]
+)
+async def test_a_mirror_without_a_tree(answer: Fault, anyio_backend: Any, hub: HubServer, tmp_path: Path) -> None:
+    """A HEAD for each file is left; a page that leads to itself is read once."""
+    hub.faults.add(without_blobs(), path="^/api/", times=None)
+    hub.faults.add(Both(without_blobs(), answer) if isinstance(answer, Headers) else answer, path="/tree/", times=None)
+    async with opened(hub, tmp_path) as one:
+        one.session.policy = QUICK
+        await one.prefetch("org/big")
+    assert len([request for request in hub.requests if request.method == "HEAD"]) == 3
 
 
 async def test_metadata_is_that_of_the_last_answer_of_the_hub(

@@ -6,13 +6,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from tests.fetch.fetching import nothing_is_linked, opened, put
-from tests.support.faults import Corrupt, EditJson, Headers, set_etag, without_blobs
+from tests.support.faults import Both, Corrupt, EditJson, Headers, Strip, set_etag, without_blobs
 from tests.support.hub import HubServer
 from tests.support.loops import on_one_loop
 from yaie_async import Hub, IntegrityError, InvalidArgumentError, ModelLoader, UnsafeFileError
+from yaie_async.fetch.digest import digest_of
 
 pytestmark = pytest.mark.anyio
 
@@ -174,6 +176,59 @@ async def test_another_commit_than_the_pinned_one(
             await ModelLoader("org/big", revision=commit, hub=one).prefetch()
     assert (caught.value.expected, caught.value.found) == (commit, other)
     nothing_is_linked(tmp_path / "new")
+
+
+def _mirror(hub: HubServer, etag: str, file: str = WEIGHTS) -> None:
+    """Make the hub a mirror that knows a file by an ETag of its own alone."""
+    hub.faults.add(without_blobs(), path="^/api/", times=None)
+    own = Both(Strip("X-Linked-Etag", "X-Linked-Size", "X-Repo-Commit"), Headers({"ETag": f'"{etag}"'}))
+    hub.faults.add(own, method="HEAD", path=f"{file}$", times=None)
+
+
+async def test_an_etag_that_is_the_sha1_of_the_bytes_verifies(
+    anyio_backend: Any, hub: HubServer, weights: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Artifactory's is that, where the Hub's is git's or a sha256."""
+    etag = hashlib.sha1(weights).hexdigest()
+    _mirror(hub, etag)
+    async with opened(hub, tmp_path) as one:
+        snapshot = (await one.prefetch("org/big"))["org/big"]
+    assert (snapshot / WEIGHTS).resolve().name == etag
+    assert "no digest" not in caplog.text
+    assert await anyio.to_thread.run_sync(digest_of, snapshot / WEIGHTS, etag) == etag  # for `verify` too
+
+
+@pytest.mark.parametrize("length", [40, 64])
+async def test_an_etag_of_a_mirror_may_be_anything(
+    length: int, anyio_backend: Any, hub: HubServer, weights: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that looks like a digest and is none says nothing about the bytes: they are taken, once, with a warning."""
+    _mirror(hub, ("c0ffee" * 11)[:length])
+    async with opened(hub, tmp_path) as one:
+        (file,) = [file for file in (await ModelLoader("org/big", hub=one).plan()).files if file.path == WEIGHTS]
+        assert file.digest is None
+        snapshot = (await one.prefetch("org/big"))["org/big"]
+        assert await ModelLoader("org/big", hub=one).prefetch() == snapshot
+    assert (snapshot / WEIGHTS).read_bytes() == weights
+    assert len([request for request in hub.requests if request.path.startswith("/cdn/") and request.sent > 1]) == 1
+    (record,) = [record for record in caplog.records if "no digest" in record.getMessage()]
+    assert record.levelname == "WARNING"
+
+
+@on_one_loop
+@pytest.mark.parametrize("required", ["everything", "code"])
+async def test_a_mirror_s_etag_does_not_do_for_code(
+    required: str, anyio_backend: Any, hub_root: Path, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """What runs as code, and all files where a digest is required, have to match what the server names."""
+    file = WEIGHTS if required == "everything" else "modeling_big.py"
+    (hub_root / "org/big" / "modeling_big.py").write_text("print(1)")
+    _mirror(hub, "c0ffee" * 6 + "c0ff", file)
+    async with opened(hub, tmp_path, verify="require" if required == "everything" else True) as one:
+        with pytest.raises(IntegrityError, match="wrong contents twice") as caught:
+            await ModelLoader("org/big", hub=one, trust_remote_code=True).prefetch()
+    assert caught.value.file == file
+    assert not list(tmp_path.glob(f"models--*/snapshots/*/{file}"))
 
 
 def test_the_plan_on_the_command_line_names_what_has_no_digest(hub: HubServer, weights: bytes, tmp_path: Path) -> None:

@@ -331,10 +331,13 @@ class EditJson(Fault):
 
 
 def without_blobs() -> EditJson:
-    """Remove sizes and digests from a model's info; some mirrors lack them."""
+    """Remove sizes and digests from a model's info or from a tree; some mirrors lack them."""
 
-    def edit(info: Any) -> None:
-        info["siblings"] = [{"rfilename": sibling["rfilename"]} for sibling in info["siblings"]]
+    def edit(document: Any) -> None:
+        entries = document["siblings"] if isinstance(document, dict) else document
+        for entry in entries:
+            for name in entry.keys() - {"rfilename", "path", "type"}:
+                del entry[name]
 
     return EditJson(edit)
 

@@ -49,6 +49,9 @@ class RepoFile:
     path: str  # relative, with slashes
     size: int | None = None  # bytes; None where a mirror leaves it out and no HEAD has been made yet
     etag: str | None = None  # the name of its blob: sha256 for LFS files, else git's blob sha1; None as for `size`
+    # The etag is a mirror's own, which may be a digest, and may be anything else that looks like one.
+    candidate: bool = field(default=False, compare=False)
+    xet_hash: str | None = field(default=None, compare=False)  # its name in the official client's shared store
 
 
 _Files = Mapping[str, RepoFile]

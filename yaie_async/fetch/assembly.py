@@ -36,6 +36,10 @@ class LostError(StartOverError):
     """Raised when another process owns the partial now."""
 
 
+class WrongDigestError(OtherBytesError):
+    """Raised when all bytes are there and their digest is not the etag."""
+
+
 class PrunedError(StartOverError):
     """Raised when the partial's files were removed. Its open descriptor still has the bytes."""
 
@@ -88,7 +92,7 @@ class Assembly:
                     # Inside the group: once it has closed, it takes no more ranges, and to be given one is an error.
                     self._downloader.leave(self._key)
             if (found := self._digest.result()) != etag:
-                raise OtherBytesError(etag, found)
+                raise WrongDigestError(etag, found)
         except StartOverError:
             self.meter.held(-self._counted)
             raise

@@ -8,12 +8,12 @@ from functools import partial
 
 import anyio
 
-from yaie_async.core.errors import IntegrityError
+from yaie_async.core.errors import IntegrityError, printable
 from yaie_async.core.log import logger
 from yaie_async.core.manifest import RepoFile
 from yaie_async.core.progress import Meter
 from yaie_async.core.threads import run_owned
-from yaie_async.fetch.assembly import Assembly, LostError, PrunedError
+from yaie_async.fetch.assembly import Assembly, LostError, PrunedError, WrongDigestError
 from yaie_async.fetch.body import RangesIgnoredError
 from yaie_async.fetch.digest import digest_of
 from yaie_async.fetch.location import Location, OtherBytesError
@@ -57,7 +57,7 @@ async def fetch_blob(
     async def lead() -> bool:
         nonlocal led
         led = True
-        return await _Fetch(session, cache, commit, file.path, etag, size, meter, arriving).run()
+        return await _Fetch(session, cache, commit, file, etag, size, meter, arriving).run()
 
     fresh = await flight(lead)
     if session.flights.get(key) is flight:
@@ -74,7 +74,7 @@ class _Fetch:
     session: Session
     cache: RepoCache
     commit: str
-    path: str
+    file: RepoFile
     etag: str
     size: int
     meter: Meter
@@ -111,7 +111,7 @@ class _Fetch:
     def _look(self, stop: Stop) -> bool:
         """Return whether the blob is linked, or complete. A blob that others wrote is verified first."""
         blob = self.cache.blob(self.etag)
-        if self.cache.has(self.commit, self.path):
+        if self.cache.has(self.commit, self.file.path):
             return True
         with cache_errors(blob):
             try:
@@ -121,15 +121,15 @@ class _Fetch:
                 if not self.session.verify:
                     return True
                 with self.meter.blob_stage("verifying"):
-                    return digest_of(blob, self.etag, stop.is_set) == self.etag
+                    return digest_of(blob, self.etag, stop.is_set) == self.etag or self.file.candidate
             except FileNotFoundError:
                 # Without symlinks another process may have moved the blob to its snapshot a moment ago.
-                return self.cache.has(self.commit, self.path)
+                return self.cache.has(self.commit, self.file.path)
 
     async def _fill(self) -> bool:
         """Fill partials until one is right, and publish it. Return whether this process did that."""
         start, retries = time.monotonic(), 0
-        asked = self.session.asked(self.cache.repo_id, self.commit, self.path)
+        asked = self.session.asked(self.cache.repo_id, self.commit, self.file.path)
         location = Location(self.session, asked)
         weights = self.arriving is not None
         whole = failed = False
@@ -150,6 +150,14 @@ class _Fetch:
                     return False
                 await self._go_on(self._claim)
             except OtherBytesError as error:
+                if self.file.candidate and isinstance(error, WrongDigestError):
+                    logger.warning(
+                        "%s has no digest to check its bytes by, only the ETag %s: they are taken as they come.",
+                        *(asked.what, printable(self.etag)),
+                        extra=asked.facts,
+                    )
+                    self.meter.held(self.size)  # the assembly took it back
+                    break
                 await run_owned(self._partial.discard, name="discard")
                 if failed:
                     raise IntegrityError(
@@ -165,14 +173,15 @@ class _Fetch:
                 await self._go_on(partial(Partial.create, self.cache.blobs, self.etag, self.size))
                 location = Location(self.session, asked)
             else:
-                await run_owned(self._publish, name="publish")
-                self.meter.file_done()
-                seconds = time.monotonic() - start
-                retries += assembly.retries
-                facts = {**asked.facts, "bytes": self.size, "seconds": seconds, "retries": retries}
-                logger.debug("%s: downloaded %s in %.1f s", asked.model, asked.file, seconds, extra=facts)
-                return True
+                break
             retries += assembly.retries
+        await run_owned(self._publish, name="publish")
+        self.meter.file_done()
+        seconds = time.monotonic() - start
+        retries += assembly.retries
+        facts = {**asked.facts, "bytes": self.size, "seconds": seconds, "retries": retries}
+        logger.debug("%s: downloaded %s in %.1f s", asked.model, asked.file, seconds, extra=facts)
+        return True
 
     async def _go_on(self, make: Callable[[], Partial]) -> None:
         await run_owned(partial(self._own, make), name="partial")

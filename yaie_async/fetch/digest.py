@@ -1,9 +1,10 @@
-"""Digests of files on disk: sha256 of LFS files, git's blob sha1 of small files."""
+"""Digests of files on disk: sha256 of LFS files, git's blob sha1 (or a mirror's plain sha1) of small files."""
 
 import errno
 import hashlib
 import os
 from collections.abc import Callable
+from typing import Any
 
 from yaie_async.core.names import digest_kind
 from yaie_async.store.diskio import open_regular
@@ -22,8 +23,10 @@ class Digest:
         self._etag = etag
         kind = digest_kind(etag) if check else None
         self._hash = None if kind is None else hashlib.new("sha256" if kind == "sha256" else "sha1")
+        self._plain: Any = None
         if self._hash is not None and kind == "git-sha1":
             self._hash.update(f"blob {size}\0".encode())
+            self._plain = hashlib.sha1(usedforsecurity=False)  # Artifactory's ETag is the sha1 of the bytes alone
         self._buffer = memoryview(b"")
         self.reads: bool = self._hash is not None  # whether anything has to be read
 
@@ -41,13 +44,17 @@ class Digest:
             if read == 0:
                 raise OSError(errno.EIO, "It has become shorter")
             self._hash.update(self._buffer[:read])
+            if self._plain is not None:
+                self._plain.update(self._buffer[:read])
             start += read
         return start
 
     def result(self) -> str:
         """The etag itself where it is the digest, in upper or lower case, or no digest; else the digest."""
-        found = self._etag if self._hash is None else self._hash.hexdigest()
-        return self._etag if found == self._etag.lower() else found
+        if self._hash is None:
+            return self._etag
+        digests = [each.hexdigest() for each in (self._hash, self._plain) if each is not None]
+        return self._etag if self._etag.lower() in digests else digests[0]
 
 
 def digest_of(path: str | os.PathLike[str], etag: str, cancelled: Callable[[], bool] = lambda: False) -> str:

@@ -5,9 +5,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
-from yaie_async.core.errors import HubUnavailableError, IntegrityError
+from yaie_async.core.errors import (
+    GatedModelError,
+    HubUnavailableError,
+    IntegrityError,
+    ModelFileNotFoundError,
+    ModelNotFoundError,
+    RevisionNotFoundError,
+    printable,
+)
 from yaie_async.core.manifest import Listing, RepoFile
 from yaie_async.core.names import check_etag, check_path, is_commit
 from yaie_async.core.threads import run_owned
@@ -35,8 +43,11 @@ async def commit_of(session: Session, repo_id: str, revision: str) -> str:
     asked = session.asked(repo_id, revision)
     if commit := await retried(IMPATIENT, partial(_sha, session, asked), asked):
         return commit
-    head = partial(_head, session, replace(asked, file="config.json"))
-    return (await retried(IMPATIENT, head, asked))[0]
+    asked = replace(asked, file="config.json")
+    commit = (await retried(IMPATIENT, partial(_head, session, asked), asked)).get("x-repo-commit", "")
+    if not is_commit(commit):
+        raise _incomplete(asked, "commit")
+    return commit
 
 
 async def listing_of(session: Session, repo_id: str, revision: str) -> Listing:
@@ -52,8 +63,35 @@ async def listing_of(session: Session, repo_id: str, revision: str) -> Listing:
     return await run_owned(partial(_listing, info, asked), name="listing")
 
 
+async def tree_of(session: Session, repo_id: str, commit: str) -> Mapping[str, RepoFile]:
+    """The files of a commit by the listing of its tree, in pages; empty for a server that has none.
+
+    **Cancellation:** at once; the connection is closed.
+
+    **Raises:** UnsafeFileError.
+    """
+    asked = session.asked(repo_id, commit)
+    url: str | None = f"{session.settings.endpoint}/api/models/{repo_id}/tree/{commit}?recursive=true"
+    files: dict[str, RepoFile] = {}
+    seen: set[str] = set()
+    try:
+        while url is not None and url not in seen and len(files) <= MOST_FILES:
+            seen.add(url)
+            entries, following = await retried(IMPATIENT, partial(_json, session, asked, url), asked)
+            for entry in entries if isinstance(entries, list) else ():
+                if isinstance(entry, dict) and entry.get("type") == "file":
+                    file = _tree_file(entry, asked)
+                    files[file.path] = file
+            url = following if following and session.settings.is_hub(following) else None
+    except (HubUnavailableError, ModelNotFoundError, RevisionNotFoundError, ModelFileNotFoundError, GatedModelError):
+        return files
+    return files
+
+
 async def complete(session: Session, repo_id: str, commit: str, file: RepoFile) -> RepoFile:
     """The file with its size and etag, by a HEAD where the listing left out one of them.
+
+    A digest is only what the Hub itself calls one (X-Linked-Etag): the ETag of a mirror is a candidate.
 
     **Cancellation:** at once; the connection is closed.
 
@@ -62,8 +100,15 @@ async def complete(session: Session, repo_id: str, commit: str, file: RepoFile) 
     if file.size is not None and file.etag is not None:
         return file
     asked = session.asked(repo_id, commit, file.path)
-    _, size, etag = await retried(session.policy, partial(_head, session, asked), asked)
-    return RepoFile(file.path, size, etag)
+    headers = await retried(session.policy, partial(_head, session, asked), asked)
+    etag, size = normal_etag(headers), _number(headers.get("x-linked-size") or headers.get("content-length"))
+    if etag is not None and size is None:
+        size = await retried(session.policy, partial(_size_by_range, session, asked), asked)
+    if etag is None or size is None:
+        raise _incomplete(asked, "etag and size")
+    check_etag(etag, model=repo_id, file=file.path)
+    xet_hash = headers.get("x-xet-hash")
+    return RepoFile(file.path, size, etag, candidate="x-linked-etag" not in headers, xet_hash=xet_hash)
 
 
 def file_url(session: Session, asked: Asked) -> str:
@@ -84,14 +129,20 @@ async def _sha(session: Session, asked: Asked) -> str | None:
 
 async def _info(session: Session, asked: Asked, query: str) -> Any:
     url = f"{session.settings.endpoint}/api/models/{asked.model}/revision/{quote(asked.revision, safe='')}?{query}"
+    return (await _json(session, asked, url))[0]
+
+
+async def _json(session: Session, asked: Asked, url: str) -> tuple[Any, str | None]:
+    """The JSON of an answer, and the address of the next page."""
     timeout = session.settings.metadata_timeout
     async with answer(session, "GET", url, asked=asked, timeout=timeout) as response:
         body = await content(response, _LARGEST_LISTING, timeout)
+        following = response.links.get("next", {}).get("url")
     if len(body) > _LARGEST_LISTING:
         raise _not_a_hub(asked, "an endless answer")
     try:
         # In a thread: a listing of many thousand files takes long to parse.
-        return await run_owned(lambda: parse_json(body), name="json")
+        return await run_owned(lambda: parse_json(body), name="json"), following and urljoin(url, following)
     except (ValueError, RecursionError) as error:
         raise _not_a_hub(asked, "something that is not JSON") from error
 
@@ -135,32 +186,58 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and 0 <= value < 10**18
 
 
-async def _head(session: Session, asked: Asked) -> tuple[str, int, str]:
-    """Commit, size and etag by the rules of the official client: from the last response of the Hub in the chain."""
+def _tree_file(entry: Mapping[str, Any], asked: Asked) -> RepoFile:
+    path, lfs = entry.get("path"), entry.get("lfs")
+    if not isinstance(path, str):
+        raise _not_a_hub(asked, "a file without a name")
+    lfs = {"sha256": lfs.get("oid"), "size": lfs.get("size")} if isinstance(lfs, dict) else None
+    told = {"rfilename": path, "size": entry.get("size"), "blobId": entry.get("oid"), "lfs": lfs}
+    xet_hash = entry.get("xetHash")
+    return replace(_file(told, asked), xet_hash=xet_hash if isinstance(xet_hash, str) else None)
+
+
+async def _head(session: Session, asked: Asked) -> Mapping[str, str]:
+    """The headers of the last response of the Hub in the chain, which has the metadata for the official client too.
+
+    A redirect has its own length, not the file's.
+    """
     url, timeout = file_url(session, asked), session.settings.metadata_timeout
     async with answer(session, "HEAD", url, asked=asked, timeout=timeout, leave_hub=False) as response:
-        headers = response.headers
-    commit, etag = headers.get("x-repo-commit", ""), normal_etag(headers)
-    size = headers.get("x-linked-size") or (None if response.is_redirect else headers.get("content-length"))
-    if not is_commit(commit) or etag is None or size is None or not re.fullmatch("[0-9]{1,18}", size):
-        raise asked.unavailable(
-            f"The server does not send commit, etag and size of {asked.what}, so the file can't be cached. "
-            "Check HF_ENDPOINT: this is not how a Hub answers.",
-            status=response.status_code,
-        )
-    _check_commit(commit, asked)
-    check_etag(etag, model=asked.model, file=asked.file or "")
-    return commit, int(size), etag
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        if response.is_redirect:
+            headers.pop("content-length", None)
+    _check_commit(headers.get("x-repo-commit") or asked.revision, asked)
+    return headers
+
+
+async def _size_by_range(session: Session, asked: Asked) -> int | None:
+    """The size of a file as the answer to a request for its first byte tells it."""
+    url, timeout = file_url(session, asked), session.settings.metadata_timeout
+    async with answer(session, "GET", url, asked=asked, timeout=timeout, headers={"range": "bytes=0-0"}) as response:
+        if response.status_code == 206:
+            return _number(response.headers.get("content-range", "").rpartition("/")[2])
+        return _number(response.headers.get("content-length"))
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and re.fullmatch("[0-9]{1,18}", text) else None
+
+
+def _incomplete(asked: Asked, what: str) -> HubUnavailableError:
+    return asked.unavailable(
+        f"The server does not send {what} of {asked.what}, so the file can't be cached. "
+        "Check HF_ENDPOINT: this is not how a Hub answers.",
+    )
 
 
 def _check_commit(commit: str, asked: Asked) -> None:
     """Refuse another commit than the one that was asked for by its hash: it says which bytes are wanted."""
     if is_commit(asked.revision) and commit != asked.revision:
         raise IntegrityError(
-            f"The server answered with the commit {commit} to a request for {asked.what} at {asked.revision}. "
-            "Nothing of it is used. Check HF_ENDPOINT and any proxy on the way to it.",
+            f"The server answered with the commit {printable(commit)} to a request for {asked.what} at "
+            f"{asked.revision}. Nothing of it is used. Check HF_ENDPOINT and any proxy on the way to it.",
             expected=asked.revision,
-            found=commit,
+            found=printable(commit),
             model=asked.model,
             file=asked.file,
         )

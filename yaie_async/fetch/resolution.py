@@ -18,7 +18,7 @@ from yaie_async.core.manifest import Listing, Manifest, Need, RepoFile
 from yaie_async.core.names import is_commit
 from yaie_async.core.tasks import task_group
 from yaie_async.core.threads import run_owned
-from yaie_async.fetch.metadata import commit_of, complete, listing_of
+from yaie_async.fetch.metadata import commit_of, complete, listing_of, tree_of
 from yaie_async.fetch.patterns import Patterns
 from yaie_async.fetch.session import Session
 from yaie_async.store.cache import RepoCache
@@ -133,7 +133,9 @@ async def manifest_of_choice(
 
 
 async def with_sizes(session: Session, manifest: Manifest) -> Manifest:
-    """The manifest with size and etag of every file, by one HEAD for each that a mirror's listing leaves out.
+    """The manifest with size and etag of every file.
+
+    What a mirror leaves out of the first listing comes from that of the tree, else by a HEAD for each file.
 
     **Cancellation:** nothing is left behind.
 
@@ -148,9 +150,11 @@ async def with_sizes(session: Session, manifest: Manifest) -> Manifest:
         async with limiter:
             known[file.path] = await complete(session, manifest.model, commit, file)
 
+    if any(file.size is None for file in manifest.files):
+        known |= await tree_of(session, manifest.model, commit)
     async with task_group() as group:
         for file in manifest.files:
-            if file.size is None:
+            if known.get(file.path, file).size is None:
                 group.start_soon(one, file)
     return manifest.with_sizes(known) if known else manifest
 

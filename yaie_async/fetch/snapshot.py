@@ -1,6 +1,7 @@
 """From a manifest to a snapshot in the cache: one fetch of what is missing, each file linked when its turn has come."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -137,6 +138,8 @@ class _Fetch:
                     group.start_soon(self._fetch, file)
 
     async def _fetch(self, file: RepoFile, arriving: ArrivingFile | None = None) -> None:
+        if self._session.verify == "require" or self._manifest.runs_code(file):
+            file = replace(file, candidate=False)  # it has to match
         assert file.etag is not None
         async with self._open_files:
             if file.path in self._linked:

@@ -125,7 +125,7 @@ class ModelFiles:
                         file.size or 0,
                         is_cached(file.path, file.etag),
                         digest_kind(file.etag)
-                        if self.resolution
+                        if self.resolution and not file.candidate
                         else None,  # a directory's links may be named like one
                     )
                     for file in manifest.files

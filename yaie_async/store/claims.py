@@ -110,10 +110,11 @@ def _read_maps(directory: Path, etag: str) -> list[_FoundMap]:
             # A map that was removed meanwhile or can't be read (another user's, for example) can't be claimed either.
             # It is opened before its mtime is read: a network file system then asks its server again.
             with suppress(OSError), open(_open(path), "rb", buffering=0) as file:
-                raw = file.read(LARGEST_MAP)
+                status = os.fstat(file.fileno())
+                raw = file.read(min(status.st_size, LARGEST_MAP))
                 header, state = decode(raw, etag) or (None, bytearray())
                 slots = header.decode_slots(raw[HEADER_SIZE + header.blocks :], state) if header else {}
-                maps.append(_FoundMap(path, os.fstat(file.fileno()).st_mtime_ns, header, state, slots))
+                maps.append(_FoundMap(path, status.st_mtime_ns, header, state, slots))
     return maps
 
 

@@ -34,9 +34,10 @@ def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
         OSError: as `open_regular`, and for a larger file.
     """
     with open(open_regular(path), "rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_size > limit:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
             raise OSError(errno.EFBIG, f"It has more than {limit:,} bytes", os.fspath(path))
-        return file.read(limit)
+        return file.read(size)  # which makes room for as many
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
