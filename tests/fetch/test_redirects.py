@@ -45,8 +45,6 @@ pytestmark = pytest.mark.anyio
         ("fe80::1%25eth0", "private"),
         ("fd00::1", "private"),
         ("::ffff:10.0.0.1", "private"),
-        ("64:ff9b::10.0.0.1", "private"),
-        ("2002:a00:1::", "private"),
         ("localhost", "private"),
         ("LocalHost.", "private"),
         ("a.localhost", "private"),
@@ -54,7 +52,6 @@ pytestmark = pytest.mark.anyio
         ("16843009", "public"),
         ("2606:4700::1111", "public"),
         ("::ffff:1.1.1.1", "public"),
-        ("64:ff9b::1.1.1.1", "public"),
         ("huggingface.co", None),
         ("localhost.example", None),
         ("1.2.3.4.example", None),
@@ -84,21 +81,19 @@ def test_what_addresses_say(addresses: list[str], expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "by_name", "expected"),
+    ("source", "by_name", "expected"),
     [
-        ("public", "private", True, True),
-        ("public", "private", False, True),
-        ("unknown", "private", True, False),
-        ("unknown", "private", False, True),
-        ("private", "private", True, False),
-        ("private", "private", False, False),
-        ("public", "public", False, False),
-        ("public", "unknown", True, False),
+        ("public", True, True),
+        ("public", False, True),
+        ("unknown", True, False),
+        ("unknown", False, True),
+        ("private", True, False),
+        ("private", False, False),
     ],
 )
-def test_what_is_refused(source: Any, target: Any, by_name: bool, expected: bool) -> None:
+def test_what_is_refused(source: Any, by_name: bool, expected: bool) -> None:
     """A private target, from a public source; from an unknown one only where it is no name."""
-    assert refuses(source, target, by_name=by_name) is expected
+    assert refuses(source, by_name=by_name) is expected
 
 
 @pytest.fixture

@@ -17,10 +17,7 @@ BUNDLES = (
 
 
 def trusting_context() -> ssl.SSLContext:
-    """A client's context. Blocks: it reads some hundred certificates (40 ms), so make one for all connections.
-
-    Raises OSError for a variable that names no certificates.
-    """
+    """A context for all connections: it reads some hundred certificates (40 ms). OSError where a variable is wrong."""
     context = httpx.create_ssl_context()  # knows certifi and the two variables
     # Python 3.13 sets it, and refuses authorities of companies that the official client takes (without keyUsage).
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -30,8 +27,7 @@ def trusting_context() -> ssl.SSLContext:
             with suppress(OSError):  # it does not exist, or is damaged
                 context.load_verify_locations(bundle)
                 break
-        with suppress(OSError):
-            context.load_verify_locations(capath=paths.openssl_capath)
+        context.load_verify_locations(capath=paths.openssl_capath)
     return context
 
 

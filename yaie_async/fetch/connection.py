@@ -173,8 +173,7 @@ class Connection:
             event = self._http.next_event()
             if isinstance(event, h11.Response):
                 return event
-            hints += isinstance(event, h11.InformationalResponse)
-            if hints > MAX_HINTS:
+            if (hints := hints + isinstance(event, h11.InformationalResponse)) > MAX_HINTS:
                 raise httpx.RemoteProtocolError(f"more than {MAX_HINTS} interim responses")
             if event is h11.NEED_DATA:
                 self.wire.set_timeout(time_left(deadline))

@@ -12,11 +12,9 @@ import httpx
 
 from yaie_async.fetch.pace import SLOWEST, Pace
 
-# A whole body of metadata may take this many times as long as one wait for its next bytes.
-_WAITS = 10
+_WAITS = 10  # timeouts that a whole body of metadata may take
 _PIECE = 1 << 20  # bytes that are decoded at once
-# Values in JSON: a listing of half a million files has fewer. In memory each may take 70 bytes.
-_MOST_VALUES = 6_000_000
+_MOST_VALUES = 6_000_000  # of JSON, each up to 70 bytes; a listing of half a million files has fewer
 
 
 async def content(response: httpx.Response, most: int, timeout: float) -> bytes:
@@ -26,8 +24,7 @@ async def content(response: httpx.Response, most: int, timeout: float) -> bytes:
 
     **Raises:** httpx.HTTPError.
     """
-    body = bytearray()
-    deadline = time.monotonic() + _WAITS * timeout
+    body, deadline = bytearray(), time.monotonic() + _WAITS * timeout
     async with aclosing(pieces(response, timeout)) as arriving:
         async for piece in arriving:
             body += piece
@@ -40,8 +37,6 @@ async def content(response: httpx.Response, most: int, timeout: float) -> bytes:
 
 async def pieces(response: httpx.Response, timeout: float) -> AsyncGenerator[bytes, None]:
     """Yield the body as it arrives, decoded in small pieces, where httpx would decode a thousandfold at once.
-
-    Close the generator where it is left early.
 
     **Cancellation:** the connection is closed with the response.
 

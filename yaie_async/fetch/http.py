@@ -59,10 +59,8 @@ async def answer(
             if target is None or not (leave_hub or stays):
                 response.history = history
                 if response.status_code >= 400:
-                    hub = session.settings.is_hub(url)
-                    raise failure(
-                        response.status_code, response.headers, await _text(response, timeout), url, asked, hub=hub
-                    )
+                    hub, text = session.settings.is_hub(url), await _text(response, timeout)
+                    raise failure(response.status_code, response.headers, text, url, asked, hub=hub)
                 try:
                     yield response
                 except httpx.HTTPError as error:

@@ -76,22 +76,19 @@ class Location:
 
     async def _ask_hub(self, stack: AsyncExitStack, byte_range: str | None) -> httpx.Response:
         """Follow the Hub to a new URL; once more where the new URL is refused, which can't have expired."""
-        try:
-            return await self._ask(stack, self._hub_url, byte_range)
-        except TransientError as error:
-            if self._served or error.status not in _REFUSED:
-                raise
-        try:
-            return await self._ask(stack, self._hub_url, byte_range)
-        except TransientError as error:
-            if error.status not in _REFUSED:
-                raise
-            raise self.asked.unavailable(
-                f"{error}. The Hub gave this address a moment ago, so that host is blocked, most likely by your "
-                "network or its proxy. Have it allowed there, or set HF_ENDPOINT to a mirror.",
-                status=error.status,
-                attempts=2,
-            ) from error
+        for _ in range(2):
+            try:
+                return await self._ask(stack, self._hub_url, byte_range)
+            except TransientError as error:
+                if self._served or error.status not in _REFUSED:
+                    raise
+                refused = error
+        raise self.asked.unavailable(
+            f"{refused}. The Hub gave this address a moment ago, so that host is blocked, most likely by your network "
+            "or its proxy. Have it allowed there, or set HF_ENDPOINT to a mirror.",
+            status=refused.status,
+            attempts=2,
+        ) from refused
 
     async def _ask(self, stack: AsyncExitStack, url: str, byte_range: str | None) -> httpx.Response:
         headers = {"range": byte_range} if byte_range else None

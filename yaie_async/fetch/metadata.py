@@ -182,8 +182,7 @@ def _file(entry: Any, asked: Asked) -> RepoFile:
 
 
 def _is_count(value: Any) -> bool:
-    """Whether a number is one of bytes or parameters, and not so large that it can't be computed with."""
-    return isinstance(value, int) and 0 <= value < 10**18
+    return isinstance(value, int) and 0 <= value < 10**18  # a larger number can't be computed with
 
 
 def _tree_file(entry: Mapping[str, Any], asked: Asked) -> RepoFile:

@@ -4,9 +4,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 _PORTS = {"http": 80, "https": 443}
-
-# How public the address of a host is: private is in this machine or in a network of its own.
-Reach = Literal["public", "private", "unknown"]
+Reach = Literal["public", "private", "unknown"]  # of a host: private is in this machine or in a private network
 
 
 class Origin(NamedTuple):

@@ -1,8 +1,12 @@
-"""Which redirects are followed: none to another protocol, and none from a public host into a private network."""
+"""Which redirects are followed: none to another protocol, and none from a public host into a private network.
+
+Otherwise a public server could make this machine send requests to services that trust its network.
+"""
 
 import ipaddress
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -15,14 +19,10 @@ from yaie_async.fetch.transport import resolve
 
 # A fake-ip proxy answers every DNS query with an address of its own, of this range by default (RFC 2544).
 _FAKE = ipaddress.ip_network("198.18.0.0/15")
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def target_of(response: httpx.Response, url: str, asked: Asked) -> str | None:
-    """Where a response redirects to, or None.
-
-    Raises HubUnavailableError for an invalid URL, for another protocol than HTTP, and from https to http.
-    """
+    """Where a response redirects to, or None; HubUnavailableError for no URL, no HTTP, and from https to http."""
     location: str = response.headers.get("location", "")
     if response.status_code not in (301, 302, 303, 307, 308) or not location:
         return None
@@ -41,7 +41,6 @@ def target_of(response: httpx.Response, url: str, asked: Asked) -> str | None:
 
 
 def invalid_url(asked: Asked) -> HubUnavailableError:
-    """The error for a redirect to what is no URL."""
     return asked.unavailable(
         f"The request for {asked.what} failed: the server redirected to an invalid URL. "
         "Check HF_ENDPOINT and any proxy on the way to it."
@@ -51,8 +50,6 @@ def invalid_url(asked: Asked) -> HubUnavailableError:
 async def check_reach(session: Session, url: str, target: str, asked: Asked, timeout: float) -> None:
     """Refuse, with HubUnavailableError, a redirect from a public host to an address that only this side can reach.
 
-    Otherwise a public server could make this machine send requests to services that trust its network.
-
     **Cancellation:** at once; a DNS query runs on in its thread.
 
     **Raises:** HubUnavailableError.
@@ -60,16 +57,16 @@ async def check_reach(session: Session, url: str, target: str, asked: Asked, tim
     source, host = urlsplit(url).hostname or "", urlsplit(target).hostname or ""
     if session.allow_private_redirects or host == source or await _reach(session, target, timeout) != "private":
         return
-    if refuses(await _reach(session, url, timeout), "private", by_name=reach_of(host) is None):
+    if refuses(await _reach(session, url, timeout), by_name=reach_of(host) is None):
         raise asked.unavailable(
             f"The request for {asked.what} failed: {source} redirects to {printable(host)}, in this machine or a "
             "private network. Check HF_ENDPOINT. If you trust that server, use Hub(allow_private_redirects=True)."
         )
 
 
-def refuses(source: Reach, target: Reach, *, by_name: bool) -> bool:
-    """Whether a redirect is refused. Behind a proxy a name may have a private address here, and another one there."""
-    return target == "private" and (source == "public" or (source == "unknown" and not by_name))
+def refuses(source: Reach, *, by_name: bool) -> bool:
+    """Whether a redirect to a private address is refused. A proxy may know the same name by a public address."""
+    return source == "public" or (source == "unknown" and not by_name)
 
 
 def reach_of(host: str) -> Reach | None:
@@ -86,25 +83,16 @@ def reach_of(host: str) -> Reach | None:
 
 def reach_by(addresses: Iterable[str]) -> Reach:
     """How public a host is by the addresses of its name."""
-    local = [one for one in map(_innermost, addresses) if not one.is_global]
-    return "unknown" if all(one in _FAKE for one in local) and local else "private" if local else "public"
-
-
-def _innermost(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    one = ipaddress.ip_address(address)
-    if isinstance(one, ipaddress.IPv4Address):
-        return one
-    inner = ipaddress.IPv4Address(one.packed[-4:]) if one in _NAT64 else None
-    return one.ipv4_mapped or one.sixtofour or inner or one
+    mapped = (getattr(one, "ipv4_mapped", None) or one for one in map(ipaddress.ip_address, addresses))
+    local = [one for one in mapped if not one.is_global]
+    return "public" if not local else "unknown" if all(one in _FAKE for one in local) else "private"
 
 
 async def _reach(session: Session, url: str, timeout: float) -> Reach:
     origin = origin_of(url)
     known = reach_of(origin.host) or session.reaches.get(origin.host)
     if known is None and session.drain(url) is not None:  # else a proxy or the user's client looks it up
-        try:
-            known = reach_by(address[4][0] for address in await resolve(origin, timeout))
-            session.reaches[origin.host] = known
-        except httpx.TransportError:
-            pass  # as the request itself will say
+        with suppress(httpx.TransportError):  # the request itself will fail
+            addresses = await resolve(origin, timeout)
+            known = session.reaches[origin.host] = reach_by(address[4][0] for address in addresses)
     return known or "unknown"

@@ -70,11 +70,13 @@ def read_settings(
             "Copy it again from https://huggingface.co/settings/tokens."
         )
     base, userinfo = split_userinfo(base)
+    user, _, password = map(unquote, userinfo.partition(":"))
+    basic = b64encode(f"{user}:{password}".encode(errors="surrogateescape")).decode()
     return Settings(
         endpoint=base,
         cache_dir=_cache_dir(cache_dir or constant("HF_HUB_CACHE")),
         token=sent,
-        credentials=_basic(userinfo) if userinfo else None,
+        credentials=f"Basic {basic}" if userinfo else None,
         offline=offline or is_offline_mode(),
         user_agent=_user_agent(),
         metadata_timeout=float(constant("HF_HUB_ETAG_TIMEOUT")),
@@ -94,12 +96,6 @@ def _token(*, token: str | bool | None) -> str | None:
             "or pass the token itself."
         )
     return stored
-
-
-def _basic(userinfo: str) -> str:
-    user, _, password = userinfo.partition(":")
-    both = f"{unquote(user)}:{unquote(password)}".encode(errors="surrogateescape")
-    return f"Basic {b64encode(both).decode()}"
 
 
 def _is_http(url: str) -> bool:

@@ -89,10 +89,7 @@ class Wire:
         self._connected().settimeout(seconds)
 
     def recv_into(self, view: memoryview, deadline: float | None = None) -> int:
-        """Wait for bytes, fill `view` with what has arrived, and return its size; 0 at the end of the stream.
-
-        Under TLS many reads may be needed for the first byte. Without a `deadline` they may be slow, not stalled.
-        """
+        """Wait for bytes, fill `view` with what has arrived, and return its size; 0 at the end of the stream."""
         return self._connected().recv_into(view) if self._tls is None else self._tls.recv_into(view, deadline)
 
     def send(self, data: bytes) -> None:
@@ -165,7 +162,7 @@ class _Tls:
             raise ssl.SSLError("the server chose a protocol that was not offered")
 
     def recv_into(self, view: memoryview, deadline: float | None) -> int:
-        filled, encrypted, pace = 0, 0, Pace(self._socket.gettimeout())
+        filled, empty, pace = 0, 0, Pace(self._socket.gettimeout())
         while filled < len(view):
             try:
                 count = self._session.read(len(view) - filled, view[filled:])
@@ -173,15 +170,13 @@ class _Tls:
                 self._flush()  # in reply to a key update
                 if filled:
                     break
-                if encrypted > _NO_DATA:
-                    raise ssl.SSLError("the server sends no data") from None
                 if deadline is not None:
                     self._socket.settimeout(time_left(deadline))
                 begun = time.monotonic()
                 came = self._receive()
-                encrypted += came
-                if pace.too_slow(came, time.monotonic() - begun):
+                if empty > _NO_DATA or pace.too_slow(came, time.monotonic() - begun):
                     raise TimeoutError("timed out") from None
+                empty += came
                 continue
             except ssl.SSLZeroReturnError:
                 break
