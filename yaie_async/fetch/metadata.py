@@ -182,7 +182,7 @@ def _file(entry: Any, asked: Asked) -> RepoFile:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value < 10**18  # a larger number can't be computed with
+    return isinstance(value, int) and 0 <= value < 2**63  # as large as a file can be
 
 
 def _tree_file(entry: Mapping[str, Any], asked: Asked) -> RepoFile:
