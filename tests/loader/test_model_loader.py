@@ -57,6 +57,7 @@ def test_the_signature_is_the_documented_one() -> None:
         "max_connections",
         "max_bytes_per_second",
         "verify",
+        "allow_private_redirects",
         "client",
         "on_progress",
     ]
