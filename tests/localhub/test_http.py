@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 
 from tests.localhub.conftest import CONFIG, WEIGHTS
 from tests.support.hub import HubServer
+from yaie_async.localhub.models import Snapshot
 from yaie_async.localhub.body import RangeNotSatisfiable, select_range
 
 URL = "/org/name/resolve/main/"
@@ -165,6 +167,60 @@ def test_a_link_inside_the_root_is_served(hub_root: Path) -> None:
     (hub_root / "org" / "name" / "linked.json").symlink_to("../../gpt2/config.json")
     with HubServer(hub_root) as hub:
         assert httpx.get(f"{hub.url}{URL}linked.json").content == CONFIG
+
+
+def _a_link(file: Path, outside: Path) -> None:
+    file.unlink()
+    file.symlink_to(outside / file.name)
+
+
+def _a_folder_link(file: Path, outside: Path) -> None:
+    file.parent.rename(outside.with_name("moved"))
+    file.parent.symlink_to(outside)
+
+
+def _a_fifo(file: Path, outside: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def _nothing(file: Path, outside: Path) -> None:
+    file.unlink()
+
+
+def _a_longer_file(file: Path, outside: Path) -> None:
+    file.write_bytes(WEIGHTS + b"more")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "sub/dir/vocab.txt"])
+@pytest.mark.parametrize("hashed", [False, True])
+@pytest.mark.parametrize("swap", [_a_link, _a_folder_link, _a_fifo, _nothing, _a_longer_file])
+def test_what_is_swapped_in_after_the_listing_is_not_sent(
+    hub_root: Path, swap: Callable[[Path, Path], None], hashed: bool, name: str
+) -> None:
+    """The file is opened beneath the root and must be the listed one: else 503, and the next request lists again."""
+    file, outside = hub_root / "org/name" / name, hub_root.parent / "outside"
+    outside.mkdir()
+    (outside / file.name).write_bytes(b"secret")
+    os.truncate(outside / file.name, file.stat().st_size)
+    with HubServer(hub_root, cdn=False) as hub:
+        listed = hub.app._models.snapshot
+        if hashed:
+            httpx.head(f"{hub.url}{URL}{name}")
+
+        def then_swapped(model: str, revision: str) -> Snapshot:
+            snapshot = listed(model, revision)
+            swap(file, outside)
+            return snapshot
+
+        hub.app._models.snapshot = then_swapped  # type: ignore[method-assign]
+        answer = httpx.get(f"{hub.url}{URL}{name}")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert name in answer.headers["x-error-message"]
+        hub.app._models.snapshot = listed  # type: ignore[method-assign]
+        again = httpx.get(f"{hub.url}{URL}{name}")
+        assert again.is_success == (swap is _a_longer_file)
+        assert b"secret" not in answer.content + again.content
 
 
 def test_only_whole_files_are_served(hub_root: Path) -> None:

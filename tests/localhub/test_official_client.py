@@ -235,6 +235,22 @@ def test_an_hf_cache_is_a_hub(hub: HubServer, tmp_path: Path) -> None:
     assert len(blobs[0]) == len(FILES)
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_blob_in_the_shared_store_is_served(hub: HubServer, tmp_path: Path, absolute: bool) -> None:
+    """Two links lead to it: snapshot, blob, store. Its etag is the blob's name, and all of it is in the cache."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    snapshot = Path(snapshot_download("org/name", endpoint=hub.url, cache_dir=first))
+    blob, stored = first / "models--org--name/blobs" / SHA256, first / "blobs/aa" / f"aa{SHA256[2:]}"
+    stored.parent.mkdir(parents=True)
+    blob.rename(stored)
+    blob.symlink_to(stored if absolute else f"../../blobs/aa/{stored.name}")
+    with HubServer(first) as mirror:
+        assert httpx.head(f"{mirror.url}/org/name/resolve/{snapshot.name}/model.safetensors").headers["x-linked-etag"]
+        again = Path(snapshot_download("org/name", endpoint=mirror.url, cache_dir=second))
+    assert (again / "model.safetensors").read_bytes() == WEIGHTS
+    assert (again / "model.safetensors").resolve().name == SHA256
+
+
 def test_a_cache_without_links_is_a_hub(hub: HubServer, tmp_path: Path) -> None:
     """Files of a cache without symlinks are hashed, since there are no blob names."""
     cache = tmp_path / "cache"

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -80,13 +79,13 @@ class BlobIds:
 
         **Cancellation:** control returns when the thread has computed the ids, which are cached.
 
-        **Raises:** OSError, if the file was deleted or can't be read.
+        **Raises:** FileChanged, if the file is not the listed one. OSError, if it can't be read.
         """
         return await anyio.to_thread.run_sync(self._of, file, limiter=_limiter())
 
     def _of(self, file: File) -> BlobId:
         lfs = is_lfs(file.path, file.size)
-        key = (file.source, file.size, file.mtime_ns, lfs)
+        key = (file.root, file.source, file.size, file.mtime_ns, lfs)
         with self._lock:
             known = self._known.get(key)
             if known is None:
@@ -117,12 +116,12 @@ def _blob_id(file: File, *, lfs: bool) -> BlobId:
     if file.etag is not None:
         return lfs_blob_id(file.etag, file.size) if digest_kind(file.etag) == "sha256" else BlobId(file.etag)
     if lfs:
-        return lfs_blob_id(_hash_file(file.source, hashlib.sha256), file.size)
-    return BlobId(_hash_file(file.source, lambda: _git_hash(file.size)))
+        return lfs_blob_id(_hash_file(file, hashlib.sha256), file.size)
+    return BlobId(_hash_file(file, lambda: _git_hash(file.size)))
 
 
-def _hash_file(source: Path, algorithm: Callable[[], hashlib._Hash]) -> str:
-    with source.open("rb") as opened:
+def _hash_file(file: File, algorithm: Callable[[], hashlib._Hash]) -> str:
+    with file.open() as opened:
         return hashlib.file_digest(opened, algorithm).hexdigest()
 
 

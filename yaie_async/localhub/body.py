@@ -2,13 +2,14 @@
 
 import io
 import re
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from yaie_async.localhub.models import File
 
 # Bytes per read. Starting a thread costs about 50 us, which is little next to a read of this size.
 _CHUNK = 1024 * 1024
@@ -46,32 +47,32 @@ def select_range(header: str | None, if_range: str | None, etag: str, size: int)
     return start, end
 
 
-def file_response(request: Request, source: Path, size: int, headers: dict[str, str]) -> Response:
+def file_response(request: Request, file: File, headers: dict[str, str]) -> Response:
     """Return the response with a file, or with the requested range of it.
 
     `headers` are those of every response about this file; they contain its `ETag`.
     """
     headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream", **headers}
     if request.method == "HEAD":
-        return Response(headers=headers | {"Content-Length": str(size)})
+        return Response(headers=headers | {"Content-Length": str(file.size)})
     fields = request.headers
     try:
-        chosen = select_range(fields.get("range"), fields.get("if-range"), headers["ETag"], size)
+        chosen = select_range(fields.get("range"), fields.get("if-range"), headers["ETag"], file.size)
     except RangeNotSatisfiable:
-        return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{size}"})
+        return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{file.size}"})
     if chosen is None:
-        return FileBody(source, 0, size, 200, headers)
+        return FileBody(file, 0, file.size, 200, headers)
     start, end = chosen
-    headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    return FileBody(source, start, end, 206, headers)
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
+    return FileBody(file, start, end, 206, headers)
 
 
 class FileBody(Response):
     """Bytes `start` to `end` (exclusive) of a file, read chunk by chunk in threads."""
 
-    def __init__(self, source: Path, start: int, end: int, status_code: int, headers: dict[str, str]) -> None:
+    def __init__(self, file: File, start: int, end: int, status_code: int, headers: dict[str, str]) -> None:
         super().__init__(status_code=status_code, headers=headers | {"Content-Length": str(end - start)})
-        self._source = source
+        self._file = file
         self._start = start
         self._end = end
 
@@ -85,7 +86,8 @@ class FileBody(Response):
 
         **Cancellation:** control returns when the current read in a thread has ended.
 
-        **Raises:** OSError, if the file can't be read or became shorter; the client then receives a truncated body.
+        **Raises:** FileChanged, before anything is sent, if the file is not the listed one. OSError, if it can't be read
+        or became shorter; the client then receives a truncated body.
         """
         # A buffered reader: its lock keeps `close` from closing the descriptor during a read in a thread.
         opened = await anyio.to_thread.run_sync(self._open)
@@ -99,7 +101,7 @@ class FileBody(Response):
             opened.close()
 
     def _open(self) -> io.BufferedReader:
-        opened = self._source.open("rb")
+        opened = self._file.open()
         opened.seek(self._start)
         return opened
 
@@ -109,7 +111,7 @@ class FileBody(Response):
         while left:
             chunk = await anyio.to_thread.run_sync(opened.read, min(_CHUNK, left))
             if not chunk:
-                raise OSError(f"{self._source} became shorter while it was served.")
+                raise OSError(f"{self._file.path} became shorter while it was served.")
             left -= len(chunk)
             await send({"type": "http.response.body", "body": chunk, "more_body": left > 0})
         if self._start == self._end:

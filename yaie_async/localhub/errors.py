@@ -3,22 +3,33 @@
 The message is also in a header because the response to HEAD has no body.
 """
 
+from collections.abc import Mapping
+
 from starlette.responses import JSONResponse, Response
 
 
 class HubError(Exception):
     """Raised to answer a request with an error; `response()` is that answer."""
 
-    def __init__(self, status: int, message: str, *, code: str | None = None, commit: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        commit: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.commit = commit
+        self.headers: dict[str, str] = dict(headers or {})
 
     def response(self) -> Response:
         """Return the response in the Hub's format."""
         message = str(self)
-        headers = {"X-Error-Message": message.encode("ascii", "backslashreplace").decode()}
+        headers = self.headers | {"X-Error-Message": message.encode("ascii", "backslashreplace").decode()}
         if self.code:
             headers["X-Error-Code"] = self.code
         if self.commit:
@@ -47,3 +58,8 @@ def revision_not_found(revision: str) -> HubError:
 def entry_not_found(commit: str) -> HubError:
     """Return the answer to a file that the commit does not have. Clients cache the absence for `commit`."""
     return HubError(404, "Entry not found", code="EntryNotFound", commit=commit)
+
+
+def file_changed(path: str) -> HubError:
+    """Return the answer to a file that is not the listed one any more. The next request lists the files again."""
+    return HubError(503, f"The file {path} was changed while it was read. Try again.", headers={"Retry-After": "1"})

@@ -13,11 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from yaie_async.core.tasks import task_group
 from yaie_async.localhub import api, errors
 from yaie_async.localhub.access_control import AccessControl
 from yaie_async.localhub.blob_id import BlobId, BlobIds
 from yaie_async.localhub.body import file_response
-from yaie_async.localhub.models import File, ModelMissing, RevisionMissing, Snapshot, models_in
+from yaie_async.localhub.models import File, FileChanged, ModelMissing, RevisionMissing, Snapshot, models_in
 from yaie_async.localhub.route import Route, cdn_path, parse_route
 from yaie_async.localhub.signed_url import UrlSigner
 
@@ -76,11 +77,14 @@ class LocalHub:
         """
         if scope["type"] != "http":
             raise NotImplementedError(f"LocalHub does not support {scope['type']}.")
+        if scope["method"] == "HEAD":
+            send = _headers_only(send)
         try:
             response = await self._answer(Request(scope, receive))
-        except errors.HubError as error:
-            response = error.response()
-        await response(scope, receive, _headers_only(send) if scope["method"] == "HEAD" else send)
+            await response(scope, receive, send)
+        except (errors.HubError, FileChanged) as error:
+            refusal = errors.file_changed(str(error)) if isinstance(error, FileChanged) else error
+            await refusal.response()(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
         raw_path = _raw_path(request.scope)
@@ -185,7 +189,7 @@ class LocalHub:
                     "Accept-Ranges": "bytes",
                 }
                 return Response(status_code=302, headers=headers)
-        return file_response(request, file.source, file.size, headers)
+        return file_response(request, file, headers)
 
     async def _serve_cdn(self, request: Request, raw_path: str, route: Route) -> Response:
         """Serve the file of a signed URL. Like a CDN, it checks no token and sends none of the Hub's headers."""
@@ -198,7 +202,7 @@ class LocalHub:
             return Response("NoSuchKey", status_code=404)
         blob_id = await self._blob_ids.of(file)
         etag = hashlib.sha256(f"cdn {blob_id.etag}".encode()).hexdigest()[:32]
-        return file_response(request, file.source, file.size, {"ETag": f'"{etag}"'})
+        return file_response(request, file, {"ETag": f'"{etag}"'})
 
     async def _blob_ids_of(self, files: Iterable[File]) -> dict[str, BlobId]:
         found: dict[str, BlobId] = {}
@@ -206,7 +210,7 @@ class LocalHub:
         async def add(file: File) -> None:
             found[file.path] = await self._blob_ids.of(file)
 
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             for file in files:
                 tasks.start_soon(add, file)
         return found

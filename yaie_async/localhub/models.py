@@ -1,10 +1,13 @@
 """The models under a root folder, with their commits and files.
 
 All functions block: they read the disk and are called in threads. Only files in a listing made here are served, so a
-request can't reach other files, however its path is spelled.
+request can't reach other files, however its path is spelled. Listing and opening both look beneath the root alone, and
+a file is served only if it still is the listed one when it is open: links may change at any time.
 """
 
+import errno
 import hashlib
+import io
 import os
 import re
 import stat
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from yaie_async.core.names import digest_kind
+from yaie_async.localhub.beneath import LOOK, READ, open_beneath
 
 _SEGMENT = re.compile(r"(?!\.)[\w.-]+", re.ASCII)
 _LONGEST = 96  # characters, as on the Hub; file systems limit the length of names too
@@ -30,23 +34,51 @@ class RevisionMissing(LookupError):
     """Raised when a model does not have a branch, tag or commit."""
 
 
+class FileChanged(LookupError):
+    """Raised when a file is not, or no longer, the one that was listed."""
+
+
+# What `open_beneath` says of a file that is gone, or replaced by a link that leads outside.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """One file of a commit.
 
     Attributes:
         path: its path in the repository, with `/`.
-        source: its path on disk, with all links resolved.
+        root: the folder beneath which it is, with all links resolved.
+        source: its path beneath the root, which may contain links.
         size: bytes.
         mtime_ns: its modification time; a new one, or a new size, means that the contents changed.
         etag: the name of its blob in an HF cache; None if the file must be hashed.
     """
 
     path: str
-    source: Path
+    root: Path
+    source: str
     size: int
     mtime_ns: int
     etag: str | None = None
+
+    def open(self) -> io.BufferedReader:
+        """Open the file for reading.
+
+        Raises:
+            FileChanged: it was removed, replaced or changed since it was listed.
+            OSError: it can't be read.
+        """
+        try:
+            opened = os.fdopen(open_beneath(self.root, self.source, READ), "rb")
+        except OSError as error:
+            if error.errno in _GONE:
+                raise FileChanged(self.path) from error
+            raise
+        if _size_and_time(os.fstat(opened.fileno())) != (self.size, self.mtime_ns):
+            opened.close()
+            raise FileChanged(self.path)
+        return opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,23 +191,34 @@ def listing(top: Path, root: Path) -> dict[str, File]:
         subfolders[:] = [name for name in subfolders if name not in _NOT_LISTED]
         for name in names:
             entry = Path(folder, name)
-            source = entry.resolve()
-            if not source.is_relative_to(root):
-                continue
+            path, source = entry.relative_to(top).as_posix(), entry.relative_to(root).as_posix()
+            if not path.isprintable():
+                continue  # Names that are not UTF-8 are not printable, and can't be in JSON.
+            etag = _blob_name(entry)
             try:
-                status = source.stat()
-            except FileNotFoundError:
-                continue  # a dangling link, or a file deleted meanwhile
-            path = entry.relative_to(top).as_posix()
-            # FIFOs and devices have no contents. Names that are not UTF-8 are not printable, and can't be in JSON.
-            if stat.S_ISREG(status.st_mode) and path.isprintable():
-                files.append(File(path, source, status.st_size, status.st_mtime_ns, _blob_name(entry)))
+                looked = open_beneath(root, source, LOOK)
+            except OSError as error:
+                if error.errno in _GONE:
+                    continue
+                raise
+            try:
+                found = _size_and_time(os.fstat(looked))
+            finally:
+                os.close(looked)
+            if found is not None:
+                files.append(File(path, root, source, *found, etag))
     return {file.path: file for file in sorted(files, key=lambda file: file.path)}
+
+
+def _size_and_time(status: os.stat_result) -> tuple[int, int] | None:
+    """Return the size and the modification time of a regular file; None for FIFOs and devices, which have no contents."""
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def _blob_name(entry: Path) -> str | None:
     """Return the etag of a snapshot's entry: the name of the blob that it links to, or None if it is no such link."""
-    if not entry.is_symlink():
-        return None
-    target = entry.readlink()
+    try:
+        target = entry.readlink()
+    except OSError:
+        return None  # no link, or gone
     return target.name if target.parent.name == "blobs" and digest_kind(target.name) else None
