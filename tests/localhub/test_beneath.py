@@ -17,6 +17,8 @@ from yaie_async.localhub.beneath import READ, open_beneath
 # What openat2 says where a kernel (ENOSYS) or a container's filter (EPERM) does not have it, and while folders move.
 _REFUSALS = [errno.ENOSYS, errno.EPERM, errno.EAGAIN]
 
+REFUSED = "|".join(os.strerror(code) for code in (errno.EXDEV, errno.ELOOP, errno.ENOENT, errno.ENOTDIR))
+
 
 def refusing(code: int) -> Callable[..., int]:
     """A system call that fails with an errno."""
@@ -102,9 +104,8 @@ def test_links_beneath_the_folder_are_followed(root: Path, path: str, text: str)
 )  # fmt: skip
 def test_nothing_outside_the_folder_is_opened(root: Path, path: str) -> None:
     """An absolute path, dots and links that lead out are errors, as is what does not exist."""
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError, match=REFUSED):
         open_beneath(root, path, READ)
-    assert refused.value.errno in (errno.EXDEV, errno.ELOOP, errno.ENOENT, errno.ENOTDIR)
 
 
 def test_openat2_is_what_opens_here(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,9 +159,9 @@ def test_a_link_that_is_swapped_in_during_the_walk_is_not_followed(
 
     monkeypatch.setattr(beneath, "_syscall", refusing(errno.ENOSYS))
     monkeypatch.setattr(os.path, "realpath", then_swapped)
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError, match=os.strerror(errno.EXDEV)):
         open_beneath(root, "folder/file", READ)
-    assert (refused.value.errno, len(resolved)) == (errno.EXDEV, 2)
+    assert len(resolved) == 2
 
 
 @pytest.mark.usefixtures("ways")
@@ -176,6 +177,6 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     read(root, "folder/deep/two hops")
     for path in ("out", "loop", "nothing", "file/file", "out linked/file"):
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match=REFUSED):
             open_beneath(root, path, READ)
     assert len(os.listdir("/proc/self/fd")) == before

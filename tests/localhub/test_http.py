@@ -11,8 +11,8 @@ import pytest
 
 from tests.localhub.conftest import CONFIG, WEIGHTS
 from tests.support.hub import HubServer
-from yaie_async.localhub.models import Snapshot
 from yaie_async.localhub.body import RangeNotSatisfiable, select_range
+from yaie_async.localhub.models import Snapshot
 
 URL = "/org/name/resolve/main/"
 SIZE = len(WEIGHTS)

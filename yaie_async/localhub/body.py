@@ -86,8 +86,8 @@ class FileBody(Response):
 
         **Cancellation:** control returns when the current read in a thread has ended.
 
-        **Raises:** FileChanged, before anything is sent, if the file is not the listed one. OSError, if it can't be read
-        or became shorter; the client then receives a truncated body.
+        **Raises:** FileChanged, before anything is sent, if the file is not the listed one. OSError, if it can't be
+        read or became shorter; the client then receives a truncated body.
         """
         # A buffered reader: its lock keeps `close` from closing the descriptor during a read in a thread.
         opened = await anyio.to_thread.run_sync(self._open)

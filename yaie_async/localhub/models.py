@@ -211,7 +211,7 @@ def listing(top: Path, root: Path) -> dict[str, File]:
 
 
 def _size_and_time(status: os.stat_result) -> tuple[int, int] | None:
-    """Return the size and the modification time of a regular file; None for FIFOs and devices, which have no contents."""
+    """Return the size and modification time of a regular file, else None: FIFOs and devices have no contents."""
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
