@@ -255,13 +255,3 @@ def test_only_whole_files_are_served(hub_root: Path) -> None:
 def test_other_requests_have_their_status(hub: HubServer, method: str, path: str, status: int) -> None:
     """Unknown paths, wrong methods and bad arguments are refused with the matching status."""
     assert httpx.request(method, hub.url + path).status_code == status
-
-
-def test_paths_info_takes_json(hub: HubServer) -> None:
-    """`paths-info` accepts JSON as well as a form, and refuses a body without a list of paths."""
-    url = f"{hub.url}/api/models/org/name/paths-info/main"
-    (entry,) = httpx.post(url, json={"paths": ["config.json", 1, ["x"]]}).json()
-    assert (entry["path"], entry["size"]) == ("config.json", len(CONFIG))
-    for body in (b"{", b"[]", b"{}", b'{"paths": 1}', b"\xff"):
-        answer = httpx.post(url, content=body, headers={"Content-Type": "application/json"})
-        assert answer.status_code == 400

@@ -1,15 +1,14 @@
 """LocalHub, an ASGI application with one method per endpoint of the Hub's protocol."""
 
 import hashlib
-import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 import anyio
 import anyio.to_thread
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -19,6 +18,7 @@ from yaie_async.localhub.access_control import AccessControl
 from yaie_async.localhub.blob_id import BlobId, BlobIds
 from yaie_async.localhub.body import file_response
 from yaie_async.localhub.models import File, FileChanged, ModelMissing, RevisionMissing, Snapshot, models_in
+from yaie_async.localhub.request_body import requested_paths
 from yaie_async.localhub.route import Route, cdn_path, parse_route
 from yaie_async.localhub.signed_url import UrlSigner
 
@@ -85,6 +85,8 @@ class LocalHub:
         except (errors.HubError, FileChanged) as error:
             refusal = errors.file_changed(str(error)) if isinstance(error, FileChanged) else error
             await refusal.response()(scope, receive, send)
+        except ClientDisconnect:
+            return
 
     async def _answer(self, request: Request) -> Response:
         raw_path = _raw_path(request.scope)
@@ -145,16 +147,7 @@ class LocalHub:
         return response
 
     async def _paths_info(self, request: Request, snapshot: Snapshot) -> Response:
-        body = await request.body()
-        try:
-            if request.headers.get("content-type", "").startswith("application/json"):
-                form = json.loads(body)
-                paths, expand = list(form["paths"]), form.get("expand") is True
-            else:
-                fields = parse_qs(body.decode())
-                paths, expand = fields.get("paths", []), fields.get("expand") == ["true"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise errors.HubError(400, "Invalid body: it must contain a list of paths") from None
+        paths, expand = await requested_paths(request)
         known = api.folders_of(snapshot.files).union(snapshot.files)
         return JSONResponse(
             await self._entries(
