@@ -12,12 +12,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from yaie_async.core.tasks import task_group
 from yaie_async.localhub import api, errors
 from yaie_async.localhub.access_control import AccessControl
-from yaie_async.localhub.blob_id import BlobId, BlobIds
+from yaie_async.localhub.blob_id import BlobIds
 from yaie_async.localhub.body import file_response
-from yaie_async.localhub.models import File, FileChanged, ModelMissing, RevisionMissing, Snapshot, models_in
+from yaie_async.localhub.models import FileChanged, ModelMissing, RevisionMissing, Snapshot, models_in
 from yaie_async.localhub.request_body import requested_paths
 from yaie_async.localhub.route import Route, cdn_path, parse_route
 from yaie_async.localhub.signed_url import UrlSigner
@@ -119,7 +118,7 @@ class LocalHub:
 
     async def _info(self, request: Request, snapshot: Snapshot) -> Response:
         query = request.query_params
-        blob_ids = await self._blob_ids_of(snapshot.files.values()) if query.get("blobs") == "true" else None
+        blob_ids = await self._blob_ids.of(*snapshot.files.values()) if query.get("blobs") == "true" else None
         info = api.model_info(snapshot, blob_ids, gated=self._access.is_gated(snapshot.model))
         if wanted := query.getlist("expand"):
             info = {key: info[key] for key in ("_id", "id", *wanted) if key in info}
@@ -156,7 +155,7 @@ class LocalHub:
         )
 
     async def _entries(self, snapshot: Snapshot, paths: list[str], *, expand: bool) -> list[api.Json]:
-        blob_ids = await self._blob_ids_of(snapshot.files[path] for path in paths if path in snapshot.files)
+        blob_ids = await self._blob_ids.of(*(snapshot.files[path] for path in paths if path in snapshot.files))
         return [
             api.tree_file(snapshot.files[path], blob_ids[path], snapshot.commit, expand=expand)
             if path in blob_ids
@@ -168,7 +167,7 @@ class LocalHub:
         file = snapshot.files.get(path)
         if file is None:
             raise errors.entry_not_found(snapshot.commit)
-        blob_id = await self._blob_ids.of(file)
+        blob_id = (await self._blob_ids.of(file))[file.path]
         headers = {"X-Repo-Commit": snapshot.commit, "ETag": f'"{blob_id.etag}"'}
         if blob_id.sha256:
             headers |= {"X-Linked-Etag": f'"{blob_id.sha256}"', "X-Linked-Size": str(file.size)}
@@ -193,20 +192,9 @@ class LocalHub:
             file = snapshot.files[route.path]
         except LookupError:
             return Response("NoSuchKey", status_code=404)
-        blob_id = await self._blob_ids.of(file)
+        blob_id = (await self._blob_ids.of(file))[file.path]
         etag = hashlib.sha256(f"cdn {blob_id.etag}".encode()).hexdigest()[:32]
         return file_response(request, file, {"ETag": f'"{etag}"'})
-
-    async def _blob_ids_of(self, files: Iterable[File]) -> dict[str, BlobId]:
-        found: dict[str, BlobId] = {}
-
-        async def add(file: File) -> None:
-            found[file.path] = await self._blob_ids.of(file)
-
-        async with task_group() as tasks:
-            for file in files:
-                tasks.start_soon(add, file)
-        return found
 
 
 def _raw_path(scope: Scope) -> str:

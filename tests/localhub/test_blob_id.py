@@ -1,0 +1,36 @@
+"""Tests of the digests of files: requests take turns at the threads that hash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.support.waiting import until
+from yaie_async.localhub import blob_id
+from yaie_async.localhub.blob_id import BlobIds
+from yaie_async.localhub.models import listing
+
+
+@pytest.mark.anyio
+async def test_a_large_request_leaves_turns_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anyio_backend: Any
+) -> None:
+    """A request for one file is answered while another one for many files still hashes."""
+    for number in range(300):
+        (tmp_path / f"{number}.txt").write_text("text")
+    files = list((await anyio.to_thread.run_sync(listing, tmp_path, tmp_path)).values())
+    monkeypatch.setattr(blob_id, "_SLICE", 0.0)
+    blob_ids, done = BlobIds(), anyio.Event()
+
+    async def hash_all() -> None:
+        assert len(await blob_ids.of(*files)) == 300
+        done.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(hash_all)
+        await until(lambda: blob_ids._known)
+        await blob_ids.of(files[-1])
+        assert not done.is_set()
