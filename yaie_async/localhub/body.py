@@ -11,8 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 from yaie_async.localhub.models import File
 
-# Bytes per read. Starting a thread costs about 50 us, which is little next to a read of this size.
-_CHUNK = 1024 * 1024
+# Bytes per read: 2 GB/s on one connection. A client that does not read costs twice as much memory.
+_CHUNK = 256 * 1024
 
 # 19 digits are enough for any file; int() refuses a text of several thousand.
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)

@@ -11,6 +11,16 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from yaie_async.localhub.connections import Connections, most_connections
+
+# Connections that wait to be accepted, and those that the event loop accepts in a row: before it has seen those it does
+# not refuse any, and with more in a row the descriptors might run out.
+_BACKLOG = 2048
+_ACCEPTED = 16
+
+# Bytes that the kernel takes before they can be sent. Its own limit is megabytes, which a slow client leaves there.
+_UNSENT = 128 * 1024
+
 
 @contextlib.contextmanager
 def running(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
@@ -43,8 +53,10 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # connections inherit it
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         listener.bind((host, port))
-        listener.listen(2048)
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise OSError(error.errno, f"can't serve on {host}:{port}: {error.strerror}") from error
@@ -54,8 +66,11 @@ def _listen(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """uvicorn that stops at once: on its own it takes 0.1 s to notice a stop, and then waits for every client.
 
+    It also bounds the connections and the time that it waits for a client, which uvicorn does for idle ones alone.
+
     This uses names that uvicorn does not document: `main_loop`, `shutdown`, `servers`, `server_state`, `transport`.
     In a release that has others, it ends within about a second, by `should_exit` and `timeout_graceful_shutdown`.
+    Without `http_protocol_class`, connections are bounded by `limit_concurrency`, and a client has all the time.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -66,25 +81,33 @@ class _Server(uvicorn.Server):
         self._stopping = asyncio.Event()
         self._requests: set[anyio.CancelScope] = set()
         self._stops_at_once = False
-        super().__init__(
-            uvicorn.Config(
-                # uvicorn's types for ASGI are its own, and equal to Starlette's.
-                cast("Any", self._cancellable),
-                interface="asgi3",
-                loop="asyncio",
-                http="h11",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                date_header=False,
-                # Longer than httpx keeps an idle connection (5 s): else a client may reuse one as it is closed.
-                timeout_keep_alive=60,
-                timeout_graceful_shutdown=1,
-            )
+        most = most_connections()
+        self._connections = Connections(most)
+        config = uvicorn.Config(
+            # uvicorn's types for ASGI are its own, and equal to Starlette's.
+            cast("Any", self._cancellable),
+            interface="asgi3",
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            # Longer than httpx keeps an idle connection (5 s): else a client may reuse one as it is closed.
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=1,
+            backlog=_ACCEPTED,
         )
+        config.load()
+        make = getattr(config, "http_protocol_class", None)
+        if make is None:
+            config.limit_concurrency = most
+        else:
+            config.http_protocol_class = cast("Any", self._connections.protocol(make))
+        super().__init__(config)
 
     def run_in_thread(self, listener: socket.socket) -> None:
         try:
@@ -104,6 +127,7 @@ class _Server(uvicorn.Server):
         while not (serving.done() or getattr(self, "started", True)):  # noqa: ASYNC110 - uvicorn sets no event
             await asyncio.sleep(0.001)
         if not serving.done():
+            listener.listen(_BACKLOG)
             self.ready.set()
         await serving
 
@@ -129,7 +153,7 @@ class _Server(uvicorn.Server):
         with anyio.CancelScope() as cancel_scope:
             self._requests.add(cancel_scope)
             try:
-                await self._app(scope, receive, send)
+                await self._connections.serve(self._app, scope, receive, send)
             finally:
                 self._requests.discard(cancel_scope)
 

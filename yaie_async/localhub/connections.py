@@ -1,0 +1,162 @@
+"""The open connections of a server: how many there may be, and how long a client may keep the server waiting."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# Seconds that a client has for a whole request, and for reading a chunk of the answer: 4 kB/s are enough.
+_PATIENCE = 60.0
+# Seconds before a client that has asked for something makes room for another one: a quick one never takes as long.
+_GRACE = 1.0
+# Clients that read nothing cost up to half a MiB each.
+_MOST = 512
+# Descriptors for the event loop, the log, the files that are hashed, and connections that are being closed.
+_RESERVE = 64
+
+_FULL = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+def most_connections() -> int:
+    """Return how many connections the limit of open files of this process allows: each may send a file."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return _MOST
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST if soft == resource.RLIM_INFINITY else max(1, min(_MOST, (soft - _RESERVE) // 2))
+
+
+class Connections:
+    """At most `most` connections, on one event loop.
+
+    Beyond, a new one takes the place of the one that has kept the server waiting for longest; where the server is at
+    work for all of them, the new one is answered 429.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: dict[object, _Connection] = {}
+
+    def protocol(self, make: Callable[..., asyncio.Protocol]) -> Callable[..., asyncio.Protocol]:
+        """Return a factory of protocols that hand their events to one of `make`, as long as the client is quick."""
+        return lambda **options: _Connection(self, make(**options))
+
+    async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run `app` for a request. Its connection waits for the client until the request's body is whole.
+
+        **Cancellation:** as of `app`.
+
+        **Raises:** what `app` raises.
+        """
+        connection = self._open.get(scope["client"])
+        if connection is None:  # it was closed, or its server makes its protocols in another way
+            await app(scope, receive, send)
+            return
+
+        async def received() -> Message:
+            message = await receive()
+            if not message.get("more_body"):
+                connection.set_waiting(for_body=False)
+            return message
+
+        connection.requests += 1  # the next request may begin before this one has ended here
+        connection.has_asked = True
+        connection.set_waiting(for_body=_has_body(scope))
+        try:
+            await app(scope, received, send)
+        finally:
+            connection.requests -= 1
+            connection.set_waiting()
+
+    def add(self, connection: "_Connection", now: float) -> bool:
+        """Add a new connection if there is room, or one makes room. Return whether it was added."""
+        if len(self._open) >= self._most:
+            slowest = min(self._open.values(), key=_Connection.yields_at)
+            if slowest.yields_at() > now:
+                return False
+            slowest.close()
+        self._open[connection.client] = connection
+        return True
+
+    def discard(self, connection: "_Connection") -> None:
+        """Forget a connection, if it is there."""
+        if self._open.get(connection.client) is connection:
+            del self._open[connection.client]
+
+
+class _Connection(asyncio.Protocol):
+    """Hands all events to the protocol of the server, and drops a client that keeps the server waiting."""
+
+    def __init__(self, connections: Connections, protocol: asyncio.Protocol) -> None:
+        self.client: object = self
+        self.has_asked = False
+        self.requests = 0
+        self._connections = connections
+        self._protocol = protocol
+        self._loop = asyncio.get_running_loop()
+        self._for_body = False
+        self._for_reader = False
+        self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set_waiting(self, *, for_body: bool | None = None, for_reader: bool | None = None) -> None:
+        """Begin or end to wait: for a request, for its body, or for the client to read. Each change starts anew."""
+        self._for_body = self._for_body if for_body is None else for_body
+        self._for_reader = self._for_reader if for_reader is None else for_reader
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (not self.requests or self._for_body or self._for_reader) and not self._transport.is_closing():
+            self._since = self._loop.time()
+            self._timer = self._loop.call_later(_PATIENCE, self.close)
+
+    def yields_at(self) -> float:
+        """Return the time from which this connection makes room for another one."""
+        if self._timer is None:
+            return float("inf")
+        return self._since + (_GRACE if self.has_asked else 0)
+
+    def close(self) -> None:
+        """Drop the client, and what it has not read."""
+        self._connections.discard(self)
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        # The name by which a request knows its connection.
+        self.client = (transport.get_extra_info("peername") or (self,))[:2]
+        if self._connections.add(self, self._loop.time()):
+            self.set_waiting()
+        else:
+            self._protocol = asyncio.Protocol()
+            self._transport.write(_FULL)
+            self._transport.close()
+        self._protocol.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._protocol.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()
+
+    def pause_writing(self) -> None:
+        self.set_waiting(for_reader=True)
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.set_waiting(for_reader=False)
+        self._protocol.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.set_waiting()  # ends the timer
+        self._connections.discard(self)
+        self._protocol.connection_lost(exc)
+
+
+def _has_body(scope: Scope) -> bool:
+    headers: Any = scope["headers"]
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")) for name, value in headers
+    )
