@@ -48,6 +48,7 @@ _OTHERS = {
     "_started": "core/workers.py",
     "create_module": "model/responsive.py",
     "native_token": "core/threads.py",
+    "http_protocol_class": "localhub/server.py",
     "main_loop": "localhub/server.py",
     "server_state": "localhub/server.py",
 }

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.command import Command
+from tests.support.waiting import wait_until
 
 Serve = Callable[..., Any]
 
@@ -198,6 +199,34 @@ def test_ctrl_c_in_the_middle_of_a_body(serve: Serve, hub_root: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert time.monotonic() - start < 1
+    assert "Traceback" not in process.communicate()[1]
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nHost:", b"GET /org/one/resolve/main/big HTTP/1.1\r\nHost: h\r\n\r\n"]
+)
+def test_more_clients_than_files_may_be_open(
+    serve: Serve, rack: Command, hub_root: Path, tmp_path: Path, sent: bytes
+) -> None:
+    """200 that send nothing, half a request, or read nothing, where 128 files may be open: others are served."""
+    (hub_root / "org/one/big").touch()
+    os.truncate(hub_root / "org/one/big", 64 << 20)
+    rack.shadowed = tmp_path / "shadowed"
+    rack.shadowed.mkdir()
+    (rack.shadowed / "sitecustomize.py").write_text(
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))"
+    )
+    process, endpoint = serve(str(hub_root))
+    address = urlsplit(endpoint)
+    with ExitStack() as stack:
+        for _ in range(200):
+            client = stack.enter_context(socket.create_connection((address.hostname, address.port)))
+            client.sendall(sent)
+        wait_until(lambda: raw(endpoint, b"/org/one/resolve/main/config.json")[0] == 200, seconds=30)
+        assert raw(endpoint, b"/org/one/resolve/main/config.json")[0] == 200
+        assert len(list(Path(f"/proc/{process.pid}/fd").iterdir())) < 120
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
     assert "Traceback" not in process.communicate()[1]
 
 

@@ -164,6 +164,20 @@ def test_a_link_that_is_swapped_in_during_the_walk_is_not_followed(
     assert len(resolved) == 2
 
 
+def test_a_link_that_becomes_a_file_during_the_walk_is_a_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system says EINVAL where a link is read that is none any more; the walk begins anew."""
+    readlink = os.readlink
+
+    def then_no_link(path: str) -> str:
+        Path(path).unlink()
+        Path(path).write_text("new")
+        return readlink(path)
+
+    monkeypatch.setattr(beneath, "_syscall", refusing(errno.ENOSYS))
+    monkeypatch.setattr(os, "readlink", then_no_link)
+    assert read(root, "link") == "new"
+
+
 @pytest.mark.usefixtures("ways")
 def test_a_fifo_does_not_block(root: Path) -> None:
     """A FIFO without a writer is opened at once: the caller sees that it is no file."""

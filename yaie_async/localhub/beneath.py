@@ -61,19 +61,19 @@ def _openat2(folder: int, path: str, flags: int) -> int:
 def _walk(root: Path, path: str, flags: int) -> int:
     """Resolve all links, and open the result folder by folder without following any."""
     for _ in range(_TRIES):
-        resolved = Path(os.path.realpath(os.path.join(root, path)))
-        if not resolved.is_relative_to(root):
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
-        *folders, name = resolved.relative_to(root).parts or (".",)
         here = os.open(root, _FOLDER)
         try:
+            resolved = Path(os.path.realpath(os.path.join(root, path)))
+            if not resolved.is_relative_to(root):
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+            *folders, name = resolved.relative_to(root).parts or (".",)
             for folder in folders:
                 above, here = here, os.open(folder, _FOLDER | os.O_NOFOLLOW, dir_fd=here)
                 os.close(above)
             return os.open(name, flags | os.O_NOFOLLOW, dir_fd=here)
         except OSError as error:
-            # What a link answers to O_NOFOLLOW, with and without O_DIRECTORY.
-            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            # Something became a link (O_NOFOLLOW says ELOOP, with O_DIRECTORY ENOTDIR), or is none any more (EINVAL).
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL):
                 raise
             changed = error
         finally:
