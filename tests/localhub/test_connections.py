@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from tests.support.renamed import renamed
 from tests.support.waiting import wait_until
 from yaie_async.localhub import LocalHub, connections, running, server
+from yaie_async.localhub.models import Snapshot
 
 GET = b"GET /org/name/resolve/main/%b HTTP/1.1\r\nHost: hub\r\n\r\n"
 BODY = b"POST /api/models/org/name/paths-info/main HTTP/1.1\r\nHost: hub\r\nContent-Length: 9\r\n\r\n"
@@ -175,6 +176,31 @@ def test_a_client_that_reads_slowly_is_served(
             got += len(chunk)
             pause.wait(len(chunk) / 3e6)
         assert got > 3_000_000
+
+
+@pytest.mark.usefixtures("big")
+def test_listings_leave_threads_to_bodies(hub_root: Path, connect: Connect) -> None:
+    """A body goes on while more clients wait for the disk's listings than there are threads."""
+    hub, listed, slow = LocalHub(hub_root), threading.Event(), threading.Event()
+    snapshot = hub._models.snapshot
+
+    def slowly(model: str, revision: str) -> Snapshot:
+        listed.set()
+        slow.wait()
+        return snapshot(model, revision)
+
+    with running(hub) as url:
+        try:
+            reader = connect(url, GET % b"model.safetensors")
+            assert reader.recv(8) == b"HTTP/1.1"
+            hub._models.snapshot = slowly  # type: ignore[method-assign]
+            waiting = [connect(url, GET % b"config.json") for _ in range(50)]
+            listed.wait()
+            reader.settimeout(5)
+            assert len(read(reader, 32 << 20)) >= 32 << 20
+        finally:
+            slow.set()
+        assert waiting[-1].recv(15) == b"HTTP/1.1 200 OK"
 
 
 @pytest.mark.parametrize(("sent", "grace"), [(b"", 60.0), (b"GET / HTTP", 60.0), (BODY, 0.0)])

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
-from anyio.lowlevel import RunVar
 
 from yaie_async.core.names import digest_kind
 from yaie_async.core.tasks import task_group
+from yaie_async.localhub.limiter import Limiter
 
 if TYPE_CHECKING:
     from yaie_async.localhub.models import File
@@ -39,8 +39,7 @@ _THREADS = 2
 # Seconds for which a request keeps a thread, as long as no file takes longer: a thread a file costs 0.4 ms more.
 _SLICE = 0.05
 
-# One limiter per event loop: an application may be served by several loops, each in its own thread.
-_HASHING: RunVar[anyio.CapacityLimiter] = RunVar("yaie_async.localhub hashing")
+_HASHING = Limiter("hashing", _THREADS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class BlobIds:
         left = iter(files)
 
         async def compute() -> None:
-            while await anyio.to_thread.run_sync(self._some, left, found, limiter=_limiter()):
+            while await anyio.to_thread.run_sync(self._some, left, found, limiter=_HASHING.get()):
                 pass
 
         async with task_group() as tasks:
@@ -128,14 +127,6 @@ class BlobIds:
             mine.set_exception(error)
             raise
         return mine.result()
-
-
-def _limiter() -> anyio.CapacityLimiter:
-    try:
-        return _HASHING.get()
-    except LookupError:
-        _HASHING.set(limiter := anyio.CapacityLimiter(_THREADS))
-        return limiter
 
 
 def _blob_id(file: File, *, lfs: bool) -> BlobId:

@@ -16,10 +16,14 @@ from yaie_async.localhub import api, errors
 from yaie_async.localhub.access_control import AccessControl
 from yaie_async.localhub.blob_id import BlobIds
 from yaie_async.localhub.body import file_response
+from yaie_async.localhub.limiter import Limiter
 from yaie_async.localhub.models import FileChanged, ModelMissing, RevisionMissing, Snapshot, models_in
 from yaie_async.localhub.request_body import requested_paths
 from yaie_async.localhub.route import Route, cdn_path, parse_route
 from yaie_async.localhub.signed_url import UrlSigner
+
+# Listings share one core, or wait for a network file system. The default threads are left to bodies.
+_LISTING = Limiter("listing", 4)
 
 
 class LocalHub:
@@ -102,7 +106,7 @@ class LocalHub:
                 raise errors.HubError(401, "Invalid username or password.")
             return JSONResponse(api.whoami())
         try:
-            snapshot = await anyio.to_thread.run_sync(self._models.snapshot, route.model, route.revision)
+            snapshot = await self._snapshot(route)
         except ModelMissing:
             raise errors.repo_not_found(authenticated=token is not None) from None
         except RevisionMissing as missing:
@@ -115,6 +119,11 @@ class LocalHub:
             return await self._paths_info(request, snapshot)
         self._access.authorize(route.model, token)
         return await self._resolve(request, snapshot, route.path)
+
+    async def _snapshot(self, route: Route) -> Snapshot:
+        return await anyio.to_thread.run_sync(
+            self._models.snapshot, route.model, route.revision, limiter=_LISTING.get()
+        )
 
     async def _info(self, request: Request, snapshot: Snapshot) -> Response:
         query = request.query_params
@@ -188,7 +197,7 @@ class LocalHub:
         if not self._signer.is_valid(raw_path, request.query_params):
             return Response("AccessDenied", status_code=403)
         try:
-            snapshot = await anyio.to_thread.run_sync(self._models.snapshot, route.model, route.revision)
+            snapshot = await self._snapshot(route)
             file = snapshot.files[route.path]
         except LookupError:
             return Response("NoSuchKey", status_code=404)
