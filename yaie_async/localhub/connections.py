@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,8 +36,8 @@ class Connections:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
-        self._open: dict[object, _Connection] = {}
+        self.most = most
+        self.open: dict[object, _Connection] = {}
 
     def protocol(self, make: Callable[..., asyncio.Protocol]) -> Callable[..., asyncio.Protocol]:
         """Return a factory of protocols that hand their events to one of `make`, as long as the client is quick."""
@@ -50,7 +50,7 @@ class Connections:
 
         **Raises:** what `app` raises.
         """
-        connection = self._open.get(scope["client"])
+        connection = self.open.get(scope["client"])
         if connection is None:  # it was closed, or its server makes its protocols in another way
             await app(scope, receive, send)
             return
@@ -58,51 +58,36 @@ class Connections:
         async def received() -> Message:
             message = await receive()
             if not message.get("more_body"):
-                connection.set_waiting(for_body=False)
+                connection.wait(for_body=False)
             return message
 
         connection.requests += 1  # the next request may begin before this one has ended here
         connection.has_asked = True
-        connection.set_waiting(for_body=_has_body(scope))
+        sizes = dict(scope["headers"])
+        connection.wait(for_body=b"transfer-encoding" in sizes or sizes.get(b"content-length", b"0") != b"0")
         try:
             await app(scope, received, send)
         finally:
             connection.requests -= 1
-            connection.set_waiting()
-
-    def add(self, connection: "_Connection", now: float) -> bool:
-        """Add a new connection if there is room, or one makes room. Return whether it was added."""
-        if len(self._open) >= self._most:
-            slowest = min(self._open.values(), key=_Connection.yields_at)
-            if slowest.yields_at() > now:
-                return False
-            slowest.close()
-        self._open[connection.client] = connection
-        return True
-
-    def discard(self, connection: "_Connection") -> None:
-        """Forget a connection, if it is there."""
-        if self._open.get(connection.client) is connection:
-            del self._open[connection.client]
+            connection.wait()
 
 
 class _Connection(asyncio.Protocol):
     """Hands all events to the protocol of the server, and drops a client that keeps the server waiting."""
 
     def __init__(self, connections: Connections, protocol: asyncio.Protocol) -> None:
-        self.client: object = self
-        self.has_asked = False
+        self.client: object = None
         self.requests = 0
-        self._connections = connections
+        self.has_asked = False
+        self._open, self._most = connections.open, connections.most
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
-        self._for_body = False
-        self._for_reader = False
+        self._for_body = self._for_reader = False
         self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def set_waiting(self, *, for_body: bool | None = None, for_reader: bool | None = None) -> None:
-        """Begin or end to wait: for a request, for its body, or for the client to read. Each change starts anew."""
+    def wait(self, *, for_body: bool | None = None, for_reader: bool | None = None) -> None:
+        """Wait for a request if there is none, for a body, or for the client to read. Each call begins anew."""
         self._for_body = self._for_body if for_body is None else for_body
         self._for_reader = self._for_reader if for_reader is None else for_reader
         if self._timer is not None:
@@ -110,29 +95,31 @@ class _Connection(asyncio.Protocol):
             self._timer = None
         if (not self.requests or self._for_body or self._for_reader) and not self._transport.is_closing():
             self._since = self._loop.time()
-            self._timer = self._loop.call_later(_PATIENCE, self.close)
+            self._timer = self._loop.call_later(_PATIENCE, self.drop)
 
     def yields_at(self) -> float:
         """Return the time from which this connection makes room for another one."""
-        if self._timer is None:
-            return float("inf")
-        return self._since + (_GRACE if self.has_asked else 0)
+        return self._since + (_GRACE if self.has_asked else 0) if self._timer else float("inf")
 
-    def close(self) -> None:
-        """Drop the client, and what it has not read."""
-        self._connections.discard(self)
+    def drop(self) -> None:
+        """Close the connection, with what the client has not read."""
+        self._open.pop(self.client, None)
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        # The name by which a request knows its connection.
+        # By this name a request finds its connection; there is none if the client has left already.
         self.client = (transport.get_extra_info("peername") or (self,))[:2]
-        if self._connections.add(self, self._loop.time()):
-            self.set_waiting()
-        else:
-            self._protocol = asyncio.Protocol()
-            self._transport.write(_FULL)
-            self._transport.close()
+        if len(self._open) >= self._most:
+            slowest = min(self._open.values(), key=_Connection.yields_at)
+            if slowest.yields_at() > self._loop.time():
+                self._protocol = asyncio.Protocol()
+                self._transport.write(_FULL)
+                self._transport.close()
+                return
+            slowest.drop()
+        self._open[self.client] = self
+        self.wait()
         self._protocol.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -142,21 +129,15 @@ class _Connection(asyncio.Protocol):
         return self._protocol.eof_received()
 
     def pause_writing(self) -> None:
-        self.set_waiting(for_reader=True)
+        self.wait(for_reader=True)
         self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        self.set_waiting(for_reader=False)
+        self.wait(for_reader=False)
         self._protocol.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.set_waiting()  # ends the timer
-        self._connections.discard(self)
+        self.wait()  # ends the timer
+        if self._open.get(self.client) is self:
+            del self._open[self.client]
         self._protocol.connection_lost(exc)
-
-
-def _has_body(scope: Scope) -> bool:
-    headers: Any = scope["headers"]
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")) for name, value in headers
-    )

@@ -3,37 +3,30 @@
 The message is also in a header because the response to HEAD has no body.
 """
 
-from collections.abc import Mapping
-
 from starlette.responses import JSONResponse, Response
 
 
 class HubError(Exception):
     """Raised to answer a request with an error; `response()` is that answer."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        commit: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, status: int, message: str, *, code: str | None = None, commit: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.commit = commit
-        self.headers: dict[str, str] = dict(headers or {})
 
     def response(self) -> Response:
         """Return the response in the Hub's format."""
         message = str(self)
-        headers = self.headers | {"X-Error-Message": message.encode("ascii", "backslashreplace").decode()}
+        headers = {"X-Error-Message": message.encode("ascii", "backslashreplace").decode()}
         if self.code:
             headers["X-Error-Code"] = self.code
         if self.commit:
             headers["X-Repo-Commit"] = self.commit
+        if self.status in (408, 413):
+            headers["Connection"] = "close"  # what is left of the body is not read
+        if self.status == 503:
+            headers["Retry-After"] = "1"
         return JSONResponse({"error": message}, status_code=self.status, headers=headers)
 
 
@@ -62,4 +55,4 @@ def entry_not_found(commit: str) -> HubError:
 
 def file_changed(path: str) -> HubError:
     """Return the answer to a file that is not the listed one any more. The next request lists the files again."""
-    return HubError(503, f"The file {path} was changed while it was read. Try again.", headers={"Retry-After": "1"})
+    return HubError(503, f"The file {path} was changed while it was read. Try again.")

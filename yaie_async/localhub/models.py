@@ -38,10 +38,6 @@ class FileChanged(LookupError):
     """Raised when a file is not, or no longer, the one that was listed."""
 
 
-# What `open_beneath` says of a file that is gone, or replaced by a link that leads outside.
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
-
-
 @dataclass(frozen=True, slots=True)
 class File:
     """One file of a commit.
@@ -69,16 +65,11 @@ class File:
             FileChanged: it was removed, replaced or changed since it was listed.
             OSError: it can't be read.
         """
-        try:
-            opened = os.fdopen(open_beneath(self.root, self.source, READ), "rb")
-        except OSError as error:
-            if error.errno in _GONE:
-                raise FileChanged(self.path) from error
-            raise
-        if _size_and_time(os.fstat(opened.fileno())) != (self.size, self.mtime_ns):
-            opened.close()
+        opened, found = _open(self.root, self.source, READ)
+        if found != (self.size, self.mtime_ns):
+            os.close(opened)
             raise FileChanged(self.path)
-        return opened
+        return os.fdopen(opened, "rb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,23 +187,32 @@ def listing(top: Path, root: Path) -> dict[str, File]:
                 continue  # Names that are not UTF-8 are not printable, and can't be in JSON.
             etag = _blob_name(entry)
             try:
-                looked = open_beneath(root, source, LOOK)
-            except OSError as error:
-                if error.errno in _GONE:
-                    continue
-                raise
-            try:
-                found = _size_and_time(os.fstat(looked))
-            finally:
-                os.close(looked)
-            if found is not None:
-                files.append(File(path, root, source, *found, etag))
+                looked, found = _open(root, source, LOOK)
+            except FileChanged:
+                continue
+            os.close(looked)
+            files.append(File(path, root, source, *found, etag))
     return {file.path: file for file in sorted(files, key=lambda file: file.path)}
 
 
-def _size_and_time(status: os.stat_result) -> tuple[int, int] | None:
-    """Return the size and modification time of a regular file, else None: FIFOs and devices have no contents."""
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+def _open(root: Path, source: str, flags: int) -> tuple[int, tuple[int, int]]:
+    """Return a descriptor of the regular file at `source` beneath `root`, and the file's size and modification time.
+
+    Raises:
+        FileChanged: there is none.
+    """
+    try:
+        opened = open_beneath(root, source, flags)
+    except OSError as error:
+        # It was removed, or replaced by a link that leads outside.
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
+            raise FileChanged(source) from error
+        raise
+    status = os.fstat(opened)
+    if not stat.S_ISREG(status.st_mode):  # FIFOs and devices have no contents
+        os.close(opened)
+        raise FileChanged(source)
+    return opened, (status.st_size, status.st_mtime_ns)
 
 
 def _blob_name(entry: Path) -> str | None:

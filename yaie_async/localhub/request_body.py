@@ -15,8 +15,6 @@ _LARGEST = 1 << 20
 # For the whole body: 35 kB/s are enough. The connection itself is dropped later, without an answer.
 _SECONDS = 30.0
 
-_CLOSE = {"Connection": "close"}  # what is left of the body is not read
-
 
 async def requested_paths(request: Request) -> tuple[list[object], bool]:
     """Return the paths in the body of a request, which may be of any JSON type, and whether `expand` is set.
@@ -25,43 +23,36 @@ async def requested_paths(request: Request) -> tuple[list[object], bool]:
 
     **Raises:** HubError: 400, 408 or 413. ClientDisconnect: the client left.
     """
-    is_json = request.headers.get("content-type", "").startswith("application/json")
     try:
-        if int(request.headers.get("content-length", 0)) > _LARGEST:
-            raise _too_large()
-        paths, expand = _parse(await _read(request), is_json=is_json)
+        with anyio.fail_after(_SECONDS):
+            body = await _read(request)
+        if request.headers.get("content-type", "").startswith("application/json"):
+            form = json.loads(body)
+            paths, expand = list(form["paths"]), form.get("expand") is True
+        elif body.count(b"&") > _MOST_PATHS:  # with `expand` there is one field more than paths
+            raise _too_large(f"{_MOST_PATHS} paths")
+        else:
+            fields = parse_qs(body.decode())
+            paths, expand = [*fields.get("paths", [])], fields.get("expand") == ["true"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise HubError(400, "Invalid body: it must contain a list of paths") from None
     except TimeoutError:
-        raise HubError(408, "The body did not arrive in time", headers=_CLOSE) from None
+        raise HubError(408, "The body did not arrive in time") from None
     if len(paths) > _MOST_PATHS:
-        raise _too_many()
+        raise _too_large(f"{_MOST_PATHS} paths")
     return paths, expand
 
 
-async def _read(request: Request) -> bytes:
+async def _read(request: Request) -> bytearray:
     body = bytearray()
-    with anyio.fail_after(_SECONDS):
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _LARGEST:
-                raise _too_large()
-    return bytes(body)
+    if int(request.headers.get("content-length", 0)) > _LARGEST:
+        raise _too_large(f"{_LARGEST} bytes")
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _LARGEST:
+            raise _too_large(f"{_LARGEST} bytes")
+    return body
 
 
-def _parse(body: bytes, *, is_json: bool) -> tuple[list[object], bool]:
-    if is_json:
-        form = json.loads(body)
-        return list(form["paths"]), form.get("expand") is True
-    if body.count(b"&") > _MOST_PATHS:  # with `expand` there is one field more than paths
-        raise _too_many()
-    fields = parse_qs(body.decode())
-    return [*fields.get("paths", [])], fields.get("expand") == ["true"]
-
-
-def _too_many() -> HubError:
-    return HubError(413, f"Too many paths: a request may have {_MOST_PATHS}")
-
-
-def _too_large() -> HubError:
-    return HubError(413, f"The body is too large: a request may have {_LARGEST} bytes", headers=_CLOSE)
+def _too_large(most: str) -> HubError:
+    return HubError(413, f"The request is too large: at most {most} are accepted")

@@ -13,13 +13,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from yaie_async.localhub.connections import Connections, most_connections
 
-# Connections that wait to be accepted, and those that the event loop accepts in a row: before it has seen those it does
-# not refuse any, and with more in a row the descriptors might run out.
-_BACKLOG = 2048
-_ACCEPTED = 16
-
-# Bytes that the kernel takes before they can be sent. Its own limit is megabytes, which a slow client leaves there.
-_UNSENT = 128 * 1024
+_BACKLOG = 2048  # connections that wait to be accepted
+_ACCEPTED = 16  # those that are accepted in a row, before the first of them can be refused
+_UNSENT = 128 * 1024  # bytes that the kernel takes for a client: by itself megabytes, which hides how slow one is
 
 
 @contextlib.contextmanager
