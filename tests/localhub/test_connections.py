@@ -255,6 +255,17 @@ def test_where_the_server_is_at_work_for_all_a_new_client_is_refused(
         assert httpx.get(url).text == "done"
 
 
+def test_a_closed_connection_leaves_its_place(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More clients than there are places are served one after another."""
+    monkeypatch.setattr(connections, "_MOST", 1)
+    holding = Holding()
+    holding.release.set()
+    with running(holding) as url:
+        for _ in range(3):
+            client = connect(url, b"GET / HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n")
+            assert read(client).endswith(b"done")
+
+
 @pytest.mark.parametrize(
     ("files", "most"),
     [(128, 32), (1024, 480), (1 << 20, 512), (resource.RLIM_INFINITY, 512), (64, 1)],
