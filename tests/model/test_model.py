@@ -75,8 +75,10 @@ def ties(model: PreTrainedModel) -> set[frozenset[str]]:
 
 
 def stock_model(source: str, dtype: Any, **arguments: Any) -> PreTrainedModel:
+    options = {"device_map": "auto", "trust_remote_code": True, "local_files_only": True, **arguments}
+    # Where peft is installed, transformers asks the Hub for an adapter unless this is said once more.
     return AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, device_map="auto", trust_remote_code=True, local_files_only=True, **arguments
+        source, dtype=dtype, adapter_kwargs={"local_files_only": True}, **options
     )
 
 

@@ -87,7 +87,7 @@ def read_plan(plan: Plan) -> None:
     assert_type(plan.files[0].path, str)
     assert_type(plan.files[0].size, int)
     assert_type(plan.files[0].cached, bool)
-    assert_type(plan.free_disk, int)
+    assert_type(plan.free_disk, int | None)
     assert_type(plan.memory, int)
     assert_type(plan.bytes_cached, int)
     assert_type(plan.bytes_to_fetch, int)
