@@ -7,11 +7,12 @@ from functools import partial
 import anyio
 import anyio.abc
 
+from yaie_async.core.errors import StalledError
 from yaie_async.core.progress import Meter
 from yaie_async.core.tasks import task_group
 from yaie_async.core.threads import run_owned
 from yaie_async.core.trace import span
-from yaie_async.fetch.body import read_range
+from yaie_async.fetch.body import RangesIgnoredError, read_range
 from yaie_async.fetch.digest import Digest
 from yaie_async.fetch.failures import TransientError
 from yaie_async.fetch.location import Location, OtherBytesError, StartOverError
@@ -40,6 +41,14 @@ class WrongDigestError(OtherBytesError):
     """Raised when all bytes are there and their digest is not the etag."""
 
 
+class SequentialError(RangesIgnoredError):
+    """Raised when the server sends a range only after it has read all bytes before it, as a cache without slices does.
+
+    The sign is that no request that begins within the file brings a byte, while the front of the file moves. The whole
+    file by one request then comes as soon as the next byte could.
+    """
+
+
 class PrunedError(StartOverError):
     """Raised when the partial's files were removed. Its open descriptor still has the bytes."""
 
@@ -63,6 +72,8 @@ class Assembly:
         self._front = self._seen = 0
         self._moved = anyio.Event()
         self._counted = 0  # bytes that the meter has counted for it
+        self._requests: dict[Range, int] = {}  # where the running request of each range began
+        self._out_of_order = False  # whether a request that did not begin at byte 0 has brought bytes
 
     async def run(self, *, whole: bool) -> None:
         """Fetch what is missing and check the digest of all of it.
@@ -120,23 +131,35 @@ class Assembly:
                     progress=lambda: of.position,
                     least=max(1, least(self.location.timeout)),
                 )
-        except BaseException:
+        except BaseException as error:
             # Before the range is given back: a file that is ending would get the range again.
             self._downloader.leave(self._key)
+            if isinstance(error, StalledError) and of.position == of.start > 0 and not self._came_out_of_order():
+                raise SequentialError from error  # the last resort, for the rest of a file that was begun earlier
             raise
         finally:
             self._downloader.ended(of)
 
     async def _attempt(self, of: Range) -> None:
         of.restart()
-        sent = time.monotonic()
+        sent, begin, front = time.monotonic(), of.position, self._downloader.front(self._key)
+        self._requests[of] = begin
         try:
             await read_range(self.location, of)
         except TransientError as error:
             self.retries += 1
             if error.status in (429, 503):
                 self._downloader.throttled(sent)
+            moved = self._downloader.front(self._key) > front
+            if error.kind == "stall" and of.position == begin > 0 and moved and not self._came_out_of_order():
+                raise SequentialError from error
             raise
+        finally:
+            self._out_of_order = self._came_out_of_order()
+            del self._requests[of]
+
+    def _came_out_of_order(self) -> bool:
+        return self._out_of_order or any(one.position > begin > 0 for one, begin in self._requests.items())
 
     def _put(self, of: Range, data: memoryview) -> float:
         """Write the next bytes of a range and record them, in the thread that read them.
