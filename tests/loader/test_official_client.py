@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from typing import Any
 import anyio
 import pytest
 from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
+from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store, shared_blob_target
 
 from tests.loader.conftest import Put
-from tests.support.faults import Redirect, Stall
+from tests.support.faults import EditJson, Redirect, Stall
 from tests.support.hub import HubServer
 from tests.support.programs import require_program
 from yaie_async import CacheAccessError, Hub, ModelLoader, OfflineError
@@ -406,3 +408,68 @@ def test_a_cache_that_can_t_be_made_is_an_error_of_ours(hub: HubServer, put_fake
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheAccessError, match="file"):
         fetch(hub.url, tmp_path / "file")
+
+
+# -- the official client's shared store ---------------------------------------------------------------------
+
+XET = "ab" * 32
+
+
+@pytest.fixture
+def shared(hub: HubServer, put_fake: Put, tmp_path: Path) -> Path:
+    """The file of the store that has the weights of a copy of `org/big`, put there by the official client."""
+    directory, cache = put_fake("org/big", 1 << 20), tmp_path / "cache"
+    shutil.copytree(directory, hub.root / "org" / "copy")
+    found = Path(snapshot_download("org/copy", endpoint=hub.url, cache_dir=cache), "model.safetensors")
+    blob = str(found.parent / found.readlink())
+    assert publish_blob_to_shared_store(blob_path=blob, xet_hash=XET, cache_dir=cache, expected_size=1 << 20)
+
+    def add_hash(entries: Any) -> None:
+        for entry in entries:
+            entry |= {"xetHash": XET} if entry["path"] == "model.safetensors" else {}
+
+    hub.clear()
+    hub.faults.add(EditJson(add_hash), path="/tree/", times=None)
+    return cache / "blobs" / "ab" / XET
+
+
+def test_a_file_that_another_repository_has_is_linked(shared: Path, hub: HubServer, tmp_path: Path) -> None:
+    """It is not fetched again, and the official client knows of the new link."""
+    cache = tmp_path / "cache"
+    weights = fetch(hub.url, cache) / "model.safetensors"
+    assert weights.resolve() == shared
+    assert weights.read_bytes() == (hub.root / "org/big/model.safetensors").read_bytes()
+    assert not [request for request in hub.requests if request.path.startswith("/cdn/")]
+    blob = weights.parent / weights.readlink()
+    assert os.path.relpath(blob, cache) in shared.with_name(f"{XET}.refs").read_text().splitlines()
+    assert shared_blob_target(Path(os.path.normpath(blob)), cache) == shared
+    scanned = scan_cache_dir(cache)
+    assert not scanned.warnings
+    (big,) = [repo for repo in scanned.repos if repo.repo_id == "org/big"]
+    (revision,) = big.revisions
+    scanned.delete_revisions(revision.commit_hash).execute()
+    assert shared.exists(), "the copy still uses it"
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "another size", "a link", "switched off"])
+def test_a_shared_file_that_is_not_right_is_not_linked(
+    damage: str, shared: Path, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes are hashed first; what is not right is fetched, and left as it is."""
+    content = bytearray(shared.read_bytes())
+    shared.chmod(0o644)
+    if damage == "a flipped bit":
+        content[7] ^= 1
+        shared.write_bytes(content)
+    elif damage == "another size":
+        shared.write_bytes(content[:-1])
+    elif damage == "a link":
+        shared.rename(tmp_path / "elsewhere")
+        shared.symlink_to(tmp_path / "elsewhere")
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_SHARED_BLOBS", True)
+    before = shared.read_bytes()
+    weights = fetch(hub.url, tmp_path / "cache") / "model.safetensors"
+    assert weights.read_bytes() == (hub.root / "org/big/model.safetensors").read_bytes()
+    assert weights.resolve().parent.name == "blobs"
+    assert shared.read_bytes() == before

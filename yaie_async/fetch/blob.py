@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import anyio
 
@@ -25,6 +26,7 @@ from yaie_async.store.claims import claim_or_create, discard_orphans, has_live_o
 from yaie_async.store.locks import blob_lock
 from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.partials import Partial
+from yaie_async.store.shared_blobs import link_from_store
 
 # Seconds between checks whether the process that claimed our partial has finished.
 _LOOK = 1.0
@@ -101,7 +103,7 @@ class _Fetch:
 
     def _begin(self, stop: Stop) -> None:
         """Get a partial, unless there is nothing to fetch. Runs in the thread that has taken the lock."""
-        self._is_there = self._look(stop)
+        self._is_there = self._look(stop) or (self.file.xet_hash is not None and self._link(self.file.xet_hash, stop))
         if self._is_there:
             # A kill right after publishing may have left the map.
             discard_orphans(self.cache.blobs, self.etag)
@@ -125,6 +127,15 @@ class _Fetch:
             except FileNotFoundError:
                 # Without symlinks another process may have moved the blob to its snapshot a moment ago.
                 return self.cache.has(self.commit, self.file.path)
+
+    def _link(self, xet_hash: str, stop: Stop) -> bool:
+        """Return whether the official client has these bytes of another repository, which are then linked."""
+
+        def is_right(shared: Path) -> bool:
+            with self.meter.blob_stage("verifying"):
+                return digest_of(shared, self.etag, stop.is_set) == self.etag
+
+        return link_from_store(self.cache.root, self.cache.blob(self.etag), xet_hash, self.size, is_right)
 
     async def _fill(self) -> bool:
         """Fill partials until one is right, and publish it. Return whether this process did that."""

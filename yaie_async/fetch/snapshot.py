@@ -1,6 +1,6 @@
 """From a manifest to a snapshot in the cache: one fetch of what is missing, each file linked when its turn has come."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from yaie_async.core.progress import Meter
 from yaie_async.core.tasks import task_group
 from yaie_async.core.threads import run_owned
 from yaie_async.fetch.blob import fetch_blob
+from yaie_async.fetch.metadata import tree_of
 from yaie_async.fetch.resolution import Resolution, refusal, with_sizes
 from yaie_async.fetch.session import Session
 from yaie_async.store.arriving_file import ArrivingFile
@@ -23,6 +24,7 @@ from yaie_async.store.cache import RepoCache
 from yaie_async.store.claims import resumable_bytes
 from yaie_async.store.completeness import mark_unproved, read_fetched, wait_for_clock_tick
 from yaie_async.store.os_errors import free_bytes
+from yaie_async.store.shared_blobs import has_store
 
 # Called once all files but the weights are in the cache, with the sharp manifest and the weights that still arrive.
 OnSmall = Callable[[Manifest, tuple[ArrivingFile, ...]], None]
@@ -59,6 +61,7 @@ class _Fetch:
         self._linked: set[str] = set()  # paths of files that the snapshot had when the fetch began
         self._fetched: set[str] = set()  # paths of small files that are in the cache by now
         self._fresh: set[str] = set()  # etags of the blobs that this fetch has written
+        self._tree: Mapping[str, RepoFile] = {}  # the hashes by which other repositories may have the same bytes
         self._weights: dict[str, anyio.CancelScope] = {}
         self._arriving: dict[str, ArrivingFile] = {}
         self._small_linked = anyio.Event()
@@ -69,6 +72,8 @@ class _Fetch:
         self._meter.stage("downloading")
         await self._expect()
         await run_owned(partial(prepare, self._cache, resolution), name="prepare")
+        if await run_owned(partial(has_store, self._cache.root), name="store"):
+            self._tree = await tree_of(self._session, self._manifest.model, self._commit)
         async with task_group() as group:
             group.start_soon(self._session.downloader.clock)
             async with task_group() as weights:
@@ -140,6 +145,8 @@ class _Fetch:
     async def _fetch(self, file: RepoFile, arriving: ArrivingFile | None = None) -> None:
         if self._session.verify == "require" or self._manifest.runs_code(file):
             file = replace(file, candidate=False)  # it has to match
+        if file.path in self._tree:
+            file = replace(file, xet_hash=self._tree[file.path].xet_hash)
         assert file.etag is not None
         async with self._open_files:
             if file.path in self._linked:

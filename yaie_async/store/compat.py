@@ -26,6 +26,7 @@ _ENVIRONMENT: dict[str, Callable[[], Any]] = {
     "HF_HUB_DISABLE_TELEMETRY": lambda: _is_set("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"),
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": lambda: _is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN"),
     "HF_HUB_DISABLE_SYMLINKS": lambda: _is_set("HF_HUB_DISABLE_SYMLINKS"),
+    "HF_HUB_DISABLE_SHARED_BLOBS": lambda: _is_set("HF_HUB_DISABLE_SHARED_BLOBS"),
 }
 """The constants that are used, and how each is read from the documented variables. `huggingface_hub` reads them once,
 when it is imported, and an application may set them."""

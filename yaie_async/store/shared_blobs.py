@@ -1,8 +1,63 @@
-"""Blobs that are links to a file outside of their repository's folder, as the official client shares them."""
+"""Blobs that are links to a file outside of their repository's folder, as the official client shares them.
+
+    $C/blobs/.huggingface-shared-blobs          "1" and a newline: the folder is such a store
+    $C/blobs/<2 hex>/<xet hash>                 the bytes, read-only
+    $C/blobs/<2 hex>/<xet hash>.refs            the blobs that are links to it, a line each, relative to $C
+    $C/blobs/<2 hex>/<xet hash>.lock            held while a link is made or the bytes are removed
+
+The layout is that of huggingface_hub 2.4, which fills the store. This package adds links and never bytes.
+"""
 
 import os
+import re
+import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from yaie_async.store.compat import are_symlinks_supported, constant
+from yaie_async.store.diskio import open_regular, read_regular
+
+_LOCK_SECONDS = 10
+
+
+def has_store(root: Path) -> bool:
+    """Whether the cache has a store that may be used. Blocks."""
+    with suppress(OSError):
+        marked = read_regular(root / "blobs" / ".huggingface-shared-blobs", 16) == b"1\n"
+        return marked and not constant("HF_HUB_DISABLE_SHARED_BLOBS") and are_symlinks_supported(root)
+    return False
+
+
+def link_from_store(root: Path, blob: Path, xet_hash: str, size: int, is_right: Callable[[Path], bool]) -> bool:
+    """Make a blob a link to the store's file of this content, if that `is_right`; return whether it is one. Blocks.
+
+    The reference is written before the link, so that the official client never removes bytes that are in use.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", xet_hash) or not has_store(root):
+        return False
+    shared = root / "blobs" / xet_hash[:2] / xet_hash
+    link = blob.with_name(f".{blob.name}.{uuid.uuid4().hex[:8]}.shared")
+    try:
+        os.close(open_regular(shared, follow=False))
+        if shared.stat().st_size != size or not is_right(shared):
+            return False
+        with FileLock(shared.with_name(f"{xet_hash}.lock"), timeout=_LOCK_SECONDS, mode=0o666):
+            shared.lstat()  # FileNotFoundError: removed meanwhile
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            refs = os.open(shared.with_name(f"{xet_hash}.refs"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            with open(refs, "wb", buffering=0) as file:
+                file.write(f"{blob.relative_to(root).as_posix()}\n".encode())
+                os.fsync(refs)
+            os.symlink(os.path.relpath(shared, blob.parent), link)
+            os.replace(link, blob)
+    except (OSError, Timeout):
+        return False  # it is fetched
+    finally:
+        link.unlink(missing_ok=True)
+    return True
 
 
 def shared_file(blob: Path) -> Path | None:
