@@ -29,7 +29,8 @@ _DOCUMENTED = {
     },
     "torch": {
         "Tensor", "cuda", "cuda.empty_cache", "cuda.is_available", "cuda.is_initialized", "cuda.mem_get_info", "device",
-        "dtype", "empty", "float16", "frombuffer", "get_default_dtype", "manual_seed", "set_default_dtype",
+        "dtype", "empty", "float16", "frombuffer", "get_default_dtype", "manual_seed", "nn", "nn.Module",
+        "nn.Parameter", "nn.modules.module.register_module_parameter_registration_hook", "no_grad", "set_default_dtype",
     },
     "tokenizers": {"AddedToken", "Tokenizer", "decoders", "models", "pre_tokenizers"},
     "accelerate": set[str](),

@@ -31,6 +31,7 @@ _HEAVY = re.compile(r".+\.(safetensors|bin|pt|pth|pkl|pickle|ckpt|h5|msgpack|onn
 _CODE_OR_PICKLE = re.compile(r".+\.(py|bin|pt|pth|pkl|pickle|ckpt)")
 # What `transformers_weights` in config.json may name.
 _EXPLICIT = (".safetensors", ".safetensors.index.json")
+_BESIDE_CODE = 16 << 20  # bytes
 _AGAIN = "Fetch or save the model again; another revision may be whole."
 
 # The first bytes of what git-lfs leaves in the place of a file that it has not fetched.
@@ -234,15 +235,26 @@ def _small(files: _Files, *, code: bool) -> tuple[RepoFile, ...]:
     tokenizer_config.json and config.json are the last: see `yaie_async.store.completeness`.
     """
     last = (TOKENIZER_CONFIG, CONFIG)
+    folders = {_folder(path) for path in files if _CODE.fullmatch(path)} if code else set()
     chosen = [
         path
-        for path in files
+        for path, file in files.items()
         if path not in last
         and not _HEAVY.fullmatch(path)
         and not _INDEX.fullmatch(path)
-        and (_SMALL.fullmatch(path) or (code and _CODE.fullmatch(path)))
+        and (_SMALL.fullmatch(path) or (_folder(path) in folders and _may_be_read(file)))
     ]
     return tuple(files[path] for path in (*sorted(chosen), *(path for path in last if path in files)))
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _may_be_read(file: RepoFile) -> bool:
+    """Whether code in the same folder may read it: code itself, and any small file, such as a vocabulary of its own."""
+    hidden = file.path.rpartition("/")[2].startswith(".")
+    return _CODE.fullmatch(file.path) is not None or (not hidden and (file.size or 0) <= _BESIDE_CODE)
 
 
 def _weight_set(files: _Files, config: Mapping[str, Any], rules: WeightRules, model: str) -> _WeightSet:

@@ -1,6 +1,6 @@
 """From a manifest to a snapshot in the cache: one fetch of what is missing, each file linked when its turn has come."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from yaie_async.store.os_errors import free_bytes
 from yaie_async.store.shared_blobs import has_store
 
 # Called once all files but the weights are in the cache, with the sharp manifest and the weights that still arrive.
-OnSmall = Callable[[Manifest, tuple[ArrivingFile, ...]], None]
+OnSmall = Callable[[Manifest, tuple[ArrivingFile, ...]], Awaitable[None]]
 
 
 async def fetch_snapshot(
@@ -35,7 +35,8 @@ async def fetch_snapshot(
 ) -> Manifest:
     """Make the snapshot hold the files of an incomplete manifest; return that manifest, sharp.
 
-    `on_small` is called as soon as all files but the weights are in the cache and linked, but for the last one.
+    `on_small` is awaited as soon as all files but the weights are in the cache and linked, but for the last one. The
+    weights arrive meanwhile; an error of it stops them.
 
     **Cancellation:** finished files stay, partials are kept. `Manifest.last` is linked last, so what is not whole does
     not look it.
@@ -86,7 +87,7 @@ class _Fetch:
                     await self._fetch_small()
                 await run_owned(partial(self._link, self._manifest.small, last=False), name="link")
                 self._small_linked.set()
-                on_small(self._manifest, tuple(self._arriving[file.path] for file in self._manifest.weights))
+                await on_small(self._manifest, tuple(self._arriving[file.path] for file in self._manifest.weights))
             group.cancel_scope.cancel()
         await run_owned(self._link_last, name="link")
         return self._manifest

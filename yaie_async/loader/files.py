@@ -1,7 +1,7 @@
 """Where the files of one model are, the Hub or a directory. They differ only in how a manifest is made."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,14 @@ from yaie_async.core.names import digest_kind
 from yaie_async.core.plan import Plan, PlannedFile
 from yaie_async.core.progress import Meter
 from yaie_async.core.threads import run_owned
+from yaie_async.fetch.code import fetch_code
 from yaie_async.fetch.patterns import Patterns
 from yaie_async.fetch.resolution import Resolution, manifest_of, manifest_of_choice, resolve
 from yaie_async.fetch.session import Session
-from yaie_async.fetch.snapshot import OnSmall, bytes_missing, check_digests, fetch_snapshot
+from yaie_async.fetch.snapshot import bytes_missing, check_digests, fetch_snapshot
 from yaie_async.loader.source import find_source
 from yaie_async.model.estimate import estimate_memory
+from yaie_async.store.arriving_file import ArrivingFile
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.completeness import usable_manifest
 from yaie_async.store.directory import directory_manifest
@@ -51,7 +53,7 @@ class ModelFiles:
         return await manifest_of_choice(session, self.place, self.resolution, patterns)
 
     async def fetch(
-        self, session: Session, manifest: Manifest, meter: Meter, on_small: OnSmall = lambda _manifest, _arriving: None
+        self, session: Session, manifest: Manifest, meter: Meter, on_small: Callable[..., None] = lambda *_: None
     ) -> Manifest:
         """Make the folder of the manifest hold its files; return it sharp.
 
@@ -59,11 +61,16 @@ class ModelFiles:
 
         **Raises:** as `yaie_async.fetch.snapshot.fetch_snapshot`.
         """
+
+        async def small_are_there(sharp: Manifest, arriving: tuple[ArrivingFile, ...]) -> None:
+            await fetch_code(session, sharp)
+            on_small(sharp, arriving)
+
         if isinstance(self.place, RepoCache) and not manifest.complete:
             assert self.resolution is not None
             usable = await self._usable(manifest, manifest.need) if manifest.need else None
             if usable is None:
-                return await fetch_snapshot(session, self.place, self.resolution, manifest, meter, on_small)
+                return await fetch_snapshot(session, self.place, self.resolution, manifest, meter, small_are_there)
             manifest = usable
         if session.verify == "require" and isinstance(self.place, RepoCache):
             # The name of a linked blob; a file that is no link was checked when it came.
@@ -71,7 +78,7 @@ class ModelFiles:
         meter.expect(total=sum(file.size or 0 for file in manifest.files), files=len(manifest.files))
         for file in manifest.files:
             meter.cached(file.size or 0)
-        on_small(manifest, ())
+        await small_are_there(manifest, ())
         return manifest
 
     async def _usable(self, manifest: Manifest, need: Need) -> Manifest | None:

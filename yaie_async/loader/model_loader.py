@@ -253,7 +253,7 @@ class ModelLoader:
 
         return BuildRequest(
             manifest,
-            cache_dir=None if manifest.commit is None else str(session.settings.cache_dir),
+            cache_dir=str(session.settings.cache_dir),
             dtype=self._dtype,
             device_map=self._device_map,
             trust_remote_code=self._trust_remote_code,

@@ -104,10 +104,15 @@ def _uses_remote_code(request: BuildRequest) -> bool:
         return False
     reference = str(auto_map.get("AutoModelForCausalLM") or auto_map.get("AutoConfig"))
     message = (
-        f"{request.source} can only be loaded by running code from its repo ({reference}), and nothing was run. "
+        f"{request.source} can only be loaded by running code from {_repo_of(reference)}, and nothing was run. "
         "Read that code; if you trust it, pass trust_remote_code=True"
     )
     raise UnsafeFileError(message, model=request.source, file=code_file(reference))
+
+
+def _repo_of(reference: str) -> str:
+    repo, other, name = reference.rpartition("--")
+    return f"another repo, {repo} ({name})" if other else f"its repo ({reference})"
 
 
 def _check_model_type(request: BuildRequest) -> None:

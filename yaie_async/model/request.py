@@ -17,7 +17,7 @@ class BuildRequest:
     """One model or tokenizer to build from files that are on this machine."""
 
     manifest: Manifest
-    cache_dir: str | None = None  # the HF cache that holds the snapshot; None for a directory
+    cache_dir: str | None = None  # the HF cache that holds the snapshot, and code of other repositories
     dtype: Any = "float16"  # a dtype name, a `torch.dtype`, or "auto" for what the checkpoint says
     device_map: Any = "auto"  # what `from_pretrained` takes; "auto" lets accelerate decide
     trust_remote_code: bool = False  # consent to run the `.py` files of the folder
