@@ -151,8 +151,8 @@ def _directory(name: str) -> Path | None:
     try:
         path = Path(name).expanduser().absolute()
         return path if name and path.is_dir() else None
-    except (OSError, RuntimeError):
-        return None  # too long a name, an unreadable parent, or an unknown user in ~user
+    except (OSError, RuntimeError, ValueError):
+        return None  # too long a name, an unreadable parent, an unknown user in ~user, or a NUL in it
 
 
 def _is_empty(directory: Path) -> bool:
