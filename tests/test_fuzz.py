@@ -72,7 +72,7 @@ _HEADERS = {
     "etag": f'W/"{ETAG}"',
     "www-authenticate": "Bearer",
 }
-_ODD = [
+_ODD: list[Any] = [
     *(None, True, -1, 0, 0.5, 1e400, 2**63, 10**400, "", "../x", "/etc/passwd", "x" * 10_000, "\x1b[31m", "\ud800"),
     *(
         [],
@@ -269,20 +269,18 @@ def test_no_exception_but_ours(name: str, tmp_path: Path) -> None:
 
 
 def _main(seconds: float, first: int) -> None:
-    figures = {name: [0, 0, 0.0] for name in PARSERS}
+    figures = {name: (0, 0, 0.0) for name in PARSERS}
     until, seed = time.monotonic() + seconds, first
     with tempfile.TemporaryDirectory() as folder:
         while time.monotonic() < until:
             seed += 1
-            for name, counts in figures.items():
+            for name, (cases, taken, slowest) in figures.items():
                 try:
-                    taken, took = run_one(name, seed, Path(folder))
+                    right, took = run_one(name, seed, Path(folder))
                 except Exception:
                     print(f"{name}, seed {seed}", file=sys.stderr)
                     raise
-                counts[0] += 1
-                counts[1] += taken
-                counts[2] = max(counts[2], took)
+                figures[name] = (cases + 1, taken + right, max(slowest, took))
     for name, (cases, taken, slowest) in figures.items():
         print(f"{name}: {cases:,} inputs, {taken:,} taken, the slowest took {slowest * 1000:.0f} ms of CPU time")
     print(f"largest resident set: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")

@@ -1,6 +1,9 @@
 """Tests of `yaie-async plan`, which downloads no file."""
 
+from typing import Any
+
 from tests.support.command import Command
+from tests.support.faults import EditJson
 from tests.support.hub import HubServer
 
 
@@ -48,3 +51,17 @@ def test_no_room_is_said_and_no_failure(command: Command, hub: HubServer) -> Non
     assert told.code == 0
     assert told.json["fits"] is False
     assert "does not fit" in command.run("plan", "org/one").out
+
+
+def test_a_name_that_would_move_the_cursor(command: Command, hub: HubServer) -> None:
+    """What a terminal would obey is not printed, whoever has named a file."""
+
+    def edit(info: Any) -> None:
+        for sibling in info["siblings"]:
+            if sibling["rfilename"] == "tokenizer.json":
+                sibling |= {"rfilename": "tokenizer\x1b[2J.json", "blobId": "none"}
+
+    hub.faults.add(EditJson(edit), path="/revision/", times=None)
+    done = command.run("plan", "org/one")
+    assert "no digest to check tokenizer [2J.json by" in done.out
+    assert "\x1b" not in done.out + done.err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,7 +111,7 @@ class LoadOptions:
     """The options of a command that loads or downloads models."""
 
     cache_dir: Path | None
-    token: str | None
+    token: str | None = field(repr=False)
     endpoint: str | None
     offline: bool
     revision: str | None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from yaie_async.core.errors import LoaderError
 
+_LONGEST_LINE = 10_000  # characters
 DONE = 0
 FAILED = 1
 INTERRUPTED = 130
@@ -103,6 +104,11 @@ class _ToStderr(logging.StreamHandler[Any]):
         self.stream = sys.stderr
         super().emit(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        from yaie_async.core.errors import printable
+
+        return printable(super().format(record), _LONGEST_LINE)  # a server may choose the name of a file
+
 
 def _log_to_stderr() -> None:
     logger = logging.getLogger("yaie_async")
@@ -120,11 +126,13 @@ def print_json(document: dict[str, Any]) -> None:
 def _print_lines(lines: list[RenderableType]) -> None:
     from rich.console import Console
 
+    from yaie_async.core.errors import printable
+
     # A file or a pipe has no width, so lines are not wrapped there.
     width = None if sys.stdout.isatty() else 10_000
     console = Console(highlight=False, markup=False, soft_wrap=True, width=width)
     for line in lines:
-        console.print(line)
+        console.print(printable(line, _LONGEST_LINE) if isinstance(line, str) else line)
 
 
 def exit_process(code: int) -> NoReturn:
