@@ -269,7 +269,7 @@ def test_no_exception_but_ours(name: str, tmp_path: Path) -> None:
 
 
 def _main(seconds: float, first: int) -> None:
-    figures = {name: (0, 0, 0.0) for name in PARSERS}
+    figures = dict.fromkeys(PARSERS, (0, 0, 0.0))
     until, seed = time.monotonic() + seconds, first
     with tempfile.TemporaryDirectory() as folder:
         while time.monotonic() < until:
