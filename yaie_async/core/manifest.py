@@ -32,6 +32,8 @@ _CODE_OR_PICKLE = re.compile(r".+\.(py|bin|pt|pth|pkl|pickle|ckpt)")
 # What `transformers_weights` in config.json may name.
 _EXPLICIT = (".safetensors", ".safetensors.index.json")
 _BESIDE_CODE = 16 << 20  # bytes
+# What is for people. Also hidden files.
+_PROSE = re.compile(r"\..*|(readme|license|notice).*|.+\.(md|rst|pdf|png|jpe?g|gif|svg|webp|mp4|ipynb)", re.IGNORECASE)
 _AGAIN = "Fetch or save the model again; another revision may be whole."
 
 # The first bytes of what git-lfs leaves in the place of a file that it has not fetched.
@@ -253,8 +255,8 @@ def _folder(path: str) -> str:
 
 def _may_be_read(file: RepoFile) -> bool:
     """Whether code in the same folder may read it: code itself, and any small file, such as a vocabulary of its own."""
-    hidden = file.path.rpartition("/")[2].startswith(".")
-    return _CODE.fullmatch(file.path) is not None or (not hidden and (file.size or 0) <= _BESIDE_CODE)
+    small = (file.size or 0) <= _BESIDE_CODE and not _PROSE.fullmatch(file.path.rpartition("/")[2])
+    return small or _CODE.fullmatch(file.path) is not None
 
 
 def _weight_set(files: _Files, config: Mapping[str, Any], rules: WeightRules, model: str) -> _WeightSet:

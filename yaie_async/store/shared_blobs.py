@@ -26,8 +26,9 @@ _LOCK_SECONDS = 10
 def has_store(root: Path) -> bool:
     """Whether the cache has a store that may be used. Blocks."""
     with suppress(OSError):
+        allowed = not constant("HF_HUB_DISABLE_SHARED_BLOBS")
         marked = read_regular(root / "blobs" / ".huggingface-shared-blobs", 16) == b"1\n"
-        return marked and not constant("HF_HUB_DISABLE_SHARED_BLOBS") and are_symlinks_supported(root)
+        return allowed and marked and are_symlinks_supported(root)
     return False
 
 
