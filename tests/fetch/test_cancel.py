@@ -238,7 +238,7 @@ def test_nothing_that_came_is_asked_for_again(
 
     def kept() -> int:
         (blobs,) = cache.glob("models--*/blobs")
-        return resumable_bytes(blobs, hashlib.sha256(content).hexdigest())
+        return resumable_bytes(blobs, hashlib.sha256(content).hexdigest(), BLOCK)
 
     start = 0
     for came in (100_000, 1, 300_000):

@@ -85,10 +85,36 @@ def test_they_are_computed(tmp_path: Path, rotary: str, more: str, dtype: str) -
     assert not any(tensor.is_meta for tensor in [*built.parameters(), *built.buffers()])
 
 
+def test_one_that_the_class_lets_be_missing(tmp_path: Path) -> None:
+    """A persistent one that is in no file is computed too, and one that is in a file is that of the file."""
+    from safetensors.torch import load_file, save_file
+
+    kept = _ROTARY.replace("persistent=False", "persistent=True")
+    ignored = "    _keys_to_ignore_on_load_missing = [r'inv_freq', r'mask', r'scale']\n"
+    directory = _model(tmp_path / "model", kept, ignored)
+    state = load_file(directory / "model.safetensors")
+    save_file(state | {"layers.0.scale": torch.full((4,), 5.0)}, directory / "model.safetensors", {"format": "pt"})
+    built: Any = build_model(request_of(directory, dtype="float32", trust_remote_code=True))
+    (layer,) = built.layers
+    assert torch.equal(layer.inv_freq, 1.0 / (10000 ** (torch.arange(0, 16, 2).float() / 16)))
+    assert torch.equal(layer.mask, torch.tril(torch.ones(8, 8, dtype=torch.bool)))
+    assert layer.scale.tolist() == [5] * 4
+
+
+def test_a_constructor_that_changes_its_config(tmp_path: Path) -> None:
+    """The second model begins with the config of the first, as it was."""
+    first = "        config.theta = getattr(config, 'theta', 10.0) * 8\n"
+    code = _ROTARY.replace("10000 **", "THETA[0] **").replace("class Rotary", "THETA = []\nclass Rotary")
+    directory = _model(tmp_path / "model", code, first=first + "        THETA[:] = [config.theta]\n")
+    built: Any = build_model(request_of(directory, dtype="float32", trust_remote_code=True))
+    assert torch.equal(built.layers[0].inv_freq, 1.0 / (80.0 ** (torch.arange(0, 16, 2).float() / 16)))
+
+
 def test_what_can_not_be_computed_is_refused_by_its_name(tmp_path: Path) -> None:
     """Code that does not run a second time gives no model with random parts."""
-    once = "        config.runs = getattr(config, 'runs', 0) + 1\n        assert config.runs == 1\n"
-    directory = _model(tmp_path / "model", _ROTARY, first=once)
+    code = _ROTARY.replace("class Rotary", "RUNS = []\nclass Rotary")
+    once = "        RUNS.append(1)\n        assert len(RUNS) == 1\n"
+    directory = _model(tmp_path / "model", code, first=once)
     with pytest.raises(IncompatibleModelError, match=r"layers\.0\.inv_freq, .*which no file holds"):
         build_model(request_of(directory, trust_remote_code=True))
 

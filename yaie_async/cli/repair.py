@@ -13,7 +13,7 @@ from yaie_async.cli.options import LoadOptions
 from yaie_async.cli.result import error_line
 from yaie_async.core.errors import LoaderError
 from yaie_async.core.names import is_commit
-from yaie_async.store.shared_blobs import shared_file, users_of
+from yaie_async.store.shared_blobs import is_inside, shared_file, users_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,27 @@ def _removed(
     agrees: Callable[[str], bool],
 ) -> list[Damage]:
     """Remove a damaged file; return what is to be fetched again."""
+    if not is_inside(root, damage.path):
+        done.left.append(f"{damage.path} is outside of the cache, by a link in it, and was not touched.")
+        return []
     shared = shared_file(damage.path)
     links = [damage.path]
-    if shared is not None and shared.exists():
+    if shared is not None and shared.exists() and not is_inside(root, shared):
+        done.left.append(f"{shared} is outside of the cache; only the link of {damage.model} to it was replaced.")
+    elif shared is not None and shared.exists():
         others = [path for path in users_of(root, shared) if path != damage.path]
-        repos = sorted({path.parents[1].name.partition("--")[2].replace("--", "/") for path in others})
+        names = [path.parents[1].name.partition("--") for path in others]
+        repos = sorted(
+            {f"{'' if kind == 'models' else f'{kind}/'}{name.replace('--', '/')}" for kind, _, name in names}
+        )
         used = f"other repositories use it too: {', '.join(repos)}" if repos else "no other repository uses it"
         if agrees(f"{shared} is damaged, and outside of {damage.model}; {used}. Remove it and all links to it?"):
             links = [damage.path, *others, shared]
+            done.left += [
+                f"{kind}/{name.replace('--', '/')} has lost the file: fetch it again with its own client."
+                for kind, _, name in names
+                if kind != "models"
+            ]
         else:
             done.left.append(f"{shared} is still damaged ({used}); only the link of {damage.model} was replaced.")
     found = [damage, *(each for path in links[1:] if path != shared for each in users(path))]

@@ -31,6 +31,7 @@ chains its cause.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from errno import ENOSPC
@@ -42,6 +43,10 @@ from huggingface_hub import errors as official
 
 # Characters of an error's text, which names what a server chose.
 _LONGEST = 4000
+
+
+# Credentials in a URL that somebody has pasted, and headers that a server sends back.
+_SECRETS = re.compile(r"(?<=://)[^/\s@]+(?=@)|(?<=Bearer )[\w.~+/=-]{6,}|(?<=Basic )[\w+/=]{6,}|\bhf_\w{10,}")
 
 
 def printable(text: str, most: int = 300) -> str:
@@ -66,7 +71,8 @@ class LoaderError(Exception):
     def __post_init__(self, text: str) -> None:
         # The other bases' __init__ is never called: the official classes want other arguments, and OSError would
         # parse two arguments as (errno, text).
-        Exception.__init__(self, printable(text, _LONGEST))
+        Exception.__init__(self, printable(_SECRETS.sub("***", text), _LONGEST))
+        self.model = self.model and _SECRETS.sub("***", self.model)
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -22,7 +22,7 @@ _SMALL = re.compile(
     r"|special_tokens[^/]*|added_tokens[^/]*|[^/]+\.jinja|additional_chat_templates/[^/]+\.jinja"
 )
 # Any one of them may be a whole tokenizer.
-_TOKENIZER = re.compile(r"tokenizer\.json|vocab[^/]*|[^/]+\.model|[^/]+\.tiktoken")
+_TOKENIZER = re.compile(r"tokenizer(_config)?\.json|vocab[^/]*|[^/]+\.model|[^/]+\.tiktoken")
 _CODE = re.compile(r".+\.py")
 _INDEX = re.compile(r".+\.index(\..+)?\.json")
 # Weights and pickles of any kind. They never count as small files, whatever their name (`tokenizer.pkl`).
@@ -255,7 +255,7 @@ def _folder(path: str) -> str:
 
 def _may_be_read(file: RepoFile) -> bool:
     """Whether code in the same folder may read it: code itself, and any small file, such as a vocabulary of its own."""
-    small = (file.size or 0) <= _BESIDE_CODE and not _PROSE.fullmatch(file.path.rpartition("/")[2])
+    small = file.size is not None and file.size <= _BESIDE_CODE and not _PROSE.fullmatch(file.path.rpartition("/")[2])
     return small or _CODE.fullmatch(file.path) is not None
 
 

@@ -44,7 +44,7 @@ class WrongDigestError(OtherBytesError):
 class SequentialError(RangesIgnoredError):
     """Raised when the server sends a range only after it has read all bytes before it, as a cache without slices does.
 
-    The sign is that no request that begins within the file brings a byte, while the front of the file moves. The whole
+    The sign is that requests from some place of the file on bring no byte, while the front of the file moves. The whole
     file by one request then comes as soon as the next byte could.
     """
 
@@ -73,7 +73,7 @@ class Assembly:
         self._moved = anyio.Event()
         self._counted = 0  # bytes that the meter has counted for it
         self._requests: dict[Range, int] = {}  # where the running request of each range began
-        self._out_of_order = False  # whether a request that did not begin at byte 0 has brought bytes
+        self._reached = 0  # the furthest beginning of a request that has brought bytes
 
     async def run(self, *, whole: bool) -> None:
         """Fetch what is missing and check the digest of all of it.
@@ -134,7 +134,7 @@ class Assembly:
         except BaseException as error:
             # Before the range is given back: a file that is ending would get the range again.
             self._downloader.leave(self._key)
-            if isinstance(error, StalledError) and of.position == of.start > 0 and not self._came_out_of_order():
+            if isinstance(error, StalledError) and of.position == of.start > 0 and not self._furthest():
                 raise SequentialError from error  # the last resort, for the rest of a file that was begun earlier
             raise
         finally:
@@ -151,15 +151,21 @@ class Assembly:
             if error.status in (429, 503):
                 self._downloader.throttled(sent)
             moved = self._downloader.front(self._key) > front
-            if error.kind == "stall" and of.position == begin > 0 and moved and not self._came_out_of_order():
+            if error.kind == "stall" and of.position == begin and moved and self._is_sequential(begin):
                 raise SequentialError from error
             raise
         finally:
-            self._out_of_order = self._came_out_of_order()
+            self._reached = self._furthest()
             del self._requests[of]
 
-    def _came_out_of_order(self) -> bool:
-        return self._out_of_order or any(one.position > begin > 0 for one, begin in self._requests.items())
+    def _furthest(self) -> int:
+        return max([self._reached, *(begin for one, begin in self._requests.items() if one.position > begin)])
+
+    def _is_sequential(self, silent: int) -> bool:
+        """Whether all requests that begin from here on are silent: two at least, if a nearer one has brought bytes."""
+        nearest = self._furthest()
+        others = sum(begin > nearest for begin in self._requests.values())
+        return silent > nearest and (not nearest or others > 1)
 
     def _put(self, of: Range, data: memoryview) -> float:
         """Write the next bytes of a range and record them, in the thread that read them.

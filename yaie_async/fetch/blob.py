@@ -12,6 +12,7 @@ import anyio
 from yaie_async.core.errors import IntegrityError, printable
 from yaie_async.core.log import logger
 from yaie_async.core.manifest import RepoFile
+from yaie_async.core.names import digest_kind
 from yaie_async.core.progress import Meter
 from yaie_async.core.threads import run_owned
 from yaie_async.fetch.assembly import Assembly, LostError, PrunedError, WrongDigestError
@@ -123,13 +124,23 @@ class _Fetch:
                 if not self.session.verify:
                     return True
                 with self.meter.blob_stage("verifying"):
-                    return digest_of(blob, self.etag, stop.is_set) == self.etag or self.file.candidate
+                    right = digest_of(blob, self.etag, stop.is_set) == self.etag
             except FileNotFoundError:
                 # Without symlinks another process may have moved the blob to its snapshot a moment ago.
                 return self.cache.has(self.commit, self.file.path)
+        if not right and self.file.candidate:
+            self._warn()
+        return right or self.file.candidate
+
+    def _warn(self) -> None:
+        asked = self.session.asked(self.cache.repo_id, self.commit, self.file.path)
+        text = "%s has no digest to check its bytes by, only the ETag %s: they are taken as they come."
+        logger.warning(text, asked.what, printable(self.etag), extra=asked.facts)
 
     def _link(self, xet_hash: str, stop: Stop) -> bool:
         """Return whether the official client has these bytes of another repository, which are then linked."""
+        if digest_kind(self.etag) is None or self.file.candidate:
+            return False  # they could not be told from others
 
         def is_right(shared: Path) -> bool:
             with self.meter.blob_stage("verifying"):
@@ -162,11 +173,7 @@ class _Fetch:
                 await self._go_on(self._claim)
             except OtherBytesError as error:
                 if self.file.candidate and isinstance(error, WrongDigestError):
-                    logger.warning(
-                        "%s has no digest to check its bytes by, only the ETag %s: they are taken as they come.",
-                        *(asked.what, printable(self.etag)),
-                        extra=asked.facts,
-                    )
+                    self._warn()
                     self.meter.held(self.size)  # the assembly took it back
                     break
                 await run_owned(self._partial.discard, name="discard")

@@ -15,7 +15,8 @@ from yaie_async.fetch.ranges import FullError, Range
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.transport import drainable
 
-_WRITE = 1024 * 1024  # bytes that are gathered before a thread writes them
+# Bytes that are gathered before a thread writes them: with what the map lags behind they are less than 256 KiB.
+_WRITE = 128 * 1024
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 

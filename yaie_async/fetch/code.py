@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 
-from yaie_async.core.errors import LoaderError
+from yaie_async.core.errors import CacheAccessError, HubUnavailableError, OfflineError
 from yaie_async.core.log import logger
 from yaie_async.core.manifest import TOKENIZER_CONFIG, Manifest, Need
 from yaie_async.core.progress import Meter
@@ -39,19 +39,20 @@ async def fetch_code(session: Session, manifest: Manifest) -> None:
         cache = RepoCache(session.settings.cache_dir, repo_id)
         facts = {"model": manifest.model, "stage": "downloading"}
         logger.info("%s runs the code of %s", manifest.model, repo_id, extra=facts)
+        had = await run_owned(partial(_has_code, cache), name="code")
         try:
             resolution = await resolve(session, cache, _REVISION, Need(weights=False, code=True))
             chosen = await manifest_of_choice(session, cache, resolution, Patterns(include=("*.py",)))
             if not chosen.complete:
                 await fetch_snapshot(session, cache, resolution, chosen, Meter(repo_id), _nothing)
-        except LoaderError as error:
-            if not await run_owned(partial(_has_code, cache), name="code"):
+        except (HubUnavailableError, OfflineError, CacheAccessError) as error:
+            if not had:
                 raise
             logger.warning("%s: using the cached code of %s: %s", manifest.model, repo_id, error, extra=facts)
 
 
-async def _nothing(*_: object) -> None:
-    """A choice has no build that could begin."""
+async def _nothing(_chosen: Manifest) -> None:
+    """A choice of code needs no other code first."""
 
 
 def _repositories(manifest: Manifest) -> list[str]:
@@ -64,7 +65,7 @@ def _repositories(manifest: Manifest) -> list[str]:
         for reference in references:
             if isinstance(reference, str) and "--" in reference:
                 found[reference.partition("--")[0]] = None
-    return [name for name in found if _is_repo_id(name)][:_MOST]
+    return [name for name in found if name != manifest.model and _is_repo_id(name)][:_MOST]
 
 
 def _tokenizer_config(folder: Path) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ import httpx
 from yaie_async.core.errors import printable
 from yaie_async.fetch.failures import Asked, TransientError
 from yaie_async.fetch.http import answer
-from yaie_async.fetch.metadata import file_url, normal_etag
+from yaie_async.fetch.metadata import check_commit, file_url, normal_etag
 from yaie_async.fetch.session import Session
 
 # The signed URL has expired, or (416) leads to a server with another version: the Hub is asked for a new URL.
@@ -68,6 +68,8 @@ class Location:
         async with self._finding:
             if self._url is None:
                 response = await self._ask_hub(stack, byte_range)
+                hub = response.history[-1] if response.history else response
+                check_commit(hub.headers.get("x-repo-commit") or self.asked.revision, self.asked)
                 if response.history:
                     self._linked_etag = _same(self._linked_etag, normal_etag(response.history[-1].headers))
                 self._url = str(response.url)

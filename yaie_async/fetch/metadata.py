@@ -28,6 +28,7 @@ from yaie_async.fetch.session import Session
 # Bytes and files. The largest listings on the Hub have some 20 MB; more is not a listing.
 _LARGEST_LISTING = 100 * 1024 * 1024
 MOST_FILES = 500_000
+_MOST_PAGES = 1_000
 
 # For a load that has a usable snapshot: it does not wait long for a Hub that is down.
 IMPATIENT = RetryPolicy(attempts=2, first_wait=0.5)
@@ -78,14 +79,23 @@ async def tree_of(session: Session, repo_id: str, commit: str) -> Mapping[str, R
         while url is not None and url not in seen and len(files) <= MOST_FILES:
             seen.add(url)
             entries, following = await retried(IMPATIENT, partial(_json, session, asked, url), asked)
+            before = len(files)
             for entry in entries if isinstance(entries, list) else ():
                 if isinstance(entry, dict) and entry.get("type") == "file":
                     file = _tree_file(entry, asked)
                     files[file.path] = file
-            url = following if following and session.settings.is_hub(following) else None
+            more = following is not None and len(files) > before and len(seen) < _MOST_PAGES
+            url = following if more and _is_on(session, following) else None
     except (HubUnavailableError, ModelNotFoundError, RevisionNotFoundError, ModelFileNotFoundError, GatedModelError):
         return files
     return files
+
+
+def _is_on(session: Session, url: str | None) -> bool:
+    try:
+        return url is not None and session.settings.is_hub(url)
+    except ValueError:
+        return False
 
 
 async def complete(session: Session, repo_id: str, commit: str, file: RepoFile) -> RepoFile:
@@ -150,7 +160,7 @@ async def _json(session: Session, asked: Asked, url: str) -> tuple[Any, str | No
 def _listing(info: Any, asked: Asked) -> Listing:
     if not isinstance(info, dict) or not is_commit(str(info.get("sha"))):
         raise _not_a_hub(asked, "no commit")
-    _check_commit(info["sha"], asked)
+    check_commit(info["sha"], asked)
     siblings = info.get("siblings")
     if not isinstance(siblings, list):
         raise _not_a_hub(asked, "no list of files")
@@ -205,7 +215,7 @@ async def _head(session: Session, asked: Asked) -> Mapping[str, str]:
         headers = {name.lower(): value for name, value in response.headers.items()}
         if response.is_redirect:
             headers.pop("content-length", None)
-    _check_commit(headers.get("x-repo-commit") or asked.revision, asked)
+    check_commit(headers.get("x-repo-commit") or asked.revision, asked)
     return headers
 
 
@@ -229,7 +239,7 @@ def _incomplete(asked: Asked, what: str) -> HubUnavailableError:
     )
 
 
-def _check_commit(commit: str, asked: Asked) -> None:
+def check_commit(commit: str, asked: Asked) -> None:
     """Refuse another commit than the one that was asked for by its hash: it says which bytes are wanted."""
     if is_commit(asked.revision) and commit != asked.revision:
         raise IntegrityError(

@@ -150,8 +150,9 @@ async def with_sizes(session: Session, manifest: Manifest) -> Manifest:
         async with limiter:
             known[file.path] = await complete(session, manifest.model, commit, file)
 
-    if any(file.size is None for file in manifest.files):
-        known |= await tree_of(session, manifest.model, commit)
+    if lacking := {file.path for file in manifest.files if file.size is None}:
+        tree = await tree_of(session, manifest.model, commit)
+        known |= {path: tree[path] for path in lacking & tree.keys()}
     async with task_group() as group:
         for file in manifest.files:
             if known.get(file.path, file).size is None:

@@ -10,7 +10,7 @@ import anyio.abc
 
 from yaie_async.core.errors import DiskFullError, IntegrityError, UnsafeFileError
 from yaie_async.core.log import logger
-from yaie_async.core.manifest import CONFIG, Manifest, RepoFile
+from yaie_async.core.manifest import ADAPTER_WEIGHTS, CONFIG, Manifest, RepoFile
 from yaie_async.core.names import digest_kind
 from yaie_async.core.progress import Meter
 from yaie_async.core.tasks import task_group
@@ -27,16 +27,23 @@ from yaie_async.store.os_errors import free_bytes
 from yaie_async.store.shared_blobs import has_store
 
 # Called once all files but the weights are in the cache, with the sharp manifest and the weights that still arrive.
-OnSmall = Callable[[Manifest, tuple[ArrivingFile, ...]], Awaitable[None]]
+BeforeWeights = Callable[[Manifest], Awaitable[None]]
+OnSmall = Callable[[Manifest, tuple[ArrivingFile, ...]], None]
 
 
 async def fetch_snapshot(
-    session: Session, cache: RepoCache, resolution: Resolution, manifest: Manifest, meter: Meter, on_small: OnSmall
+    session: Session,
+    cache: RepoCache,
+    resolution: Resolution,
+    manifest: Manifest,
+    meter: Meter,
+    before_weights: BeforeWeights,
+    on_small: OnSmall = lambda *_: None,
 ) -> Manifest:
     """Make the snapshot hold the files of an incomplete manifest; return that manifest, sharp.
 
-    `on_small` is awaited as soon as all files but the weights are in the cache and linked, but for the last one. The
-    weights arrive meanwhile; an error of it stops them.
+    As soon as all files but the weights are in the cache and linked, but for the last one, `before_weights` is awaited,
+    and then `on_small` called. Where code is wanted, no weights are requested before; else they arrive meanwhile.
 
     **Cancellation:** finished files stay, partials are kept. `Manifest.last` is linked last, so what is not whole does
     not look it.
@@ -45,7 +52,7 @@ async def fetch_snapshot(
     """
     if (refused := refusal(session, cache, resolution)) is not None:
         raise refused
-    return await _Fetch(session, cache, manifest, meter).run(resolution, on_small)
+    return await _Fetch(session, cache, manifest, meter).run(resolution, before_weights, on_small)
 
 
 class _Fetch:
@@ -69,7 +76,7 @@ class _Fetch:
         # Each has a lock and two descriptors. As many wait ready as are fetched, so that no connection idles.
         self._open_files = anyio.CapacityLimiter(2 * session.max_connections)
 
-    async def run(self, resolution: Resolution, on_small: OnSmall) -> Manifest:
+    async def run(self, resolution: Resolution, before_weights: BeforeWeights, on_small: OnSmall) -> Manifest:
         self._meter.stage("downloading")
         await self._expect()
         await run_owned(partial(prepare, self._cache, resolution), name="prepare")
@@ -78,16 +85,21 @@ class _Fetch:
         async with task_group() as group:
             group.start_soon(self._session.downloader.clock)
             async with task_group() as weights:
-                # At once, by their usual names: waiting for the index would leave the line idle.
-                self._start(weights)
+                # At once, by their usual names: waiting for the index would leave the line idle. But code is first.
+                at_once = self._manifest.need is None or not self._manifest.need.code
+                if at_once:
+                    self._start(weights)
                 await self._fetch_small()
                 while not self._manifest.sharp:  # twice, where config.json names an index of another name
                     await self._sharpen()
-                    self._start(weights)
+                    if at_once:
+                        self._start(weights)
                     await self._fetch_small()
                 await run_owned(partial(self._link, self._manifest.small, last=False), name="link")
                 self._small_linked.set()
-                await on_small(self._manifest, tuple(self._arriving[file.path] for file in self._manifest.weights))
+                await before_weights(self._manifest)
+                self._start(weights)
+                on_small(self._manifest, tuple(self._arriving[file.path] for file in self._manifest.weights))
             group.cancel_scope.cancel()
         await run_owned(self._link_last, name="link")
         return self._manifest
@@ -144,7 +156,8 @@ class _Fetch:
                     group.start_soon(self._fetch, file)
 
     async def _fetch(self, file: RepoFile, arriving: ArrivingFile | None = None) -> None:
-        if self._session.verify == "require" or self._manifest.runs_code(file):
+        twins = sum(other.etag == file.etag for other in self._manifest.files)
+        if self._session.verify == "require" or self._manifest.runs_code(file) or twins > 1:
             file = replace(file, candidate=False)  # it has to match
         if file.path in self._tree:
             file = replace(file, xet_hash=self._tree[file.path].xet_hash)
@@ -202,6 +215,15 @@ def check_digests(session: Session, manifest: Manifest, files: tuple[RepoFile, .
                 model=manifest.model,
                 file=file.path,
             )
+        if twin := next((each for each in manifest.files if each.etag == file.etag and each.path != file.path), None):
+            raise IntegrityError(
+                f"{what}, and the same ETag as {twin.path}, so the two can't be told apart in the cache. Use a Hub or "
+                "mirror that names digests.",
+                expected="an ETag of its own",
+                found=file.etag or "no etag",
+                model=manifest.model,
+                file=file.path,
+            )
         if manifest.runs_code(file):
             raise UnsafeFileError(
                 f"{what}, so what it would run can't be trusted. Nothing of it was fetched. Use a Hub or mirror that "
@@ -209,7 +231,7 @@ def check_digests(session: Session, manifest: Manifest, files: tuple[RepoFile, .
                 model=manifest.model,
                 file=file.path,
             )
-        if file in manifest.weights:
+        if file in manifest.weights or file.path == ADAPTER_WEIGHTS:
             facts = {"model": manifest.model, "file": file.path, "stage": "downloading"}
             logger.warning("%s: they are taken as they come.", what, extra=facts)
 
@@ -226,7 +248,7 @@ def bytes_missing(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) ->
     """By blob, the bytes of `files` that the cache has neither linked, nor as a blob, nor in a resumable partial."""
     wanted = {file.etag: file for file in files if not cache.has(commit, file.path)}
     return {
-        cache.blob(etag): (file.size or 0) - resumable_bytes(cache.blobs, etag)
+        cache.blob(etag): (file.size or 0) - resumable_bytes(cache.blobs, etag, file.size or 0)
         for etag, file in wanted.items()
         if etag is not None and not cache.blob(etag).exists()
     }

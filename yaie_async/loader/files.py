@@ -1,12 +1,13 @@
 """Where the files of one model are, the Hub or a directory. They differ only in how a manifest is made."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from yaie_async.core.errors import CacheAccessError
 from yaie_async.core.log import logger
 from yaie_async.core.manifest import Manifest, Need
 from yaie_async.core.names import digest_kind
@@ -17,10 +18,9 @@ from yaie_async.fetch.code import fetch_code
 from yaie_async.fetch.patterns import Patterns
 from yaie_async.fetch.resolution import Resolution, manifest_of, manifest_of_choice, resolve
 from yaie_async.fetch.session import Session
-from yaie_async.fetch.snapshot import bytes_missing, check_digests, fetch_snapshot
+from yaie_async.fetch.snapshot import OnSmall, bytes_missing, check_digests, fetch_snapshot
 from yaie_async.loader.source import find_source
 from yaie_async.model.estimate import estimate_memory
-from yaie_async.store.arriving_file import ArrivingFile
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.completeness import usable_manifest
 from yaie_async.store.directory import directory_manifest
@@ -53,7 +53,7 @@ class ModelFiles:
         return await manifest_of_choice(session, self.place, self.resolution, patterns)
 
     async def fetch(
-        self, session: Session, manifest: Manifest, meter: Meter, on_small: Callable[..., None] = lambda *_: None
+        self, session: Session, manifest: Manifest, meter: Meter, on_small: OnSmall = lambda *_: None
     ) -> Manifest:
         """Make the folder of the manifest hold its files; return it sharp.
 
@@ -61,16 +61,12 @@ class ModelFiles:
 
         **Raises:** as `yaie_async.fetch.snapshot.fetch_snapshot`.
         """
-
-        async def small_are_there(sharp: Manifest, arriving: tuple[ArrivingFile, ...]) -> None:
-            await fetch_code(session, sharp)
-            on_small(sharp, arriving)
-
+        code = partial(fetch_code, session)
         if isinstance(self.place, RepoCache) and not manifest.complete:
             assert self.resolution is not None
             usable = await self._usable(manifest, manifest.need) if manifest.need else None
             if usable is None:
-                return await fetch_snapshot(session, self.place, self.resolution, manifest, meter, small_are_there)
+                return await fetch_snapshot(session, self.place, self.resolution, manifest, meter, code, on_small)
             manifest = usable
         if session.verify == "require" and isinstance(self.place, RepoCache):
             # The name of a linked blob; a file that is no link was checked when it came.
@@ -78,15 +74,15 @@ class ModelFiles:
         meter.expect(total=sum(file.size or 0 for file in manifest.files), files=len(manifest.files))
         for file in manifest.files:
             meter.cached(file.size or 0)
-        await small_are_there(manifest, ())
+        await code(manifest)
+        on_small(manifest, ())
         return manifest
 
     async def _usable(self, manifest: Manifest, need: Need) -> Manifest | None:
         """What a cache that can't be written has already, if that is enough for the load."""
         assert isinstance(self.place, RepoCache)
         assert self.resolution is not None
-        commits = (self.resolution.commit, self.resolution.replaces)
-        usable = await run_owned(partial(usable_manifest, self.place, commits, need), name="cache")
+        usable = await run_owned(partial(usable_manifest, self.place, self.resolution.commit, need), name="cache")
         if usable is not None:
             there = {file.path for file in usable.files}
             lacks = ", ".join(file.path for file in manifest.files if file.path not in there)
@@ -156,4 +152,18 @@ async def find_files(session: Session, model: str | os.PathLike[str], revision: 
         return ModelFiles(source)
     cache = RepoCache(session.settings.cache_dir, source.repo_id)
     # The cache of a tokenizer is enough to ask by the small request; the manifest looks at the weights.
-    return ModelFiles(cache, await resolve(session, cache, source.revision, replace(need, weights=False)))
+    resolution = await resolve(session, cache, source.revision, replace(need, weights=False))
+    return ModelFiles(cache, await run_owned(partial(_kept_back, cache, resolution, need), name="cache"))
+
+
+def _kept_back(cache: RepoCache, resolution: Resolution, need: Need) -> Resolution:
+    """The commit before, for model and tokenizer, where the branch has moved on and the cache can't be written."""
+    before = resolution.replaces
+    if before in (None, resolution.commit) or usable_manifest(cache, resolution.commit, need) is not None:
+        return resolution
+    if usable_manifest(cache, before, need) is None:
+        return resolution
+    message = f"The cache at {cache.root} can't be written, so {cache.repo_id} stays at its commit {before}."
+    facts = {"model": cache.repo_id, "stage": "resolving"}
+    logger.warning("%s", message, extra=facts)
+    return replace(resolution, commit=before, listing=None, unconfirmed=CacheAccessError(message, path=str(cache.root)))

@@ -41,6 +41,12 @@ def code_file(reference: str) -> str:
     return reference.rpartition("--")[2].rpartition(".")[0] + ".py"
 
 
+def repo_of(reference: str) -> str:
+    """Where the code of a reference is, in words."""
+    repo, other, name = reference.rpartition("--")
+    return f"another repo, {repo} ({name})" if other else f"its repo ({reference})"
+
+
 def check_headers(request: BuildRequest) -> None:
     """Refuse a monstrous header before anything parses it, and a file that can't be opened.
 

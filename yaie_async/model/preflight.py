@@ -10,7 +10,7 @@ from yaie_async.core.errors import IncompatibleModelError, InvalidArgumentError,
 from yaie_async.core.log import logger
 from yaie_async.core.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from yaie_async.model import compat
-from yaie_async.model.checkpoint import code_file
+from yaie_async.model.checkpoint import code_file, repo_of
 from yaie_async.model.dtypes import float_dtype, resolve_dtype
 from yaie_async.model.failures import incompatible
 from yaie_async.model.imports import import_libraries
@@ -104,15 +104,10 @@ def _uses_remote_code(request: BuildRequest) -> bool:
         return False
     reference = str(auto_map.get("AutoModelForCausalLM") or auto_map.get("AutoConfig"))
     message = (
-        f"{request.source} can only be loaded by running code from {_repo_of(reference)}, and nothing was run. "
+        f"{request.source} can only be loaded by running code from {repo_of(reference)}, and nothing was run. "
         "Read that code; if you trust it, pass trust_remote_code=True"
     )
     raise UnsafeFileError(message, model=request.source, file=code_file(reference))
-
-
-def _repo_of(reference: str) -> str:
-    repo, other, name = reference.rpartition("--")
-    return f"another repo, {repo} ({name})" if other else f"its repo ({reference})"
 
 
 def _check_model_type(request: BuildRequest) -> None:

@@ -47,7 +47,7 @@ def load_checked(
         )
     _check_placed(model, request)
     try:
-        compute_buffers(model)
+        compute_buffers(model, request)
     except UnknownBuffers as error:
         raise _random(
             f"its code does not compute {_some(list(error.args))} again, which no file holds", request
@@ -63,7 +63,10 @@ def pretrained_arguments(request: BuildRequest, directory: Path, *, pickled: boo
     import torch
 
     dtype = resolve_dtype(request.dtype)
+    own = f"{request.source}--"  # transformers knows the model by a folder, and would take this for another repository
+    names_itself = any(str(reference).startswith(own) for reference in request.auto_map.values())
     return {
+        **({"code_revision": request.commit} if names_itself and request.commit else {}),
         **request.model_kwargs,
         # A snapshot is passed as a directory too. With a repo id, even with local_files_only, transformers starts a
         # thread that asks the Hub to convert a repo without safetensors, huggingface_hub may request

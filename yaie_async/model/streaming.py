@@ -43,6 +43,8 @@ def why_not_streamable(request: BuildRequest) -> str | None:
         return "its weights are no safetensors"
     if ADAPTER_CONFIG in request.manifest.listing.files:
         return "it has an adapter"
+    if any("--" in str(reference) for reference in request.auto_map.values()):
+        return "its code is in another repository"  # which transformers would ask the Hub for
     parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
     if any(part.get("quantization_config") is not None for part in parts):
         return "it is quantised"

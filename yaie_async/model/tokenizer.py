@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from yaie_async.core.errors import LoaderError, OutOfMemoryError, TokenizerError, UnsafeFileError
 from yaie_async.core.log import logger
 from yaie_async.core.trace import span
-from yaie_async.model.checkpoint import lfs_pointers
+from yaie_async.model.checkpoint import lfs_pointers, repo_of
 from yaie_async.model.compat import asks_for_consent, name_tokenizer, replace_parts
 from yaie_async.model.imports import import_libraries
 
@@ -157,14 +158,22 @@ def _is_pointer(path: str, request: BuildRequest) -> TokenizerError:
     return TokenizerError(request.manifest.pointer_text(path), model=request.source, file=path)
 
 
+def _code_of(request: BuildRequest) -> str:
+    """Where the tokenizer's own code is, in words."""
+    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
+        named = json.loads((request.folder / "tokenizer_config.json").read_bytes())["auto_map"]["AutoTokenizer"]
+        return repo_of(next(each for each in ([named] if isinstance(named, str) else named) if each))
+    return "its repo"
+
+
 def _translate(error: Exception, request: BuildRequest) -> Exception:
     if isinstance(error, MemoryError):
         message = f"no memory left for the tokenizer of {request.source}"
         return OutOfMemoryError(message, needed=None, free=None, device="cpu", model=request.source)
     if asks_for_consent(error):
         message = (
-            f"the tokenizer of {request.source} can only be built by running code from its repo, and nothing was run. "
-            "Read that code; if you trust it, pass trust_remote_code=True"
+            f"the tokenizer of {request.source} can only be built by running code from {_code_of(request)}, and "
+            "nothing was run. Read that code; if you trust it, pass trust_remote_code=True"
         )
         return UnsafeFileError(message, model=request.source)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]

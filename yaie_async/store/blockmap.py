@@ -91,7 +91,7 @@ class MapHeader:
     def decode_slots(self, raw: bytes, state: bytes | bytearray) -> dict[int, Slot]:
         """The slots of blocks that are begun and not written, by block; `raw` is what follows the blocks' bytes."""
         found: dict[int, Slot] = {}
-        for number in range(len(raw) // SLOT):
+        for number in range(min(len(raw) // SLOT, MOST_SLOTS)):
             slot = raw[number * SLOT : (number + 1) * SLOT]
             position = int.from_bytes(slot[: SLOT // 2], "little")
             block, length = divmod(position, BLOCK)
@@ -119,8 +119,11 @@ def is_name_of(name: str, etag: str, suffix: str) -> bool:
     return re.fullmatch(re.escape(etag) + r"\.yaie-[0-9a-f]{8}" + re.escape(suffix), name) is not None
 
 
-def decode(raw: bytes, etag: str) -> tuple[MapHeader, bytearray] | None:
-    """The header and the state of each block; None for a map that is damaged, of another version or another blob's."""
+def decode(raw: bytes, etag: str, size: int | None = None) -> tuple[MapHeader, bytearray] | None:
+    """The header and the state of each block; None for a map that is damaged, of another version or another blob's.
+
+    The blocks are not looked at in a map of another size than `size`, where that is given.
+    """
     page, blocks = raw[:HEADER_SIZE], raw[HEADER_SIZE:]
     if len(page) != HEADER_SIZE or page[:8] != b"%08x" % zlib.crc32(page[8:]):
         return None
@@ -129,6 +132,7 @@ def decode(raw: bytes, etag: str) -> tuple[MapHeader, bytearray] | None:
         if (fields.pop("version"), fields.pop("block_size")) != (VERSION, BLOCK):
             return None
         header = MapHeader(**{**fields, "owner": Owner(**fields["owner"])})
+        json.dumps(fields, ensure_ascii=False).encode()  # UnicodeEncodeError: a lone surrogate
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     # Anybody can write a map with a right checksum: `size` and `pid` may be texts, and `data` a number.
@@ -138,6 +142,8 @@ def decode(raw: bytes, etag: str) -> tuple[MapHeader, bytearray] | None:
         return None
     if header.etag != etag or not is_name_of(header.data, etag, DATA) or header.size < 0:
         return None
+    if size not in (None, header.size):
+        return header, bytearray()
     if len(blocks) < header.blocks or (len(blocks) - header.blocks) % SLOT:
         return None
     state = bytearray()

@@ -48,7 +48,7 @@ class _FoundMap:
 
     @property
     def recorded_bytes(self) -> int:
-        if self.header is None:
+        if self.header is None or not self.state:
             return 0
         return self.header.recorded_bytes(self.state) + sum(slot.position % BLOCK for slot in self.slots.values())
 
@@ -56,7 +56,7 @@ class _FoundMap:
 def claim_or_create(directory: Path, etag: str, size: int) -> Partial:
     """Claim the orphan with the most bytes, or make a new partial, and `directory` if it does not exist."""
     with cache_errors(directory, needed=size):
-        if maps := _read_maps(directory, etag):
+        if maps := _read_maps(directory, etag, size):
             claimer = probe(directory, etag)
             for found in sorted(maps, key=lambda each: each.recorded_bytes, reverse=True):
                 partial = _claim(found, size, claimer)
@@ -84,10 +84,10 @@ def discard_orphans(directory: Path, etag: str) -> None:
                     os.unlink(path)
 
 
-def resumable_bytes(directory: Path, etag: str) -> int:
+def resumable_bytes(directory: Path, etag: str, size: int) -> int:
     """Bytes that a claim could find at most: the disk already has them."""
     with cache_errors(directory):
-        return max((found.recorded_bytes for found in _read_maps(directory, etag)), default=0)
+        return max((found.recorded_bytes for found in _read_maps(directory, etag, size)), default=0)
 
 
 def has_live_owner(directory: Path, etag: str) -> bool:
@@ -103,7 +103,8 @@ def _paths(directory: Path, etag: str, suffix: str) -> list[Path]:
     return [Path(entry) for entry in os.scandir(directory) if is_name_of(entry.name, etag, suffix)]
 
 
-def _read_maps(directory: Path, etag: str) -> list[_FoundMap]:
+def _read_maps(directory: Path, etag: str, size: int = -1) -> list[_FoundMap]:
+    """All maps of a blob; the blocks are known of those of `size` only."""
     maps = []
     with suppress(FileNotFoundError):
         for path in _paths(directory, etag, MAP):
@@ -112,8 +113,8 @@ def _read_maps(directory: Path, etag: str) -> list[_FoundMap]:
             with suppress(OSError), open(_open(path), "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
                 raw = file.read(min(status.st_size, LARGEST_MAP))
-                header, state = decode(raw, etag) or (None, bytearray())
-                slots = header.decode_slots(raw[HEADER_SIZE + header.blocks :], state) if header else {}
+                header, state = decode(raw, etag, size) or (None, bytearray())
+                slots = header.decode_slots(raw[HEADER_SIZE + header.blocks :], state) if header and state else {}
                 maps.append(_FoundMap(path, status.st_mtime_ns, header, state, slots))
     return maps
 

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -61,18 +60,16 @@ def snapshot_state(cache: RepoCache, commit: str, need: Need) -> SnapshotState:
     return SnapshotState(completeness, replace(manifest, complete=True))
 
 
-def usable_manifest(cache: RepoCache, commits: Iterable[str | None], need: Need) -> Manifest | None:
-    """The manifest of the first snapshot with all that a load opens, where nothing can be added to the cache. Blocks.
+def usable_manifest(cache: RepoCache, commit: str, need: Need) -> Manifest | None:
+    """The manifest of a snapshot that has all that a load opens, where nothing can be added to the cache. Blocks.
 
-    What a listing has beyond that, a file that no load needs or a later commit, can't be fetched there.
+    What the listing has beyond that, a file that no load needs, can't be fetched there.
     """
-    if all(os.access(folder, os.W_OK) for folder in (cache.folder, cache.blobs)):
+    if all(os.access(folder, os.W_OK) for folder in (cache.folder, cache.blobs) if folder.exists()):
         return None
-    for commit in filter(None, commits):
-        with suppress(LoaderError):
-            manifest = cached_manifest(cache, Listing(commit, cache.files(commit)), need)
-            if manifest.sharp:
-                return replace(manifest, complete=True)
+    with suppress(LoaderError):
+        manifest = cached_manifest(cache, Listing(commit, cache.files(commit)), need)
+        return replace(manifest, complete=True) if manifest.sharp else None
     return None
 
 

@@ -11,14 +11,15 @@ from functools import cache, partial
 from pathlib import Path
 
 import anyio
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from yaie_async.core.log import logger
 from yaie_async.core.threads import run_owned
 from yaie_async.store.os_errors import cache_errors
 
-# What file systems without locks, or whose lock server is gone, answer to flock; EACCES for another user's lock file.
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO, errno.EINVAL, errno.EACCES}
+# After these the cache can't be used at all. Any other failure is of the lock alone: a file system without flock, a
+# lock server that is gone, another user's lock file, or something else in its place.
+_NO_CACHE = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR, errno.EMFILE, errno.ENFILE}
 
 
 @asynccontextmanager
@@ -50,19 +51,15 @@ async def blob_lock(
         with cache_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Not thread-local: another thread than the one that takes the lock releases it.
-            lock = lock or FileLock(path, thread_local=False, mode=0o664)
+            lock = lock or FileLock(path, thread_local=False, mode=0o664, fallback_to_soft=False)
             try:
-                try:
-                    lock.acquire(blocking=False)
-                except NotImplementedError:  # no flock: do as the official client does
-                    lock = SoftFileLock(path, thread_local=False)
-                    lock.acquire(blocking=False)
-                except OSError as error:
-                    if error.errno not in _NO_LOCKS:
-                        raise
-                    _warn(path.parents[1], error.strerror)
+                lock.acquire(blocking=False)
             except Timeout:
                 return False
+            except OSError as error:
+                if error.errno in _NO_CACHE:
+                    raise
+                _warn(path.parents[1], error.strerror)
         begun = True
         first()
         return True

@@ -11,7 +11,7 @@ from yaie_async.core.errors import CacheAccessError, DiskFullError, LoaderError,
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 # What file systems that take only whole files from front to back answer to a write at an offset or an `ftruncate`.
-_SEQUENTIAL = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE}
+_SEQUENTIAL = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE, errno.EINVAL}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 

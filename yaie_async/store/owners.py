@@ -42,9 +42,14 @@ class Claimer:
         return ClaimMode.BY_COPY if silent else None
 
     def _knows_dead(self, owner: Owner) -> bool:
-        """Whether that very process has ended. Only one of this boot and process namespace can be looked up."""
-        mine, theirs = ((o.host, o.boot, o.pid_namespace) for o in (self.process, owner))
-        return bool(owner.boot) and mine == theirs and start_time(owner.pid) != owner.started
+        """Whether that very process has ended, where it is one of this boot.
+
+        One of another process namespace, as in a container that was started again, can't be looked up. It would hold
+        the blob's lock, which the caller has, and which works between all processes of one kernel.
+        """
+        if not owner.boot or owner.boot != self.process.boot:
+            return False
+        return owner.pid_namespace != self.process.pid_namespace or start_time(owner.pid) != owner.started
 
 
 def probe(directory: Path, etag: str) -> Claimer:

@@ -43,12 +43,15 @@ def link_from_store(root: Path, blob: Path, xet_hash: str, size: int, is_right: 
     link = blob.with_name(f".{blob.name}.{uuid.uuid4().hex[:8]}.shared")
     try:
         os.close(open_regular(shared, follow=False))
+        if shared.parent.is_symlink() or shared.parents[1].is_symlink():
+            return False
         if shared.stat().st_size != size or not is_right(shared):
             return False
         with FileLock(shared.with_name(f"{xet_hash}.lock"), timeout=_LOCK_SECONDS, mode=0o666):
             shared.lstat()  # FileNotFoundError: removed meanwhile
             blob.parent.mkdir(parents=True, exist_ok=True)
-            refs = os.open(shared.with_name(f"{xet_hash}.refs"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            refs = open_regular(shared.with_name(f"{xet_hash}.refs"), append, follow=False)
             with open(refs, "wb", buffering=0) as file:
                 file.write(f"{blob.relative_to(root).as_posix()}\n".encode())
                 os.fsync(refs)
@@ -59,6 +62,11 @@ def link_from_store(root: Path, blob: Path, xet_hash: str, size: int, is_right: 
     finally:
         link.unlink(missing_ok=True)
     return True
+
+
+def is_inside(root: Path, path: Path) -> bool:
+    """Whether a file, whose own name may be a link, is beneath the root, whatever its folders are. Blocks."""
+    return Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(root))
 
 
 def shared_file(blob: Path) -> Path | None:
