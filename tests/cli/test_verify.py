@@ -1,5 +1,6 @@
 """Tests of `yaie-async verify`, which sends no request and changes nothing unless it is to repair."""
 
+import json
 import os
 import pty
 import subprocess
@@ -182,3 +183,28 @@ def test_files_that_are_no_links_and_blobs_without_a_digest(cached: Command) -> 
     (blob.parent / "no-digest").write_bytes(b"x")
     found = cached.run("verify", "org/one", "--json").json["models"]["org/one"]
     assert (found["ok"], found["unknown"]) == (3, 2)
+
+
+@pytest.mark.parametrize("way", ["a linked snapshot", "a link to it", "a linked blob"])
+def test_a_file_outside_the_cache_is_never_removed(cached: Command, tmp_path: Path, way: str) -> None:
+    """Whatever links lead there, and whatever it is called."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    precious = outside / ("0" * 40)
+    precious.write_text("mine")
+    repo = cached.cache / "models--org--one"
+    (snapshot,) = (repo / "snapshots").iterdir()
+    if way == "a linked snapshot":
+        (repo / "snapshots" / ("1" * 40)).symlink_to(outside)
+        (repo / "trees").mkdir()
+        files = {precious.name: {"size": 4, "blob_id": "2" * 40}}
+        (repo / "trees" / f"{'1' * 40}.json").write_text(json.dumps({"format_version": 1, "files": files}))
+    elif way == "a link to it":
+        (snapshot / "extra.json").symlink_to(precious)
+    else:
+        (repo / "blobs" / ("3" * 40)).symlink_to(precious)
+        (snapshot / "extra.json").symlink_to(repo / "blobs" / ("3" * 40))
+    done = cached.run("verify", "--repair", "--yes")
+    assert precious.read_text() == "mine"
+    assert done.code == 1
+    assert "outside of the cache" in done.out

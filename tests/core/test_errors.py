@@ -199,3 +199,18 @@ def test_every_public_name_is_there() -> None:
     assert set(yaie_async.__all__) <= set(dir(yaie_async))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = yaie_async.nothing
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://user:s3cretword@hub.example/x",
+        "Bearer hf_s3cretword",
+        "Basic s3cretword==",
+        "the token hf_s3cretword12",
+    ],
+)
+def test_no_secret_is_in_an_error(text: str) -> None:
+    """Somebody has pasted it, or a server has sent it back."""
+    error = errors.LoaderError(f"It can't be had: {text}", model=text)
+    assert "s3cretword" not in f"{error} {error!r} {error.model}"

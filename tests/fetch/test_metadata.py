@@ -227,6 +227,23 @@ async def _by_pages(hub: HubServer, cache: Path) -> None:
 
 
 @on_one_loop
+@pytest.mark.parametrize("link", ["http://127.0.0.1:999999/x", "http://127.0.0.1:abc/", "?page=", "http://[/"])
+async def test_pages_without_end(link: str, anyio_backend: Any, hub: HubServer, tmp_path: Path) -> None:
+    """A page that brings no file is the last, and an address that is none ends the listing."""
+    pages = iter(range(10_000))
+
+    class Next(Fault):
+        def edit_answer(self, answer: Answer) -> None:
+            answer.headers["link"] = f'<{link}{next(pages) if link.startswith("?") else ""}>; rel="next"'
+
+    hub.faults.add(without_blobs(), path="/revision/", times=None)
+    hub.faults.add(Next(), path="/tree/", times=None)
+    async with opened(hub, tmp_path) as one:
+        await one.prefetch("org/big")
+    assert next(pages) <= 3
+
+
+@on_one_loop
 @pytest.mark.parametrize(
     "answer", [Status(404), Status(500), Status(200, body=b"3"), Headers({"Link": "<?>; rel=next"})]
 )

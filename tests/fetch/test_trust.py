@@ -15,6 +15,7 @@ from tests.support.hub import HubServer
 from tests.support.loops import on_one_loop
 from yaie_async import Hub, IntegrityError, InvalidArgumentError, ModelLoader, UnsafeFileError
 from yaie_async.fetch.digest import digest_of
+from yaie_async.fetch.metadata import listing_of
 
 pytestmark = pytest.mark.anyio
 
@@ -229,6 +230,35 @@ async def test_a_mirror_s_etag_does_not_do_for_code(
             await ModelLoader("org/big", hub=one, trust_remote_code=True).prefetch()
     assert caught.value.file == file
     assert not list(tmp_path.glob(f"models--*/snapshots/*/{file}"))
+
+
+async def test_two_files_with_one_etag_are_not_one(
+    anyio_backend: Any, hub_root: Path, hub: HubServer, tmp_path: Path
+) -> None:
+    """An ETag that is no digest names no content: nginx gives files of one size and second the same."""
+    put(hub_root, 1000)
+    (hub_root / "org/big" / "special_tokens_map.json").write_text("[]")
+
+    def edit(info: Any) -> None:
+        for sibling in info["siblings"]:
+            if sibling["rfilename"] in ("special_tokens_map.json", "tokenizer_config.json"):
+                sibling["blobId"] = NO_DIGEST
+
+    hub.faults.add(EditJson(edit), path="/revision/", times=None)
+    async with opened(hub, tmp_path) as one:
+        with pytest.raises(IntegrityError, match="can't be told apart"):
+            await one.prefetch("org/big")
+
+
+async def test_another_commit_than_the_pinned_one_with_a_body(
+    anyio_backend: Any, hub: HubServer, weights: bytes, tmp_path: Path
+) -> None:
+    """The answer to a request for a file says its commit too."""
+    async with opened(hub, tmp_path) as one:
+        listing = await listing_of(one.session, "org/big", "main")
+        hub.faults.add(Headers({"X-Repo-Commit": "f" * 40}), method="GET", path="/resolve/", times=None)
+        with pytest.raises(IntegrityError, match="f{40} to a request for"):
+            await one.prefetch("org/big", revision=listing.commit)
 
 
 def test_the_plan_on_the_command_line_names_what_has_no_digest(hub: HubServer, weights: bytes, tmp_path: Path) -> None:

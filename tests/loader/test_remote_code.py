@@ -11,11 +11,11 @@ import pytest
 
 from tests.loader.conftest import Put
 from tests.model.test_model import assert_same_parts, stock_model
-from tests.support.faults import StallAt
+from tests.support.faults import Corrupt, StallAt
 from tests.support.hub import HubServer
 from tests.support.layouts import edit_json
 from tests.support.loops import on_one_loop
-from yaie_async import Hub, LoaderError, ModelLoader, ModelNotFoundError, UnsafeFileError
+from yaie_async import Hub, IntegrityError, LoaderError, ModelLoader, ModelNotFoundError, UnsafeFileError
 
 pytestmark = [pytest.mark.anyio, on_one_loop]
 
@@ -65,11 +65,73 @@ async def test_it_is_fetched_with_consent(
         hub.faults.add(StallAt(0), path="/org/code/", times=None)
     async with Hub(cache_dir=tmp_path / "cache", local_files_only=True) as one:
         built = await ModelLoader(name, hub=one, trust_remote_code=True).load_model()
+    assert_ours(built, expected)
+    assert not hub.requests
+    # A cold load is right too, and transformers asks for nothing by itself.
+    hub.clear()
+    async with Hub(endpoint=hub.url, cache_dir=tmp_path / "cold") as one:
+        assert_ours(await ModelLoader(name, hub=one, trust_remote_code=True).load_model(), expected)
+    assert all("yaie_async/" in request.headers["user-agent"] for request in hub.requests)
+
+
+def assert_ours(built: Any, expected: Any) -> None:
     for model in (built, expected):
         model.name_or_path = model.config.name_or_path = ""
         model.config.auto_map = None
     assert_same_parts(built, expected)
-    assert not hub.requests
+
+
+async def test_no_weights_are_requested_before_the_code(
+    anyio_backend: Any, elsewhere: Path, hub: HubServer, tmp_path: Path
+) -> None:
+    """Where there is consent to run code."""
+    async with Hub(endpoint=hub.url, cache_dir=tmp_path) as one:
+        await ModelLoader("org/model", hub=one, trust_remote_code=True).prefetch()
+    paths = [request.path for request in hub.requests]
+    weights = min(i for i, path in enumerate(paths) if path.endswith(".safetensors"))
+    assert weights > max(i for i, path in enumerate(paths) if path.endswith(".py"))
+
+
+async def test_code_with_a_wrong_digest_is_not_run(
+    anyio_backend: Any, elsewhere: Path, hub: HubServer, tmp_path: Path
+) -> None:
+    """Nor is what else of it has come: an error of integrity is never taken for an outage."""
+    hub.faults.add(Corrupt(5), path="/org/code/resolve/.*/modeling_tiny.py", times=None)
+    with pytest.raises(IntegrityError):
+        await ModelLoader("org/model", endpoint=hub.url, cache_dir=tmp_path, trust_remote_code=True).load_model()
+
+
+async def test_a_model_that_names_itself_runs_the_code_of_its_commit(
+    anyio_backend: Any, put: Put, hub: HubServer, tmp_path: Path
+) -> None:
+    """As with stock: `org/model--modeling_x.X` at a pinned commit is the code of that commit."""
+    directory = put("org/self", "remote_code")
+    edit_json(
+        directory / "config.json",
+        lambda config: config.update(auto_map={k: f"org/self--{v}" for k, v in config["auto_map"].items()}),
+    )
+    async with Hub(endpoint=hub.url, cache_dir=tmp_path) as one:
+        old = ModelLoader("org/self", hub=one, trust_remote_code=True)
+        await old.prefetch()
+        code = directory / "modeling_tiny.py"
+        code.write_text(code.read_text() + "\nraise RuntimeError('the code of another commit')\n")
+        await ModelLoader("org/self", hub=one, trust_remote_code=True).prefetch()
+    async with Hub(cache_dir=tmp_path, local_files_only=True) as one:
+        pinned = ModelLoader("org/self", revision=old.commit, hub=one, trust_remote_code=True)
+        assert type(await pinned.load_model()).__name__ == "TinyForCausalLM"
+
+
+async def test_a_tokenizer_s_second_repository_is_named(
+    anyio_backend: Any, put: Put, hub: HubServer, tmp_path: Path
+) -> None:
+    """Without consent."""
+    directory = put("org/named", "llama")
+    edit_json(
+        directory / "tokenizer_config.json",
+        lambda config: config.update(auto_map={"AutoTokenizer": ["org/other--tok.Tok", None]}, tokenizer_class="Tok"),
+    )
+    with pytest.raises(UnsafeFileError, match=r"another repo, org/other \(tok\.Tok\)"):
+        await ModelLoader("org/named", endpoint=hub.url, cache_dir=tmp_path).load_tokenizer()
 
 
 async def test_without_consent_both_repositories_are_named_at_once(
