@@ -40,6 +40,8 @@ MOUNTS = """\
         ({"quantization_config": {"quant_method": "gptq"}}, {}, ["a.safetensors"], "quantised"),
         ({"text_config": {"quantization_config": {"bits": 4}}}, {}, ["a.safetensors"], "quantised"),
         ({"dtype": None}, {"dtype": "auto"}, ["a.safetensors"], "look into the weights"),
+        ({"auto_map": {"AutoModelForCausalLM": "org/code--x.X"}}, {}, ["a.safetensors"], "in another repository"),
+        ({"auto_map": {"AutoModelForCausalLM": "x.X"}}, {}, ["a.safetensors"], None),
         ({}, {"device_map": {"model": "cpu", "lm_head": "disk"}}, ["a.safetensors"], "stays on the disk"),
         ({}, {"device_map": "meta"}, ["a.safetensors"], "stays on the disk"),
         ({}, {"model_kwargs": {"tp_plan": "auto"}}, ["a.safetensors"], "tp_plan= is for stock"),
