@@ -28,7 +28,9 @@ async def requested_paths(request: Request) -> tuple[list[object], bool]:
             body = await _read(request)
         if request.headers.get("content-type", "").startswith("application/json"):
             form = json.loads(body)
-            paths, expand = list(form["paths"]), form.get("expand") is True
+            paths, expand = form["paths"], form.get("expand") is True
+            if not isinstance(paths, list):
+                raise TypeError
         elif body.count(b"&") > _MOST_PATHS:  # with `expand` there is one field more than paths
             raise _too_large(f"{_MOST_PATHS} paths")
         else:
