@@ -19,7 +19,6 @@ from tests.fetch.fetching import fetch, sent
 from tests.support.faults import Request
 from tests.support.hub import HubServer
 from yaie_async.store.blockmap import BLOCK, HEADER_SIZE, decode
-from yaie_async.store.partials import STEP
 
 SIZE = 6 * BLOCK + 777
 CONNECTIONS = 4
@@ -182,7 +181,7 @@ def test_killed_again_and_again(hub: HubServer, start: Start, weights: bytes, tm
         child.communicate()
         assert held <= recorded(cache), "what one had is not thrown away by the next"
         held = recorded(cache)
-        assert written(cache) - held <= CONNECTIONS * (STEP + 4096)  # the disk counts whole pages
+        assert written(cache) - held <= CONNECTIONS * ((256 << 10) + 4096)  # the disk counts whole pages
     before = len(hub.requests)
     finish(start(cache))
     check(cache, weights)

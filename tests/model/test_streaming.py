@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load, load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
-from tests.model.architectures import ARCHITECTURES
+from tests.model.architectures import ARCHITECTURES, SIZES
 from tests.model.arrivals import Arrival, block_size
 from tests.model.test_model import assert_same_model, assert_same_parts, stock_model
 from tests.support import models
@@ -57,17 +57,7 @@ def test_identity(arrival: Make, kind: str, dtype: str) -> None:
     assert_same(streamed, arriving.stock())
 
 
-_TEXT = {
-    "vocab_size": models.VOCAB,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
+_TEXT = {**SIZES, "head_dim": 8}
 _VISION = {"hidden_size": 16, "intermediate_size": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 16}
 _LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],

@@ -123,8 +123,7 @@ class _Fetch:
                     return False
                 if not self.session.verify:
                     return True
-                with self.meter.blob_stage("verifying"):
-                    right = digest_of(blob, self.etag, stop.is_set) == self.etag
+                right = self._is_right(stop, blob)
             except FileNotFoundError:
                 # Without symlinks another process may have moved the blob to its snapshot a moment ago.
                 return self.cache.has(self.commit, self.file.path)
@@ -141,12 +140,12 @@ class _Fetch:
         """Return whether the official client has these bytes of another repository, which are then linked."""
         if digest_kind(self.etag) is None or self.file.candidate:
             return False  # they could not be told from others
+        blob, is_right = self.cache.blob(self.etag), partial(self._is_right, stop)
+        return link_from_store(self.cache.root, blob, xet_hash, self.size, is_right)
 
-        def is_right(shared: Path) -> bool:
-            with self.meter.blob_stage("verifying"):
-                return digest_of(shared, self.etag, stop.is_set) == self.etag
-
-        return link_from_store(self.cache.root, self.cache.blob(self.etag), xet_hash, self.size, is_right)
+    def _is_right(self, stop: Stop, path: Path) -> bool:
+        with self.meter.blob_stage("verifying"):
+            return digest_of(path, self.etag, stop.is_set) == self.etag
 
     async def _fill(self) -> bool:
         """Fill partials until one is right, and publish it. Return whether this process did that."""

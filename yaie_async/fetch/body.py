@@ -15,7 +15,7 @@ from yaie_async.fetch.ranges import FullError, Range
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.transport import drainable
 
-# Bytes that are gathered before a thread writes them: with what the map lags behind they are less than 256 KiB.
+# Bytes that are gathered before a thread writes them, and one piece more (64 KiB): a kill costs less than 256 KiB.
 _WRITE = 128 * 1024
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 

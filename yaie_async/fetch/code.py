@@ -1,10 +1,6 @@
 """The code of another repository that a model names ("org/code--modeling_x.X"), fetched before the model is built."""
 
-import json
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 
@@ -18,7 +14,7 @@ from yaie_async.fetch.resolution import manifest_of_choice, resolve
 from yaie_async.fetch.session import Session
 from yaie_async.fetch.snapshot import fetch_snapshot
 from yaie_async.store.cache import RepoCache
-from yaie_async.store.diskio import read_regular
+from yaie_async.store.directory import read_object
 
 _REVISION = "main"  # as transformers takes it
 _MOST = 4  # repositories
@@ -58,7 +54,7 @@ async def _nothing(_chosen: Manifest) -> None:
 def _repositories(manifest: Manifest) -> list[str]:
     """The other repositories whose classes the model or its tokenizer are."""
     found: dict[str, None] = {}
-    for config in (manifest.config or {}, _tokenizer_config(manifest.folder)):
+    for config in (manifest.config or {}, read_object(manifest.folder / TOKENIZER_CONFIG)):
         auto_map = config.get("auto_map")
         references = [*auto_map.values()] if isinstance(auto_map, dict) else []
         references += [each for value in references if isinstance(value, list) for each in value]
@@ -66,14 +62,6 @@ def _repositories(manifest: Manifest) -> list[str]:
             if isinstance(reference, str) and "--" in reference:
                 found[reference.partition("--")[0]] = None
     return [name for name in found if name != manifest.model and _is_repo_id(name)][:_MOST]
-
-
-def _tokenizer_config(folder: Path) -> Mapping[str, Any]:
-    try:
-        parsed = json.loads(read_regular(folder / TOKENIZER_CONFIG))
-    except (OSError, ValueError, RecursionError):
-        return {}  # the tokenizer says what is wrong with it
-    return parsed if isinstance(parsed, dict) else {}
 
 
 def _is_repo_id(name: str) -> bool:

@@ -71,7 +71,7 @@ class Location:
                 hub = response.history[-1] if response.history else response
                 check_commit(hub.headers.get("x-repo-commit") or self.asked.revision, self.asked)
                 if response.history:
-                    self._linked_etag = _same(self._linked_etag, normal_etag(response.history[-1].headers))
+                    self._linked_etag = _same(self._linked_etag, normal_etag(hub.headers))
                 self._url = str(response.url)
                 return response
         return await self._ask(stack, self._url, byte_range)

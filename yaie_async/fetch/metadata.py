@@ -117,8 +117,7 @@ async def complete(session: Session, repo_id: str, commit: str, file: RepoFile) 
     if etag is None or size is None:
         raise _incomplete(asked, "etag and size")
     check_etag(etag, model=repo_id, file=file.path)
-    xet_hash = headers.get("x-xet-hash")
-    return RepoFile(file.path, size, etag, candidate="x-linked-etag" not in headers, xet_hash=xet_hash)
+    return RepoFile(file.path, size, etag, candidate="x-linked-etag" not in headers)
 
 
 def file_url(session: Session, asked: Asked) -> str:

@@ -156,8 +156,11 @@ class _Fetch:
                     group.start_soon(self._fetch, file)
 
     async def _fetch(self, file: RepoFile, arriving: ArrivingFile | None = None) -> None:
-        twins = sum(other.etag == file.etag for other in self._manifest.files)
-        if self._session.verify == "require" or self._manifest.runs_code(file) or twins > 1:
+        if file.candidate and (
+            self._session.verify == "require"
+            or self._manifest.runs_code(file)
+            or _twin_of(file, self._manifest) is not None
+        ):
             file = replace(file, candidate=False)  # it has to match
         if file.path in self._tree:
             file = replace(file, xet_hash=self._tree[file.path].xet_hash)
@@ -206,20 +209,17 @@ def check_digests(session: Session, manifest: Manifest, files: tuple[RepoFile, .
         if not session.verify or digest_kind(file.etag) is not None:
             continue
         what = f"{file.path} of {manifest.model} has no digest that its bytes can be checked by"
+        wrong = expected = ""
         if session.verify == "require":
+            wrong, expected = 'verify="require" was given', "a sha256 or a git sha1"
+        elif (twin := _twin_of(file, manifest)) is not None:
+            wrong = f"its ETag is that of {twin.path} too, so the two can't be told apart in the cache"
+            expected = "an ETag of its own"
+        if wrong:
             raise IntegrityError(
-                f'{what}, and verify="require" was given. Nothing of it was fetched. Use a Hub or mirror that names '
-                "digests, or verify=True to load it unchecked.",
-                expected="a sha256 or a git sha1",
-                found=file.etag or "no etag",
-                model=manifest.model,
-                file=file.path,
-            )
-        if twin := next((each for each in manifest.files if each.etag == file.etag and each.path != file.path), None):
-            raise IntegrityError(
-                f"{what}, and the same ETag as {twin.path}, so the two can't be told apart in the cache. Use a Hub or "
-                "mirror that names digests.",
-                expected="an ETag of its own",
+                f"{what}, and {wrong}. Nothing of it was fetched. Use a Hub or mirror that names digests"
+                f"{', or verify=True to load it unchecked' if session.verify == 'require' else ''}.",
+                expected=expected,
                 found=file.etag or "no etag",
                 model=manifest.model,
                 file=file.path,
@@ -234,6 +234,12 @@ def check_digests(session: Session, manifest: Manifest, files: tuple[RepoFile, .
         if file in manifest.weights or file.path == ADAPTER_WEIGHTS:
             facts = {"model": manifest.model, "file": file.path, "stage": "downloading"}
             logger.warning("%s: they are taken as they come.", what, extra=facts)
+
+
+def _twin_of(file: RepoFile, manifest: Manifest) -> RepoFile | None:
+    """Another file of the manifest that the server names by the same etag."""
+    others = (*manifest.small, *manifest.weights)
+    return next((each for each in others if each.etag == file.etag and each.path != file.path), None)
 
 
 def prepare(cache: RepoCache, resolution: Resolution) -> None:

@@ -41,7 +41,7 @@ def compute_buffers(model: PreTrainedModel, request: BuildRequest) -> None:
 
     if type(model).__module__.startswith("transformers."):
         return
-    stored = {name for name in model.state_dict() if not _is_left_out(name, model, request)}
+    stored = model.state_dict().keys() - _left_out(model, request)
     empty = {name: buffer for name, buffer in model.named_buffers() if name not in stored and not buffer.is_meta}
     if not empty:
         return
@@ -58,17 +58,17 @@ def compute_buffers(model: PreTrainedModel, request: BuildRequest) -> None:
             buffer.copy_(made[name])
 
 
-def _is_left_out(name: str, model: PreTrainedModel, request: BuildRequest) -> bool:
-    """Whether something of the state dict is not in the checkpoint, by the leave of its class."""
+def _left_out(model: PreTrainedModel, request: BuildRequest) -> set[str]:
+    """What of the state dict is not in the checkpoint, by the leave of the model's class."""
     patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
-    files = [file.path for file in request.manifest.weights]
-    if not any(re.search(pattern, name) for pattern in patterns) or not all(f.endswith(".safetensors") for f in files):
-        return False
+    names = {name for name in model.state_dict() if any(re.search(pattern, name) for pattern in patterns)}
+    if not names or request.manifest.pickled:
+        return set()
     keys: set[str] = set()
-    for path in files:
-        with open(request.folder / path, "rb") as file:
+    for weights in request.manifest.weights:
+        with open(request.folder / weights.path, "rb") as file:
             keys |= read_header(file, os.fstat(file.fileno()).st_size).keys()
-    return not any(key.endswith(name) or name.endswith(key) for key in keys)
+    return {name for name in names if not any(key.endswith(name) or name.endswith(key) for key in keys)}
 
 
 def _new_config(model: PreTrainedModel, request: BuildRequest) -> Any:

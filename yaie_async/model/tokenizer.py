@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from yaie_async.core.errors import LoaderError, OutOfMemoryError, TokenizerError, UnsafeFileError
 from yaie_async.core.log import logger
+from yaie_async.core.manifest import TOKENIZER_CONFIG
 from yaie_async.core.trace import span
 from yaie_async.model.checkpoint import lfs_pointers, repo_of
 from yaie_async.model.compat import asks_for_consent, name_tokenizer, replace_parts
 from yaie_async.model.imports import import_libraries
+from yaie_async.store.directory import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -160,10 +161,10 @@ def _is_pointer(path: str, request: BuildRequest) -> TokenizerError:
 
 def _code_of(request: BuildRequest) -> str:
     """Where the tokenizer's own code is, in words."""
-    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
-        named = json.loads((request.folder / "tokenizer_config.json").read_bytes())["auto_map"]["AutoTokenizer"]
-        return repo_of(next(each for each in ([named] if isinstance(named, str) else named) if each))
-    return "its repo"
+    auto_map = read_object(request.folder / TOKENIZER_CONFIG).get("auto_map")
+    named = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else None
+    classes = [each for each in (named if isinstance(named, list) else [named]) if isinstance(each, str)]
+    return repo_of(classes[0]) if classes else "its repo"
 
 
 def _translate(error: Exception, request: BuildRequest) -> Exception:

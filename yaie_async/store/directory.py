@@ -1,9 +1,13 @@
 """A model in a directory: its files, and the manifest of a load from it."""
 
+import json
 import os
 import stat
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from yaie_async.core.manifest import Listing, Manifest, Need, RepoFile, draft
 from yaie_async.store.diskio import read_regular
@@ -19,6 +23,14 @@ def directory_manifest(path: Path, need: Need) -> Manifest:
 def read_bytes(path: Path) -> bytes:
     with cache_errors(path, reading=True):
         return read_regular(path)
+
+
+def read_object(path: Path) -> Mapping[str, Any]:
+    """The JSON object in a small file; empty where it can't be read. Blocks."""
+    with suppress(OSError, ValueError, RecursionError):
+        parsed = json.loads(read_regular(path))
+        return parsed if isinstance(parsed, dict) else {}
+    return {}
 
 
 def files_below(top: Path) -> dict[str, RepoFile]:

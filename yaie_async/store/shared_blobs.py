@@ -33,11 +33,13 @@ def has_store(root: Path) -> bool:
 
 
 def link_from_store(root: Path, blob: Path, xet_hash: str, size: int, is_right: Callable[[Path], bool]) -> bool:
-    """Make a blob a link to the store's file of this content, if that `is_right`; return whether it is one. Blocks.
+    """Make a blob a link to the file of this content in a cache that `has_store`, if that `is_right`. Blocks.
+
+    Return whether it is one.
 
     The reference is written before the link, so that the official client never removes bytes that are in use.
     """
-    if not re.fullmatch("[0-9a-f]{64}", xet_hash) or not has_store(root):
+    if not re.fullmatch("[0-9a-f]{64}", xet_hash):
         return False
     shared = root / "blobs" / xet_hash[:2] / xet_hash
     link = blob.with_name(f".{blob.name}.{uuid.uuid4().hex[:8]}.shared")
