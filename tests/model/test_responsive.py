@@ -132,21 +132,18 @@ import contextlib, os, time
 from yaie_async.model import imports, responsive as keeping
 responsive, openmp = json.loads(sys.argv[1])
 imports.OPENMP = openmp
-seen, started = set(), threading.Event()
+seen, number = set(), None
+def audit(event, arguments):  # of each module, and once more where an extension is loaded
+    if event == "import" and threading.get_native_id() == number:
+        seen.add(len(os.sched_getaffinity(0)))
+sys.addaudithook(audit)
 def run():
     global number
     number = threading.get_native_id()
-    started.set()
     imports.import_libraries(responsive=responsive)
 thread = threading.Thread(target=run)
 thread.start()
-started.wait()
-while thread.is_alive():
-    try:
-        seen.add(len(os.sched_getaffinity(number)))
-    except ProcessLookupError:
-        pass
-    time.sleep(0.001)
+thread.join()
 import torch
 def build():
     with keeping.leaving_a_core() if responsive else contextlib.nullcontext():

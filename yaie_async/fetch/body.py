@@ -15,8 +15,9 @@ from yaie_async.fetch.ranges import FullError, Range
 from yaie_async.fetch.stop import Stop
 from yaie_async.fetch.transport import drainable
 
-# Bytes that are gathered before a thread writes them, and one piece more (64 KiB): a kill costs less than 256 KiB.
-_WRITE = 128 * 1024
+# Bytes that are gathered before a thread writes them. With one piece more (64 KiB) they are less than 128 KiB, so that
+# a kill costs less than 256 KiB (store/partials.py).
+_WRITE = 64 * 1024
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 

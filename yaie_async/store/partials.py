@@ -48,9 +48,9 @@ from yaie_async.store.os_errors import cache_errors
 from yaie_async.store.owners import this_process
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL
-# Bytes: how far a block is written between two rewritings of its slot. With the 192 KiB that may be gathered before
+# Bytes: how far a block is written between two rewritings of its slot. With the 128 KiB that may be gathered before
 # they are written (fetch/body.py) a kill costs less than 256 KiB.
-STEP = 64 * 1024
+STEP = 128 * 1024
 
 
 class Ownership(Enum):
