@@ -233,10 +233,48 @@ def test_small_files_then_headers_then_blocks_in_the_order_of_the_shards() -> No
         ("tokenizer", 0),
         ("shard 1", 0),
         ("shard 2", 0),
+        ("shard 1", 2),  # the last one second, to see whether the server sends what is ahead
         ("shard 1", 1),
-        ("shard 1", 2),
         ("shard 2", 1),
     ]
+
+
+def test_the_last_block_has_to_bring_a_byte_before_there_is_a_third_request() -> None:
+    """A cache without slices would read the file from its start for each of them. Another file is not held up."""
+    scheduler = _scheduler(FetchFile("f", "m", 9 * BLOCK, path="a"), connections=8)
+    header, last = scheduler.next(0.0), scheduler.next(0.0)
+    assert header is not None
+    assert last is not None
+    assert (header.start, last.start, last.stop) == (0, 8 * BLOCK, 9 * BLOCK)
+    assert scheduler.next(0.0) is None
+    _finish(scheduler, header, 0.0)
+    assert scheduler.next(0.0) is None
+    scheduler.add(FetchFile("other", "m", 9 * BLOCK, path="b"))
+    other = [one.start // BLOCK for one in (scheduler.next(0.0), scheduler.next(0.0)) if one is not None]
+    assert other == [0, 8]
+    assert scheduler.next(0.0) is None
+    scheduler.give_back(last, 0.0)  # without a byte
+    again = scheduler.next(0.0)
+    assert again is not None
+    assert again.start == BLOCK  # the front goes on, and the last block is tried again
+    last = scheduler.next(0.0)
+    assert last is not None
+    assert last.start == 8 * BLOCK
+    assert scheduler.next(0.0) is None
+    _write(scheduler, last, last.start + 1, 0.0)
+    one = scheduler.next(0.0)
+    assert one is not None
+    assert (one.file.key, one.start) == ("f", again.stop)
+
+
+def test_a_file_whose_last_block_came_earlier_needs_no_trial() -> None:
+    for file in (
+        FetchFile("f", "m", 9 * BLOCK, done=bytes(8) + b"\1"),
+        FetchFile("f", "m", 9 * BLOCK, begun=((8 * BLOCK, 8 * BLOCK + 1),)),
+    ):
+        scheduler = _scheduler(file, connections=8)
+        starts = [one.start // BLOCK for _ in range(4) if (one := scheduler.next(0.0)) is not None]
+        assert starts == [0, 1, 2, 3]
 
 
 def test_files_are_handed_out_in_the_order_of_their_paths_whichever_came_first() -> None:
@@ -278,6 +316,7 @@ def test_equal_models_never_differ_by_more_than_two_ranges(
         while (one := scheduler.next(0.0)) is not None:
             running.append(one)
             handed[one.file.model] += 1
+            _write(scheduler, one, min(one.start + 1, one.stop), 0.0)  # the server answers at once
             assert max(handed.values()) - min(handed.values()) <= 2
         if not running:
             break
@@ -435,7 +474,7 @@ def test_without_verification_one_stuck_range_holds_its_file_back() -> None:
     scheduler = _scheduler(FetchFile("f", "m", 3000 * BLOCK))
     stuck = scheduler.next(0.0)
     assert stuck is not None
-    for _ in range(4):
+    for _ in range(5):  # the last block, and four that are ahead
         one = scheduler.next(0.0)
         assert one is not None
         _finish(scheduler, one, 0.0)

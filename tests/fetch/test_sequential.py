@@ -84,7 +84,8 @@ async def test_a_cache_that_reads_from_the_start(
         hub.faults.add(Drip(_RATE), method="GET", path="safetensors$", times=None)
         assert await fetch(hub, cache, endpoint=front, stall=_STALL) == content
         requests = [request for request in hub.requests if request.path.endswith("safetensors")]
-    assert len(requests) <= 10  # one a range, some of them again, and the one for all: each reads from the start
+    # Each reads from the start: the header, the last block, and all. A file begun earlier tries its ranges again first.
+    assert len(requests) == 3 or (resumed and len(requests) <= 10)
 
 
 async def test_a_silent_server_is_not_taken_for_one(

@@ -157,6 +157,10 @@ class FileState:
         self.gaps: list[tuple[int, int]] = _gaps(file)
         self.running: set[Range] = set()
         self.verified = 0
+        self._last = (file.size - 1) // BLOCK * BLOCK  # where its last block begins
+        # Whether bytes of the last block have come, by this fetch or an earlier one. Small files are not worth it.
+        missing = any(start <= self._last < stop for start, stop in self.gaps)
+        self._proved = file.whole or not (file.weights and missing)
         self.finished: list[int] = []  # a heap of the ends of finished ranges; those before `verified` are dropped late
 
     @property
@@ -166,6 +170,15 @@ class FileState:
             header_is_missing = bool(self.gaps) and self.gaps[0][0] < BLOCK
             kind = 1 if header_is_missing else 2
         return kind, self.file.path, self.order
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether its last block is requested, and has to bring a byte before anything else is."""
+        return not self._proved and any(one.start == self._last for one in self.running)
+
+    def see(self, one: Range) -> None:
+        """Learn from one of its ranges, running or ended, whether the server sends what is ahead of the front."""
+        self._proved |= one.start == self._last and one.position > one.start
 
     @property
     def missing(self) -> int:
@@ -188,7 +201,9 @@ class FileState:
         return sum(stop <= gap for stop in self.finished)
 
     def cut(self, nbytes: int) -> tuple[int, int]:
-        """Take the next range out of the gaps: whole blocks, or the header alone."""
+        """Take the next range out of the gaps: whole blocks, the header alone, or the last block while on trial."""
+        if self.running and not self._proved:
+            return self._cut_last()
         start, stop = heapq.heappop(self.gaps)
         while self.gaps and self.gaps[0][0] == stop:  # neighbours that were given back one by one
             _, stop = heapq.heappop(self.gaps)
@@ -201,6 +216,14 @@ class FileState:
         if end < stop:
             heapq.heappush(self.gaps, (end, stop))
         return start, end
+
+    def _cut_last(self) -> tuple[int, int]:
+        start, stop = max(self.gaps)
+        self.gaps.remove((start, stop))
+        if start < self._last:
+            self.gaps.append((start, self._last))
+        heapq.heapify(self.gaps)
+        return max(start, self._last), stop
 
 
 def _gaps(file: FetchFile) -> list[tuple[int, int]]:

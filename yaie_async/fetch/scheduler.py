@@ -6,7 +6,9 @@ counts as a connection for that time. Threads advance `Range.position` meanwhile
 
 The order is: small files, then the first block of each weight file (its header), then the rest. Within each of these
 the model with the fewest ranges so far comes first, then its files by path, then by the order of `add`. A file is
-fetched from its lowest offset upwards.
+fetched from its lowest offset upwards, but for its last block: that is its second request, and until it brings a byte
+there is no third. A cache without slices reads the whole file for each request, to the end even where we have gone, and
+would do it for eight at once.
 """
 
 import bisect
@@ -91,6 +93,7 @@ class Scheduler:
         """See how far the running ranges are, several times a second. Return the keys of their files."""
         for one in self._running:
             one.look(now)
+            one.state.see(one)
         return {one.file.key for one in self._running}
 
     def give_back(self, of: Range, now: float) -> None:
@@ -102,6 +105,7 @@ class Scheduler:
         state, position = of.state, of.position
         self._running.remove(of)
         state.running.remove(of)
+        state.see(of)
         if position == of.stop:
             heapq.heappush(state.finished, of.stop)
             if now > of.issued:
@@ -150,7 +154,7 @@ class Scheduler:
                 state.verified = state.front
             # Running ranges are not counted. Equal connections end their ranges at the same moment, and all would
             # then wait for the digest (8 connections were idle a quarter of their time).
-            if state.finished_ahead() < self._max:
+            if state.finished_ahead() < self._max and not state.is_on_trial:
                 return state
         return None
 
