@@ -48,7 +48,6 @@ _PRIVATE_ATTRIBUTES = {"model/compat.py", "core/workers.py"}
 _OTHERS = {
     "_started": "core/workers.py",
     "create_module": "model/responsive.py",
-    "native_token": "core/threads.py",
     "http_protocol_class": "localhub/server.py",
     "main_loop": "localhub/server.py",
     "server_state": "localhub/server.py",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -154,30 +156,37 @@ async def test_a_failure_is_not_remembered(anyio_backend: Any) -> None:
     assert await shared(work) == 3
 
 
-async def test_loops_in_different_threads_do_not_wait_for_each_other(anyio_backend: Any) -> None:
-    """A second event loop never awaits a task of the first: it does the work itself or takes the kept result."""
-    shared: SharedCall[str] = SharedCall()
-    started, results = threading.Event(), []
+async def test_loops_in_different_threads_share_one_run(anyio_backend: Any) -> None:
+    """The second loop looks now and then, and meanwhile has something to do."""
+    shared: SharedCall[object] = SharedCall()
+    results: list[object] = []
+    entered: list[str] = []
 
-    async def work() -> str:
-        return "other loop"
+    @asynccontextmanager
+    async def elsewhere() -> AsyncIterator[None]:
+        entered.append("entered")
+        yield
+        entered.append("left")
 
-    async def mine() -> str:
-        def other() -> None:
-            async def call() -> None:
-                results.append(await shared(work))
+    async def never() -> object:
+        raise AssertionError
 
-            asyncio.run(call())
-            started.set()
+    def other() -> None:
+        async def call() -> None:
+            results.append(await shared(never, elsewhere=elsewhere))
 
-        thread = threading.Thread(target=other)
+        asyncio.run(call())
+
+    async def mine() -> object:
         thread.start()
-        await until(started.is_set)
-        thread.join()
-        return "this loop"
+        await until(lambda: entered)
+        return object()
 
-    assert await shared(mine) == "this loop"
-    assert results == ["other loop"]
+    thread = threading.Thread(target=other)
+    results.append(await shared(mine))
+    await until(lambda: not thread.is_alive())
+    assert results == [results[0]] * 2
+    assert entered == ["entered", "left"]
 
 
 # -- task_group ---------------------------------------------------------------------------------------------

@@ -14,9 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio.lowlevel import EventLoopToken
 
-from tests.support.hiding import hidden
 from tests.support.waiting import until
 from yaie_async.core.threads import run_detached, run_owned
 
@@ -66,16 +64,6 @@ async def test_it_returns_what_the_function_returns(anyio_backend: Any) -> None:
     assert there is not thread()
     assert there.daemon
     assert name == "yaie_async test"
-
-
-@ours
-async def test_an_anyio_whose_token_has_other_names(anyio_backend: Any) -> None:
-    """Then the loop is told by anyio's own function."""
-    with hidden(EventLoopToken, "native_token"):
-        assert await run_owned(lambda: 3) == 3
-        with pytest.raises(KeyError):
-            await run_owned({}.popitem)
-        assert await run_detached(lambda: 4, name="test") == 4
 
 
 @ours

@@ -1,11 +1,9 @@
 """One run of a warm-up: loads all its models in the background of one event loop."""
 
-import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Literal
 
 import anyio
@@ -14,6 +12,7 @@ from yaie_async.asgi.load import Load
 from yaie_async.asgi.signals import StopSignals
 from yaie_async.asgi.status import Status
 from yaie_async.core.log import logger
+from yaie_async.core.loops import spawn
 from yaie_async.core.tasks import task_group
 from yaie_async.loader.model_loader import ModelLoader
 
@@ -46,7 +45,7 @@ class Run:
 
     def start(self) -> None:
         """Start loading in a task of the event loop, which no request can cancel."""
-        _spawn(self._main)
+        spawn(self._main, "yaie_async warm-up")
 
     async def stop(self) -> None:
         """Cancel all loads and wait until they have ended.
@@ -100,24 +99,3 @@ class Run:
             await anyio.sleep(_POLL_INTERVAL)
             if self._signals.seen:
                 self._scope.cancel()
-
-
-# The loop keeps only weak references to asyncio's tasks.
-_tasks: set[asyncio.Task[None]] = set()
-
-
-def _spawn(work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` in a task of its own, which the end of the event loop cancels."""
-    with suppress(RuntimeError):  # trio
-        loop = asyncio.get_running_loop()
-
-        async def run() -> None:
-            await work()
-
-        task = loop.create_task(run(), name="yaie_async warm-up")
-        _tasks.add(task)
-        task.add_done_callback(_tasks.discard)
-        return
-    import trio
-
-    trio.lowlevel.spawn_system_task(work, name="yaie_async warm-up")

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import anyio
 
@@ -142,8 +142,16 @@ class Meter:
         )
 
 
+class Snapshots(Protocol):
+    """What `reporting` looks at."""
+
+    model: str
+
+    def snapshot(self) -> Progress: ...
+
+
 @asynccontextmanager
-async def reporting(meter: Meter, on_progress: OnProgress) -> AsyncIterator[None]:
+async def reporting(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[None]:
     """Call `on_progress` on the loop's thread during the block: at its start and end, and on changes in between.
 
     An exception in the callback is logged once. The load then goes on without further events.

@@ -1,14 +1,19 @@
 """Task groups that raise a single error, and calls that share one result."""
 
 import copy
+import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import anyio
 import anyio.abc
-import anyio.lowlevel
+
+from yaie_async.core.loops import Loop
 
 T = TypeVar("T")
 
@@ -43,56 +48,108 @@ def _first(error: BaseException) -> BaseException:
 
 @dataclass(eq=False)
 class _Flight:
-    """One run of the work on one event loop."""
+    """One run of the work."""
 
+    loop: Loop  # that it runs on
+    owner: object  # what `owner` was where it was begun
     done: anyio.Event
+    ended: bool = False
     error: Exception | None = None  # stays None if it is cancelled
 
 
-class SharedCall(Generic[T]):
-    """Work that is done once for all callers, on any event loop.
+# Set in the tasks that do work on behalf of something that may be stopped, which then fails its waiters.
+owner: ContextVar[object] = ContextVar("owner", default=None)
 
-    The first caller does the work in its own task, and callers on the same loop wait for it. The result is kept. A
-    failure is not: each waiter gets a copy of the error, and the next call tries again.
+_lock = threading.Lock()  # held for a few lines that never wait
+
+
+def _renew() -> None:
+    global _lock  # noqa: PLW0603 - a thread that a forked child does not have may hold it
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew)
+
+
+class SharedCall(Generic[T]):
+    """Work that is done once for all callers, on any event loop of the process.
+
+    The first caller does the work in its own task, and all others wait for it. The result is kept. A failure is not:
+    each waiter gets a copy of the error, and the next call tries again.
     """
 
     def __init__(self) -> None:
         self._results: list[T] = []
-        self._flights: dict[object, _Flight] = {}
+        self._flight: _Flight | None = None
 
     @property
     def result(self) -> T | None:
         """The kept result, or None before there is one."""
         return self._results[0] if self._results else None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a result, or somebody works on it."""
+        return bool(self._results) or self._flight is not None
+
     def forget(self) -> None:
         """Drop the kept result: the next call does the work again."""
-        self._results.clear()
+        self._results = []
 
-    async def __call__(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Return the kept result, or the result of `work()`.
+    def fail(self, of: object, error: Exception) -> None:
+        """Give the waiters this error, if the work is done on behalf of the `owner` given, which is about to end."""
+        flight = self._flight
+        if flight is not None and flight.owner is of:
+            flight.error = error
+
+    async def __call__(
+        self,
+        work: Callable[[], Awaitable[T]],
+        *,
+        elsewhere: Callable[[], AbstractAsyncContextManager[object]] = nullcontext,
+    ) -> T:
+        """Return the kept result, or the result of `work()`. While another loop works, `elsewhere()` is entered.
 
         **Cancellation:** if a waiter is cancelled, the work goes on. If the caller that does the work is cancelled,
-        the next waiter starts over with its own `work`.
+        or its loop ends, the next waiter starts over with its own `work`.
 
         **Raises:** what `work` raises; each waiter gets its own instance, with the same cause.
         """
-        # By loop, because an event can only be awaited on its own loop.
-        loop = anyio.lowlevel.current_token()
-        while not self._results:
-            flight = self._flights.get(loop)
-            if flight is None:
-                flight = self._flights[loop] = _Flight(anyio.Event())
-                try:
-                    self._results[:] = [await work()]
-                except Exception as error:
-                    flight.error = error
-                    raise
-                finally:
-                    del self._flights[loop]
-                    flight.done.set()
-            else:
+        while not (results := self._results):
+            flight, is_mine = self._join()
+            if is_mine:
+                return await self._lead(flight, work)
+            if flight.loop.is_here:
                 await flight.done.wait()
-                if flight.error is not None:
-                    raise copy.copy(flight.error) from flight.error.__cause__
-        return self._results[0]
+            else:
+                async with elsewhere():
+                    await flight.loop.until(partial(getattr, flight, "ended"))
+            if flight.error is not None:
+                raise copy.copy(flight.error) from flight.error.__cause__
+        return results[0]
+
+    def _join(self) -> tuple[_Flight, bool]:
+        """The run that is under way, or a new one, and whether it is new."""
+        mine = _Flight(Loop(), owner.get(), anyio.Event())
+        with _lock:
+            if self._flight is None or self._flight.loop.has_ended:
+                self._flight = mine
+            return self._flight, self._flight is mine
+
+    async def _lead(self, flight: _Flight, work: Callable[[], Awaitable[T]]) -> T:
+        try:
+            result = await work()
+        except Exception as error:
+            flight.error = error
+            raise
+        else:
+            flight.error = None  # it was done before it could be stopped
+            # A loop that stood still may go on when another has done the work.
+            self._results = self._results or [result]
+            return self._results[0]
+        finally:
+            with _lock:
+                if self._flight is flight:
+                    self._flight = None
+            flight.ended = True
+            flight.done.set()

@@ -21,10 +21,9 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import anyio
-import anyio.from_thread
-import anyio.lowlevel
 
 from yaie_async.core.affinity import Cores
+from yaie_async.core.loops import Loop
 from yaie_async.core.workers import Workers, is_there
 
 T = TypeVar("T")
@@ -98,7 +97,7 @@ class _Call(Generic[T]):
         self.ended = False
         self._fn = fn
         self._awaited_at_exit = awaited_at_exit
-        self._tell = _teller()
+        self._loop = Loop()
         self.thread: threading.Thread
         self._value: T
         self._error: BaseException | None = None
@@ -118,7 +117,7 @@ class _Call(Generic[T]):
             del self._fn  # its closure may be large, and the task may be gone
             self.ended = True
             with suppress(RuntimeError):  # the loop has been closed
-                self._tell(self.done.set)
+                self._loop.tell(self.done.set)
 
     def result(self) -> T:
         if self._error is not None:
@@ -127,21 +126,6 @@ class _Call(Generic[T]):
             finally:
                 self._error = None  # break the cycle error -> traceback -> this frame -> self
         return self._value
-
-
-def _teller() -> Callable[[Callable[[], object]], object]:
-    """Return what makes this loop call a function soon, from any thread.
-
-    anyio's own way has the thread wait for the call. It is the fallback where anyio has no `native_token`.
-    """
-    token = anyio.lowlevel.current_token()
-    loop: Any = getattr(token, "native_token", None)
-    tell: Callable[[Callable[[], object]], object] = (
-        getattr(loop, "call_soon_threadsafe", None)
-        or getattr(loop, "run_sync_soon", None)
-        or partial(anyio.from_thread.run_sync, token=token)
-    )
-    return tell
 
 
 def reserve_threads(count: int) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from yaie_async.core.log import logger
-from yaie_async.core.progress import Meter, OnProgress, Progress
-from yaie_async.core.tasks import SharedCall, task_group
+from yaie_async.core.progress import INTERVAL, Meter, OnProgress, Progress, reporting
+from yaie_async.core.tasks import SharedCall, owner, task_group
 from yaie_async.core.threads import run_detached
+from yaie_async.loader.background import Background
 from yaie_async.loader.hub import Hub, invalid_argument
 from yaie_async.model.arguments import check_model_kwargs
 from yaie_async.model.responsive import quick_switching, smooth_imports
@@ -31,8 +33,21 @@ if TYPE_CHECKING:
     from yaie_async.loader.files import ModelFiles
     from yaie_async.model.request import BuildRequest
 
+T = TypeVar("T")
+
 # The Hubs of loaders without a Hub of their own: shared within an event loop.
 _shared_hubs: anyio.lowlevel.RunVar[dict[object, Hub]] = anyio.lowlevel.RunVar("yaie_async_hubs")
+
+
+class _Followed:
+    """The progress of whoever loads for a loader."""
+
+    def __init__(self, loader: ModelLoader) -> None:
+        self.model: str = loader.model
+        self._loader = loader
+
+    def snapshot(self) -> Progress:
+        return self._loader.progress or Progress(self.model, "resolving")
 
 
 class ModelLoader:
@@ -54,7 +69,8 @@ class ModelLoader:
             `allow_pickle=False`, and False asks for `pytorch_model.bin` where both formats exist.
 
     Nothing is read, imported or sent before the first await. One loader resolves its revision once and loads once:
-    concurrent and later awaits share the result. A failure is not remembered: the next await tries again.
+    concurrent and later awaits share the result, in all threads with loops of their own. A failure is not remembered:
+    the next await tries again.
 
     Raises:
         InvalidArgumentError: arguments contradict each other.
@@ -110,6 +126,8 @@ class ModelLoader:
         self._files: SharedCall[ModelFiles] = SharedCall()
         self._built_model: SharedCall[PreTrainedModel] = SharedCall()
         self._built_tokenizer: SharedCall[PreTrainedTokenizerBase] = SharedCall()
+        self._background: Background | None = None
+        self._callers: dict[object, str] = {}  # what those who wait will get, or the error of it
 
     def __repr__(self) -> str:
         revision = f", revision={self._revision!r}" if self._revision else ""
@@ -134,7 +152,8 @@ class ModelLoader:
 
         **Raises:** a LoaderError; `yaie_async.core.errors` has the tree.
         """
-        return await self._built_model(self._load_model)
+        with self._calling("model"):
+            return await self._once(self._built_model, self._load_model)
 
     async def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, with a pad token: its eos token where it has none of its own. Fetches no weights.
@@ -143,7 +162,8 @@ class ModelLoader:
 
         **Raises:** TokenizerError when it can't be built or has neither token; else as `load_model`.
         """
-        return await self._built_tokenizer(self._load_tokenizer)
+        with self._calling("tokenizer"):
+            return await self._once(self._built_tokenizer, self._load_tokenizer)
 
     async def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Model and tokenizer, loaded at the same time, from one commit.
@@ -152,15 +172,126 @@ class ModelLoader:
 
         **Raises:** as `load_model` and `load_tokenizer`.
         """
+        with self._calling("model, tokenizer"):
+            return await self._load()
+
+    def start(self) -> None:
+        """Begin `load` in a task of the event loop's own, and return at once; nothing happens if one is under way.
+
+        Whoever awaits `load`, `load_model` or `load_tokenizer` afterwards waits for it. To cancel them does not cancel
+        it; `stop` and the end of the loop do. A failure that nobody awaits is logged once, and the next await tries
+        again. The model is loaded also where the tokenizer can't be.
+
+        Raises:
+            InvalidArgumentError: no event loop is running.
+        """
+        if self._background is None or not self._background.is_running:
+            try:
+                self._background = Background(self._load_in_background, f"yaie_async load of {self.model}")
+            except RuntimeError as error:
+                raise invalid_argument("start() needs a running event loop: call it in an async function.") from error
+
+    async def stop(self) -> None:
+        """End what `start` began, on whichever loop; return when it has ended. A model that is ready stays.
+
+        Those who await it get a WarmupError. What is downloaded is kept.
+
+        **Cancellation:** the load ends all the same.
+
+        **Raises:** nothing.
+        """
+        if (background := self._background) is None or not background.is_running:
+            return
+        from yaie_async.core.errors import WarmupError
+
+        text = f"The load of {self.model} was ended by stop(). Downloaded files are kept for the next load."
+        error = WarmupError(text, model=self.model)
+        self._built_model.fail(background, error)
+        self._built_tokenizer.fail(background, error)
+        await background.stop(error)
+
+    async def events(self) -> AsyncGenerator[Progress, None]:
+        """Begin a load as `start` does, and follow it: `async for event in loader.events()`.
+
+        A slow reader gets the newest event, not all of them. The last one has the stage "ready". Whoever leaves the
+        loop early does not end the load.
+
+        **Cancellation:** at once; the load goes on.
+
+        **Raises:** what `load` raises; WarmupError once it was stopped.
+        """
+        last = None
+        with self._calling("model, tokenizer"):
+            while True:
+                self.start()
+                background = self._background
+                assert background is not None
+                while background.is_running:
+                    if (event := self.progress) is not None and event != last and event.stage != "ready":
+                        last = event
+                        yield event
+                    await anyio.sleep(INTERVAL)
+                if (error := background.error) is not None:
+                    raise copy.copy(error) from error.__cause__
+                if self._built_model.result is not None:
+                    break
+                # Its loop has ended before it: the next one takes over.
+        if self.progress is not None:
+            yield self.progress
+
+    async def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         built: list[PreTrainedTokenizerBase] = []
 
         async def tokenizer() -> None:
-            built.append(await self._built_tokenizer(partial(self._load_tokenizer, quiet=True)))
+            built.append(await self._once(self._built_tokenizer, partial(self._load_tokenizer, quiet=True)))
 
         async with task_group() as group:
             group.start_soon(tokenizer)
-            model = await self.load_model()
+            model = await self._once(self._built_model, self._load_model)
         return model, built[0]
+
+    async def _load_in_background(self) -> None:
+        failed = "model"
+        try:
+            try:
+                await self._load()
+            except ValueError as error:
+                from yaie_async.core.errors import TokenizerError
+
+                if isinstance(error, TokenizerError):  # the app may have a tokenizer of its own
+                    await self._once(self._built_model, self._load_model)
+                    failed = "tokenizer"
+                raise
+        except (Exception, SystemExit) as error:
+            if not any(failed in wanted for wanted in tuple(self._callers.values())):
+                text = "The %s of %s could not be loaded, and nobody awaits it. The next load tries again. %s"
+                logger.error(text, failed, self.model, error, extra={"model": self.model})  # noqa: TRY400
+            raise
+
+    async def _once(self, shared: SharedCall[T], work: Callable[[], Awaitable[T]]) -> T:
+        background = self._background
+        if background is not None and owner.get() is not background:
+            # A load that is started has to lead, or the end of this caller would end it.
+            await background.loop.until(lambda: shared.has_begun or background.ended)
+        return await shared(work, elsewhere=self._reporting_elsewhere)
+
+    @contextmanager
+    def _calling(self, wanted: str) -> Iterator[None]:
+        caller = object()
+        self._callers[caller] = wanted
+        try:
+            yield
+        finally:
+            del self._callers[caller]
+
+    @asynccontextmanager
+    async def _reporting_elsewhere(self) -> AsyncIterator[None]:
+        """Report the progress of another loop's load on this one."""
+        if self._on_progress is None:
+            yield
+        else:
+            async with reporting(_Followed(self), self._on_progress):
+                yield
 
     async def prefetch(self) -> Path:
         """Fetch everything that `load` needs into the cache; return the snapshot's folder. Never imports torch.
