@@ -36,6 +36,7 @@ class Arrival:
         self.config = self.request.config
         self.arriving: dict[str, ArrivingFile] = {}
         self._blobs: dict[str, Path] = {}
+        self._written: dict[str, bytearray] = {}
         self.whole: dict[str, bytes] = {}
         self._config_link = os.readlink(self.snapshot / "config.json")
         (self.snapshot / "config.json").unlink()
@@ -54,7 +55,8 @@ class Arrival:
 
     def begin(self) -> None:
         for name, arriving in self.arriving.items():
-            arriving.begin(self._partial(name), bytes(blocks_of(arriving.size)))
+            self._written[name] = bytearray(blocks_of(arriving.size))
+            arriving.begin(self._partial(name), self._written[name])
 
     def land(self, name: str, block: int) -> None:
         """Write one block, then tell it."""
@@ -63,7 +65,7 @@ class Arrival:
             file.seek(block * size)
             file.write(self.whole[name][block * size : (block + 1) * size])
         self.missing.remove((name, block))
-        self.arriving[name].written(block, block + 1)
+        self._written[name][block] = 1
 
     def land_headers(self) -> None:
         """Land the first block of every file."""

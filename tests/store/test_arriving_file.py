@@ -48,35 +48,36 @@ def test_open_and_wait(tmp_path: Path, pool: ThreadPoolExecutor, waiting: Waitin
     (tmp_path / "data").touch()
     opening = pool.submit(arriving.open, never)
     waiting(arriving, opening)
-    arriving.begin(tmp_path / "data", b"\1\0\0\0")
+    written = bytearray(b"\1\0\0\0")
+    arriving.begin(tmp_path / "data", written)
     os.close(opening.result())
     arriving.wait(0, BLOCK, never)
     job = pool.submit(arriving.wait, BLOCK - 1, 3 * BLOCK + 5, never)
     waiting(arriving, job)
-    arriving.written(1, 3)
+    written[1:3] = b"\1\1"
     waiting(arriving, job)
-    arriving.written(3, 4)
+    written[3] = 1
     assert job.result() is None
     assert not arriving.failed
 
 
 @pytest.mark.parametrize(
     "end",
-    [lambda arriving, _: arriving.fail(), lambda arriving, path: arriving.begin(path, b"\0")],
+    [lambda arriving, _: arriving.fail(), lambda arriving, path: arriving.begin(path, bytearray(1))],
 )
 def test_failure(
     tmp_path: Path, pool: ThreadPoolExecutor, end: Callable[[ArrivingFile, Path], None], waiting: Waiting
 ) -> None:
     """If a download fails or starts over in another file, every wait ends at once and for good."""
     arriving = ArrivingFile("a", BLOCK)
-    arriving.begin(tmp_path / "one", b"\0")
+    arriving.begin(tmp_path / "one", written := bytearray(1))
     job = pool.submit(arriving.wait, 0, BLOCK, never)
     waiting(arriving, job)
     end(arriving, tmp_path / "two")
     with pytest.raises(ArrivalError):
         job.result()
     assert arriving.failed
-    arriving.written(0, 1)
+    written[0] = 1
     with pytest.raises(ArrivalError):
         arriving.wait(0, BLOCK, never)
     with pytest.raises(ArrivalError):
@@ -86,7 +87,7 @@ def test_failure(
 def test_reader_that_gives_up(tmp_path: Path, pool: ThreadPoolExecutor, waiting: Waiting) -> None:
     """A cancelled reader stops waiting within a tenth of a second, and still gets bytes that are written."""
     arriving = ArrivingFile("a", 2 * BLOCK)
-    arriving.begin(tmp_path / "data", b"\1\0")
+    arriving.begin(tmp_path / "data", bytearray(b"\1\0"))
     given_up = threading.Event()
     job = pool.submit(arriving.wait, 0, 2 * BLOCK, given_up.is_set)
     waiting(arriving, job)
@@ -104,7 +105,7 @@ def test_file_that_is_published_or_pruned(tmp_path: Path) -> None:
     blob, pointer = tmp_path / "blob", tmp_path / "pointer"
     arriving = ArrivingFile("a", 1, blob, pointer)
     (tmp_path / "partial").touch()
-    arriving.begin(tmp_path / "partial", b"\0")
+    arriving.begin(tmp_path / "partial", bytearray(1))
     os.close(arriving.open(never))
     for source, target in ((tmp_path / "partial", blob), (blob, pointer)):
         source.rename(target)

@@ -43,7 +43,7 @@ async def fetch_blob(
 ) -> bool:
     """Make `blobs/<etag>` exist. Return whether this call wrote it; otherwise it was there, or linked, already.
 
-    A weight file is `arriving`. Written blocks are reported to it, if this call is the one that fetches them.
+    A weight file is `arriving`. It sees the blocks as they are written, if this call is the one that fetches them.
 
     **Cancellation:** every thread has ended, the lock is released, and the partial is kept for the next load. Another
     task that awaits the same blob takes over.
@@ -55,19 +55,13 @@ async def fetch_blob(
     assert etag is not None and size is not None  # `metadata.complete` has filled them in
     key = cache.blob(etag)
     flight = session.flights[key]
-    led = False
-
-    async def lead() -> bool:
-        nonlocal led
-        led = True
-        return await _Fetch(session, cache, commit, file, etag, size, meter, arriving).run()
-
-    fresh = await flight(lead)
+    own = _Fetch(session, cache, commit, file, etag, size, meter, arriving)
+    fresh = await flight(own.run)
     if session.flights.get(key) is flight:
         del session.flights[key]  # done: a later load looks at the disk again
-    if not led:
+    if not own.begun:
         meter.cached(size)
-    return led and fresh
+    return own.begun and fresh
 
 
 @dataclass(eq=False)
@@ -82,11 +76,12 @@ class _Fetch:
     size: int
     meter: Meter
     arriving: ArrivingFile | None  # None for a small file
-    _is_there: bool = field(init=False, default=False)
+    begun: bool = field(init=False, default=False)  # or another task has done it
     # Set in the thread that opened it, so that a cancelled call leaves no descriptor without an owner.
     _partial: Partial | None = field(init=False, default=None)
 
     async def run(self) -> bool:
+        self.begun = True
         stop = Stop()
         lock = blob_lock(
             self.cache.lock(self.etag),
@@ -97,15 +92,14 @@ class _Fetch:
         )
         async with lock as self._release_lock:
             with self.meter.blob_stage("downloading"):
-                if not self._is_there:
+                if self._partial is not None:
                     return await self._fill()
                 self.meter.cached(self.size)
                 return False
 
     def _begin(self, stop: Stop) -> None:
         """Get a partial, unless there is nothing to fetch. Runs in the thread that has taken the lock."""
-        self._is_there = self._look(stop) or (self.file.xet_hash is not None and self._link(self.file.xet_hash, stop))
-        if self._is_there:
+        if self._look(stop) or (self.file.xet_hash is not None and self._link(self.file.xet_hash, stop)):
             # A kill right after publishing may have left the map.
             discard_orphans(self.cache.blobs, self.etag)
         elif not stop.is_set():
@@ -206,8 +200,7 @@ class _Fetch:
     def _own(self, make: Callable[[], Partial]) -> None:
         self._partial = make()
         if self.arriving is not None:
-            self._partial.arriving = self.arriving
-            self.arriving.begin(self._partial.path, self._partial.blocks)
+            self.arriving.begin(self._partial.path, self._partial.state)
 
     def _claim(self) -> Partial:
         return claim_or_create(self.cache.blobs, self.etag, self.size)

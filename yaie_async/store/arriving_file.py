@@ -31,30 +31,26 @@ class ArrivingFile:
         self.path = path  # in the repository
         self.size = size
         self.failed: bool = False  # the bytes read here are invalid: some are missing, or others have replaced them
-        self._written = bytearray(block_count(size))
+        self._written = bytearray(block_count(size))  # by blocks; 0 where the bytes are missing
         self._finished = finished
         self._places: tuple[Path, ...] = ()
 
-    def begin(self, source: Path, blocks: bytes) -> None:
-        """Start the file at `source`; `blocks` has a non-zero byte for each 4 MiB block that is written already.
+    def begin(self, source: Path, written: bytearray) -> None:
+        """Start the file at `source`. Its writer changes the byte of each block in `written` from 0 once it is written.
 
         A second call makes the file fail, because readers have the first source.
         """
         if self._places:
             self.fail()
             return
-        self._written[:] = blocks
+        self._written = written
         self._places = (source, *self._finished)
-
-    def written(self, first: int, stop: int) -> None:
-        """Report that blocks `first` to `stop` (exclusive) are written."""
-        self._written[first:stop] = b"\1" * (stop - first)
 
     def complete(self) -> None:
         """Report that the whole file exists, also if no download has begun."""
         if not self._places:
             self._places = self._finished
-        self.written(0, len(self._written))
+        self._written = bytearray(b"\1") * len(self._written)
 
     def fail(self) -> None:
         """End every wait for the file with ArrivalError, within milliseconds."""

@@ -7,8 +7,7 @@ Guarantees: after `kill -9` at any moment, every byte that the map records is in
 written first and the page cache outlives the process. The map lags behind the data file by less than `STEP` for each
 block that is being written, and by nothing after `keep`. After a power loss pages may have reached the disk in any
 order, so under another boot id only blocks recorded by `sync`, after an `fdatasync`, are believed. The names end in
-`.incomplete` so that the official tools find and remove them. They are never `<etag>.incomplete`, because old clients
-append to that.
+`.incomplete` so that the official tools remove them, but are never `<etag>.incomplete`: old clients append to that.
 
 All methods block. Several threads may write to one Partial. `rescue`, `publish`, `keep` and `discard` close the
 descriptors, so their caller has to wait for those threads first. `keep` and `discard` never raise; the other methods
@@ -17,6 +16,7 @@ raise CacheAccessError, or DiskFullError where they write.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import secrets
@@ -28,7 +28,6 @@ from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 
-from yaie_async.store.arriving_file import ArrivingFile
 from yaie_async.store.blockmap import (
     BLOCK,
     DATA,
@@ -78,17 +77,14 @@ class Partial:
         self.fd, self._map_fd = fds
         self.etag: str = header.etag
         self.size: int = header.size  # of the blob, and of the data file
-        self.arriving: ArrivingFile | None = None  # if set, recorded blocks are reported to it
+        self.state: bytearray = state  # of each block; `record` and `sync` change it
         self._map_path = map_path
         self._header = header
         self._page = header.encode()
-        self._state = state
         self._marks = header.marks()
         self._lock = threading.Lock()
         self._slots = dict(slots)  # of the blocks that are begun, as they are in the map
         self._begun = {block: slot.position for block, slot in slots.items()}  # how far these are written
-        self._free: list[int] = []  # numbers of slots whose blocks have been written in full
-        self._made = max((slot.number + 1 for slot in slots.values()), default=0)  # those after it are not in the map
 
     @classmethod
     def create(cls, directory: Path, etag: str, size: int) -> Partial:
@@ -104,7 +100,7 @@ class Partial:
             # The kernel applies the umask or the directory's default ACL; the mode is never changed afterwards.
             partial = cls(map_path, header, bytearray(header.blocks), (-1, os.open(map_path, _NEW_FILE, 0o666)))
             try:
-                write_all(partial._map_fd, partial._page + partial._state, 0)
+                write_all(partial._map_fd, partial._page + partial.state, 0)
                 partial.fd = os.open(partial.path, _NEW_FILE, 0o666)
                 os.ftruncate(partial.fd, size)
             except BaseException:
@@ -134,7 +130,7 @@ class Partial:
     @property
     def blocks(self) -> bytes:
         """One byte per block, 0 where the block is missing."""
-        return bytes(self._state)
+        return bytes(self.state)
 
     @property
     def begun(self) -> tuple[tuple[int, int], ...]:
@@ -144,7 +140,7 @@ class Partial:
     @property
     def recorded_bytes(self) -> int:
         """Bytes of the blob in recorded blocks and their beginnings."""
-        return self._header.recorded_bytes(self._state) + sum(stop - start for start, stop in self.begun)
+        return self._header.recorded_bytes(self.state) + sum(stop - start for start, stop in self.begun)
 
     def extend(self, start: int, stop: int) -> None:
         """Record that bytes `start` to `stop` (exclusive) are written; call it after the `pwrite`.
@@ -154,7 +150,7 @@ class Partial:
         first, last = start // BLOCK, stop // BLOCK if stop < self.size else block_count(stop)
         if first < last:
             self.record(first, last)
-        if last < len(self._state) and stop > last * BLOCK:
+        if last < len(self.state) and stop > last * BLOCK:
             self._begun[last] = stop
             slot = self._slots.get(last)
             if stop - (slot.position if slot else last * BLOCK) >= STEP:
@@ -165,16 +161,11 @@ class Partial:
         """Record that blocks `first` to `stop` (exclusive) are written in full; call it after the `pwrite`."""
         with cache_errors(self._map_path):
             self._mark(first, stop, WRITTEN)
-        if self.arriving is not None:
-            self.arriving.written(first, stop)
 
     def sync(self) -> None:
-        """Put all recorded blocks on the disk with `fdatasync`, and record that.
-
-        An error means that the file system has lost data that it had accepted.
-        """
+        """Put all recorded blocks on the disk, and record that. An error means that accepted data is lost."""
         with self._lock:
-            pending = [match.span() for match in re.finditer(b"%c+" % WRITTEN, self._state)]
+            pending = [match.span() for match in re.finditer(b"%c+" % WRITTEN, self.state)]
         with cache_errors(self.path):
             fdatasync(self.fd)
             for first, stop in pending:
@@ -183,20 +174,19 @@ class Partial:
     def _mark(self, first: int, stop: int, value: int) -> None:
         with self._lock:
             write_all(self._map_fd, self._marks[value][first:stop], HEADER_SIZE + first)
-            self._state[first:stop] = bytes([value]) * (stop - first)
+            self.state[first:stop] = bytes([value]) * (stop - first)
             for block in range(first, stop):
-                if self._begun.pop(block, None) is not None and (slot := self._slots.pop(block, None)) is not None:
-                    self._free.append(slot.number)
+                self._begun.pop(block, None)
+                self._slots.pop(block, None)  # its number is free now
 
     def _save(self, block: int, position: int) -> None:
         """Write the slot of a block. The caller holds the lock."""
+        used = {slot.number for slot in self._slots.values()}
         slot = self._slots.get(block)
-        number = slot.number if slot else self._free.pop() if self._free else self._made
-        if number >= MOST_SLOTS:
-            return
-        write_all(self._map_fd, self._header.encode_slot(position), HEADER_SIZE + len(self._state) + number * SLOT)
-        self._slots[block] = Slot(position, number)
-        self._made = max(self._made, number + 1)
+        number = slot.number if slot else next(free for free in itertools.count() if free not in used)
+        if number < MOST_SLOTS:
+            write_all(self._map_fd, self._header.encode_slot(position), HEADER_SIZE + len(self.state) + number * SLOT)
+            self._slots[block] = Slot(position, number)
 
     def touch(self) -> Ownership:
         """Update the map's mtime to show that the owner lives (call it every 5 s); return whether it still owns it."""
@@ -213,7 +203,7 @@ class Partial:
 
     def rescue(self) -> Partial:
         """Copy the bytes of a PRUNED partial into a new one, and close this one. After an error it is unchanged."""
-        rescued = Partial.copy(self.path.parent, self._header, self.fd, self._state, list(self._begun.values()))
+        rescued = Partial.copy(self.path.parent, self._header, self.fd, self.state, list(self._begun.values()))
         self.discard()
         return rescued
 
