@@ -302,9 +302,8 @@ async def test_a_silent_body_times_out(how: str) -> None:
 
     with RawServer(script) as server:
         async with make_client(timeout=httpx.Timeout(5, read=0.1)) as client:
-            with pytest.raises(httpx.ReadTimeout) as caught:
+            with pytest.raises(httpx.ReadTimeout):
                 await (drain(client, server.url) if how == "drain" else client.get(server.url))
-            assert caught.value.request.url == server.url
         await until(lambda: server.ended == 1)
 
 

@@ -31,11 +31,7 @@ class Sink(Protocol):
     largest: int  # the most bytes that one read should ask for, because of a rate limit
 
     def write(self, data: memoryview, stopped: Stop) -> None:
-        """Take the next bytes of the body, in the thread that reads it.
-
-        `data` is valid during the call only. An implementation that waits uses `stopped.wait(seconds)`, and writes
-        nothing once `stopped` is set. An exception ends the drain, which raises it.
-        """
+        """Take bytes that are valid during the call only. A wait ends with `stopped`, the drain with an exception."""
 
 
 class Connection:
@@ -53,15 +49,14 @@ class Connection:
         self.wire: Wire = Wire(ssl_context if origin.scheme == "https" else None, origin.host)
         self._http: h11.Connection
         self._pace = Pace(None)  # of the current body
-        self._kept_alive = False
+        self._kept_alive = False  # by both sides, and no more bytes followed the body
         self._complete = False  # the body was read to its end
-        self._surplus = False  # more bytes followed it
         self._buffer = memoryview(b"")
 
     def is_reusable(self) -> bool:
         """Whether the response was read to its end, with no more bytes by then, and both sides keep the connection."""
         # `Wire.is_quiet` finds bytes that arrive later.
-        return self._complete and self._kept_alive and not self._surplus and not self.wire.aborted.is_set()
+        return self._complete and self._kept_alive and not self.wire.aborted.is_set()
 
     async def run(self, fn: Callable[[], T], name: str) -> T:
         """Run one of the blocking methods below in a thread.
@@ -84,7 +79,7 @@ class Connection:
         """
         self.reused = self.is_open
         self.silent = True
-        self._complete = self._surplus = False
+        self._complete = False
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         with _mapped(httpx.WriteTimeout, httpx.WriteError):
             head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
@@ -110,7 +105,7 @@ class Connection:
         return response
 
     def read_some(self) -> bytes:
-        """Wait for the next bytes of the body, with any framing; b"" at its end."""
+        """Wait for the next bytes of the body, with any framing; b"" at its end. `content.pieces` checks its pace."""
         parts: list[bytes] = []
         with _mapped(httpx.ReadTimeout, httpx.ReadError):
             while not self._complete:
@@ -122,10 +117,7 @@ class Connection:
                 elif parts:
                     break
                 else:
-                    begun = time.monotonic()
-                    count = self.wire.recv_into(self._buffer)
-                    self._check_pace(count, time.monotonic() - begun)
-                    self._http.receive_data(bytes(self._buffer[:count]))
+                    self._http.receive_data(bytes(self._buffer[: self.wire.recv_into(self._buffer)]))
         return b"".join(parts)
 
     def drain(self, sink: Sink) -> int:
@@ -149,12 +141,12 @@ class Connection:
                 raise httpx.RemoteProtocolError(f"the server closed the connection after {done} of {length} bytes")
             self._deliver(sink, self._buffer[:count])
             done += count
-            if done < length:
-                self._check_pace(count, waited)
+            if done < length and self._pace.too_slow(count, waited):
+                raise httpx.ReadTimeout(f"under {SLOWEST} bytes a second")
             if count < wanted:  # else more bytes may have arrived already
                 self.wire.aborted.wait(lull(count, since))
         self._complete = True
-        self._surplus = len(early) > done
+        self._kept_alive &= len(early) <= done
         return done
 
     def _deliver(self, sink: Sink, data: memoryview) -> None:
@@ -162,10 +154,6 @@ class Connection:
         if self.wire.aborted.is_set():
             raise httpx.ReadError("the connection was aborted")
         sink.write(data, self.wire.aborted)
-
-    def _check_pace(self, count: int, waited: float) -> None:
-        if self._pace.too_slow(count, waited):
-            raise httpx.ReadTimeout(f"under {SLOWEST} bytes a second")
 
     def _read_head(self, deadline: float | None) -> h11.Response:
         hints = 0
@@ -185,7 +173,7 @@ class Connection:
 
     def _finish(self) -> None:
         self._complete = True
-        self._surplus = bool(self._http.trailing_data[0])
+        self._kept_alive &= not self._http.trailing_data[0]
 
 
 def body_length(method: bytes, response: h11.Response) -> int | None:

@@ -26,6 +26,8 @@ from yaie_async.fetch.certificates import overlooked_variable
 
 Kind = Literal["connect", "read", "stall", "truncated", "range", "status"]
 
+# Of another host than the Hub: its signed URL has expired.
+REFUSED = {401, 403, 410}
 # 416 for a range inside the file comes from a CDN edge that has another version of it.
 _PASSING = {408, 416, 425, 429, 500, 502, 503, 504}
 
@@ -66,6 +68,11 @@ class Asked:
         """The error for a Hub that did not answer as a Hub does."""
         return HubUnavailableError(text, model=self.model, file=self.file, **context)
 
+    def misled(self, problem: str, **context: Any) -> HubUnavailableError:
+        """The error for a request that a server leads to a wrong place."""
+        advice = "Check HF_ENDPOINT and any proxy on the way to it."
+        return self.unavailable(f"The request for {self.what} failed: {problem}. {advice}", **context)
+
     def transient(self, text: str, kind: Kind, **context: Any) -> TransientError:
         """A failure that may pass."""
         return TransientError(f"{self.what}: {text}", kind=kind, **context)
@@ -74,10 +81,7 @@ class Asked:
 def failure(
     status: int, headers: Mapping[str, str], body: str, url: str, asked: Asked, *, hub: bool
 ) -> LoaderError | TransientError:
-    """The error for a 4xx or 5xx response. The Hub's error codes come first, in the order of the official client.
-
-    401, 403 and 410 from another host than the Hub mean that its signed URL has expired: a retry may help.
-    """
+    """The error for a 4xx or 5xx response. The Hub's error codes come first, in the order of the official client."""
     code = headers.get("x-error-code", "")
     said = printable(headers.get("x-error-message") or _error_in(body))
     what, host = asked.what, httpx.URL(url).host
@@ -98,7 +102,7 @@ def failure(
         )
     if code == "EntryNotFound":
         return ModelFileNotFoundError(f"The Hub does not have {what} at this revision.", **context)
-    if status in _PASSING or (not hub and status in (401, 403, 410)):
+    if status in _PASSING or (not hub and status in REFUSED):
         text = f"HTTP {status} from {host}{f' ({said})' if said else ''}"
         return asked.transient(text, "status", status=status, wait=asked_wait(headers))
     if code == "GatedRepo" or (status == 403 and code != "RepoNotFound"):
@@ -154,7 +158,7 @@ def _error_in(body: str) -> str:
     return said if isinstance(said, str) else ""
 
 
-def transport_failure(error: httpx.HTTPError, asked: Asked, url: str) -> LoaderError | TransientError:
+def transport_failure(error: httpx.HTTPError | TimeoutError, asked: Asked, url: str) -> LoaderError | TransientError:
     """The error for a request without a complete response."""
     what, host = asked.what, httpx.URL(url).host
     certificate = _cause(error, ssl.SSLCertVerificationError)
@@ -171,7 +175,7 @@ def transport_failure(error: httpx.HTTPError, asked: Asked, url: str) -> LoaderE
         )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return asked.transient(f"can't connect to {host} ({error or type(error).__name__})", "connect")
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
         return asked.transient(f"{host} sent nothing, or almost nothing, in time", "stall")
     return asked.transient(f"the connection to {host} failed ({error or type(error).__name__})", "read")
 

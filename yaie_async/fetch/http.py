@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from urllib.parse import urlsplit
 
 import anyio
 import httpx
@@ -12,7 +11,7 @@ from yaie_async.core.errors import ClosedHubError, printable
 from yaie_async.fetch.content import content
 from yaie_async.fetch.failures import Asked, failure, transport_failure
 from yaie_async.fetch.origin import origin_of
-from yaie_async.fetch.redirects import check_reach, invalid_url, target_of
+from yaie_async.fetch.redirects import check_reach, target_of
 from yaie_async.fetch.session import Session
 
 _HOPS = 20  # as the official client and httpx
@@ -47,12 +46,10 @@ async def answer(
         try:
             with anyio.fail_after(_PHASES * timeout):
                 response = await _send(session, method, url, headers or {}, timeout, body=body)
-        except TimeoutError as error:
-            raise transport_failure(httpx.ReadTimeout("no end of the head"), asked, url) from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, TimeoutError) as error:
             raise transport_failure(error, asked, url) from error
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise invalid_url(asked) from error
+            raise asked.misled("the server redirected to an invalid URL") from error
         try:
             target = target_of(response, url, asked)
             stays = target is not None and (session.settings.is_hub(target) or origin_of(target) == origin_of(url))
@@ -70,11 +67,8 @@ async def answer(
             await response.aclose()
         history.append(response)
         if len(history) > _HOPS:
-            raise asked.unavailable(
-                f"The request for {asked.what} met more than {_HOPS} redirects, the last to "
-                f"{printable(urlsplit(target).hostname or '')}. Check HF_ENDPOINT and any proxy on the way to it.",
-                status=response.status_code,
-            )
+            problem = f"it met more than {_HOPS} redirects, the last to {printable(origin_of(target).host)}"
+            raise asked.misled(problem, status=response.status_code)
         await check_reach(session, url, target, asked, timeout)
         url = target
 

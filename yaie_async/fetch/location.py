@@ -7,14 +7,13 @@ import anyio
 import httpx
 
 from yaie_async.core.errors import printable
-from yaie_async.fetch.failures import Asked, TransientError
+from yaie_async.fetch.failures import REFUSED, Asked, TransientError
 from yaie_async.fetch.http import answer
 from yaie_async.fetch.metadata import check_commit, file_url, normal_etag
 from yaie_async.fetch.session import Session
 
 # The signed URL has expired, or (416) leads to a server with another version: the Hub is asked for a new URL.
-_REFUSED = {401, 403, 410}
-_EXPIRED = _REFUSED | {416}
+_EXPIRED = REFUSED | {416}
 
 
 class StartOverError(Exception):
@@ -82,7 +81,7 @@ class Location:
             try:
                 return await self._ask(stack, self._hub_url, byte_range)
             except TransientError as error:
-                if self._served or error.status not in _REFUSED:
+                if self._served or error.status not in REFUSED:
                     raise
                 refused = error
         raise self.asked.unavailable(

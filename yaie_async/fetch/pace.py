@@ -24,10 +24,7 @@ def least(seconds: float) -> int:
 
 
 class Pace:
-    """Watches one body: at least `SLOWEST` must arrive over each window of `seconds`; None allows any rate.
-
-    Only the time spent waiting for the server counts.
-    """
+    """Watches one body: at least `SLOWEST` must arrive over each `seconds` of waiting for it; None allows any rate."""
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds

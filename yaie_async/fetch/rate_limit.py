@@ -22,10 +22,7 @@ class TokenBucket:
         self._lock = threading.Lock()
 
     def largest_read(self, connections: int) -> int:
-        """Return the most bytes that one read may ask for when `connections` threads read at once.
-
-        Each thread can be one read ahead of the bucket, so larger reads would exceed a low limit.
-        """
+        """The most bytes that one read may ask for: each of the threads can be one read ahead of the bucket."""
         return max(1, int(self._rate * _HEAD_START / connections))
 
     def take(self, nbytes: int, now: float) -> float:

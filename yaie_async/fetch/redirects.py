@@ -11,7 +11,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from yaie_async.core.errors import HubUnavailableError, printable
+from yaie_async.core.errors import printable
 from yaie_async.fetch.failures import Asked
 from yaie_async.fetch.origin import Reach, origin_of, split_userinfo
 from yaie_async.fetch.session import Session
@@ -30,21 +30,11 @@ def target_of(response: httpx.Response, url: str, asked: Asked) -> str | None:
         target, _ = split_userinfo(urljoin(url, location))  # as the official client, send nobody what is before the @
         before, after = origin_of(url), origin_of(target)
     except ValueError as error:
-        raise invalid_url(asked) from error
+        raise asked.misled("the server redirected to an invalid URL") from error
     if after.scheme not in ("http", "https") or (before.scheme, after.scheme) == ("https", "http"):
-        raise asked.unavailable(
-            f"The request for {asked.what} failed: {before.host} redirects from {before.scheme} to "
-            f"{printable(after.scheme)}, which is not followed. Check HF_ENDPOINT and any proxy on the way to it.",
-            status=response.status_code,
-        )
+        problem = f"{before.host} redirects from {before.scheme} to {printable(after.scheme)}, which is not followed"
+        raise asked.misled(problem, status=response.status_code)
     return target
-
-
-def invalid_url(asked: Asked) -> HubUnavailableError:
-    return asked.unavailable(
-        f"The request for {asked.what} failed: the server redirected to an invalid URL. "
-        "Check HF_ENDPOINT and any proxy on the way to it."
-    )
 
 
 async def check_reach(session: Session, url: str, target: str, asked: Asked, timeout: float) -> None:

@@ -7,9 +7,8 @@ end or its error. HTTP/1.1 only, because ranges are parallel if each has a conne
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import TypeVar
 
 import anyio
 import httpx
@@ -20,8 +19,6 @@ from yaie_async.fetch.connection import Connection, Sink
 from yaie_async.fetch.origin import Origin, origin_of
 from yaie_async.fetch.pool import Pool
 from yaie_async.fetch.wire import Address
-
-T = TypeVar("T")
 
 # The key in `httpx.Response.extensions` of a body that can be drained. httpx wraps `response.stream`, which hides it.
 DRAIN = "yaie_async.drain"
@@ -60,16 +57,15 @@ class DrainTransport(httpx.AsyncBaseTransport):
                 exchange = partial(connection.exchange, request, addresses, timeouts)
                 with span(connection.track, "request", path=request.url.path):  # the query may be a signature
                     head = await connection.run(exchange, "request")
+                break
             except BaseException as error:
                 self._pool.give_back(connection)
                 # The server closed the connection while this request was on its way. RFC 9110 section 9.2.2 allows a
                 # second try. A new connection that fails like this is an error.
                 lost = isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError))
-                if lost and connection.reused and connection.silent and request.method in ("GET", "HEAD"):
-                    continue
-                raise
-            break
-        stream = DrainableStream(request, connection, self._pool)
+                if not (lost and connection.reused and connection.silent and request.method in ("GET", "HEAD")):
+                    raise
+        stream = DrainableStream(connection, self._pool)
         response = httpx.Response(
             head.status_code,
             headers=head.headers.raw_items(),
@@ -99,24 +95,16 @@ class DrainTransport(httpx.AsyncBaseTransport):
 class DrainableStream(httpx.AsyncByteStream):
     """The body of one response, read once: by iteration, or in one go by `drain_into`."""
 
-    def __init__(self, request: httpx.Request, connection: Connection, pool: Pool) -> None:
+    def __init__(self, connection: Connection, pool: Pool) -> None:
         self.track: str = connection.track
-        self._request = request
         self._connection = connection
         self._pool = pool
-        self._consumed = False
-        self._released = False
+        self._released = False  # what takes the connection next must not be disturbed
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield the body as it arrives, with any framing or encoding.
-
-        **Cancellation:** the connection is closed; its thread has ended.
-
-        **Raises:** as `drain_into`.
-        """
-        self._consume()
+        """Yield the body as it arrives, with any framing or encoding."""
         try:
-            while part := await self._run(self._connection.read_some):
+            while part := await self._connection.run(self._connection.read_some, "body"):
                 yield part
         finally:
             await self.aclose()
@@ -130,34 +118,23 @@ class DrainableStream(httpx.AsyncByteStream):
         **Raises:** `httpx.ReadTimeout` when no byte arrives for the read timeout, `httpx.RemoteProtocolError` for a
         truncated body, `httpx.ReadError` for a broken connection, and what `sink` raises.
         """
-        self._consume()
+        if self._released:
+            raise httpx.StreamConsumed
         try:
-            return await self._run(partial(self._connection.drain, sink))
+            return await self._connection.run(partial(self._connection.drain, sink), "body")
         finally:
             await self.aclose()
 
     async def aclose(self) -> None:
         """Give the connection back; close it unless the body was read to its end.
 
-        **Cancellation:** does not occur; there is nothing to wait for.
+        **Cancellation:** nothing is waited for.
 
         **Raises:** nothing of its own.
         """
         if not self._released:
             self._released = True
             self._pool.give_back(self._connection)
-
-    async def _run(self, fn: Callable[[], T]) -> T:
-        try:
-            return await self._connection.run(fn, "body")
-        except httpx.TransportError as error:
-            error.request = self._request  # as httpx does for its own streams
-            raise
-
-    def _consume(self) -> None:
-        if self._consumed:
-            raise httpx.StreamConsumed
-        self._consumed = True
 
 
 def drainable(response: httpx.Response) -> DrainableStream | None:
