@@ -27,7 +27,7 @@ from yaie_async.fetch.code import _repositories
 from yaie_async.fetch.content import parse_json
 from yaie_async.fetch.failures import Asked, TransientError, asked_wait, failure
 from yaie_async.fetch.location import StartOverError
-from yaie_async.fetch.metadata import _listing, _tree_file, normal_etag
+from yaie_async.fetch.metadata import _file, _listing, normal_etag
 from yaie_async.fetch.redirects import target_of
 from yaie_async.loader.source import find_source
 from yaie_async.model.header import HeaderError, parse_header
@@ -152,7 +152,7 @@ def _trees(random: Random, _folder: Path) -> None:
     entries = _parsed(odd_json(random, _TREE))
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict):
-            _tree_file(entry, ASKED)
+            _file(entry, ASKED, path="path", blob="oid", digest="oid")
 
 
 def _parsed(text: bytes) -> Any:

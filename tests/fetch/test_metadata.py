@@ -186,7 +186,9 @@ async def test_a_head_without_an_etag(anyio_backend: Any, hub: HubServer, tmp_pa
     """A file whose blob would have no name is named."""
     hub.faults.add(Strip("ETag"), method="HEAD")
     async with opened(hub, tmp_path) as one:
-        with pytest.raises(HubUnavailableError, match=r"etag and size of config\.json of org/big") as caught:
+        with pytest.raises(
+            HubUnavailableError, match=r"no etag and size to a request for config\.json of org/big"
+        ) as caught:
             await complete(one.session, "org/big", "main", RepoFile("config.json"))
     assert caught.value.file == "config.json"
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -47,7 +48,7 @@ async def commit_of(session: Session, repo_id: str, revision: str) -> str:
     asked = replace(asked, file="config.json")
     commit = (await retried(IMPATIENT, partial(_head, session, asked), asked)).get("x-repo-commit", "")
     if not is_commit(commit):
-        raise _incomplete(asked, "commit")
+        raise _not_a_hub(asked, "no commit")
     return commit
 
 
@@ -75,27 +76,20 @@ async def tree_of(session: Session, repo_id: str, commit: str) -> Mapping[str, R
     url: str | None = f"{session.settings.endpoint}/api/models/{repo_id}/tree/{commit}?recursive=true"
     files: dict[str, RepoFile] = {}
     seen: set[str] = set()
-    try:
+    with suppress(
+        HubUnavailableError, ModelNotFoundError, RevisionNotFoundError, ModelFileNotFoundError, GatedModelError
+    ):
         while url is not None and url not in seen and len(files) <= MOST_FILES:
             seen.add(url)
             entries, following = await retried(IMPATIENT, partial(_json, session, asked, url), asked)
             before = len(files)
             for entry in entries if isinstance(entries, list) else ():
                 if isinstance(entry, dict) and entry.get("type") == "file":
-                    file = _tree_file(entry, asked)
+                    file = _file(entry, asked, path="path", blob="oid", digest="oid")
                     files[file.path] = file
-            more = following is not None and len(files) > before and len(seen) < _MOST_PAGES
-            url = following if more and _is_on(session, following) else None
-    except (HubUnavailableError, ModelNotFoundError, RevisionNotFoundError, ModelFileNotFoundError, GatedModelError):
-        return files
+            more = len(files) > before and len(seen) < _MOST_PAGES
+            url = following if following and more and session.settings.is_hub(following) else None
     return files
-
-
-def _is_on(session: Session, url: str | None) -> bool:
-    try:
-        return url is not None and session.settings.is_hub(url)
-    except ValueError:
-        return False
 
 
 async def complete(session: Session, repo_id: str, commit: str, file: RepoFile) -> RepoFile:
@@ -115,7 +109,7 @@ async def complete(session: Session, repo_id: str, commit: str, file: RepoFile) 
     if etag is not None and size is None:
         size = await retried(session.policy, partial(_size_by_range, session, asked), asked)
     if etag is None or size is None:
-        raise _incomplete(asked, "etag and size")
+        raise _not_a_hub(asked, "no etag and size")
     check_etag(etag, model=repo_id, file=file.path)
     return RepoFile(file.path, size, etag, candidate="x-linked-etag" not in headers)
 
@@ -165,7 +159,7 @@ def _listing(info: Any, asked: Asked) -> Listing:
         raise _not_a_hub(asked, "no list of files")
     if len(siblings) > MOST_FILES:
         raise _not_a_hub(asked, "too many files")
-    files = [_file(entry, asked) for entry in siblings]
+    files = [_file(entry, asked, path="rfilename", blob="blobId", digest="sha256") for entry in siblings]
     parameters = info.get("safetensors")
     counts = parameters.get("parameters") if isinstance(parameters, dict) else None
     return Listing(
@@ -175,45 +169,33 @@ def _listing(info: Any, asked: Asked) -> Listing:
     )
 
 
-def _file(entry: Any, asked: Asked) -> RepoFile:
-    path = entry.get("rfilename") if isinstance(entry, dict) else None
-    if not isinstance(path, str):
+def _file(entry: Any, asked: Asked, *, path: str, blob: str, digest: str) -> RepoFile:
+    """A file of a listing, which calls its path, its git id and the digest of an LFS file by these names."""
+    name = entry.get(path) if isinstance(entry, dict) else None
+    if not isinstance(name, str):
         raise _not_a_hub(asked, "a file without a name")
-    check_path(path, model=asked.model)
-    lfs = entry.get("lfs")
-    # The `blobId` of an LFS file is the digest of its pointer, never the name of its blob.
-    etag = lfs.get("sha256") if isinstance(lfs, dict) else entry.get("blobId")
+    check_path(name, model=asked.model)
+    lfs, xet_hash = entry.get("lfs"), entry.get("xetHash")
+    # The git id of an LFS file is the digest of its pointer, never the name of its blob.
+    etag = lfs.get(digest) if isinstance(lfs, dict) else entry.get(blob)
     size = lfs.get("size") if isinstance(lfs, dict) else entry.get("size")
     if isinstance(etag, str):
-        check_etag(etag, model=asked.model, file=path)
-    known = _is_count(size) and isinstance(etag, str)
-    return RepoFile(path, size, etag) if known else RepoFile(path)
+        check_etag(etag, model=asked.model, file=name)
+    file = RepoFile(name, xet_hash=xet_hash if isinstance(xet_hash, str) else None)
+    return replace(file, size=size, etag=etag) if _is_count(size) and isinstance(etag, str) else file
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and 0 <= value < 2**63  # as large as a file can be
 
 
-def _tree_file(entry: Mapping[str, Any], asked: Asked) -> RepoFile:
-    path, lfs = entry.get("path"), entry.get("lfs")
-    if not isinstance(path, str):
-        raise _not_a_hub(asked, "a file without a name")
-    lfs = {"sha256": lfs.get("oid"), "size": lfs.get("size")} if isinstance(lfs, dict) else None
-    told = {"rfilename": path, "size": entry.get("size"), "blobId": entry.get("oid"), "lfs": lfs}
-    xet_hash = entry.get("xetHash")
-    return replace(_file(told, asked), xet_hash=xet_hash if isinstance(xet_hash, str) else None)
-
-
 async def _head(session: Session, asked: Asked) -> Mapping[str, str]:
-    """The headers of the last response of the Hub in the chain, which has the metadata for the official client too.
-
-    A redirect has its own length, not the file's.
-    """
+    """The headers of the last response of the Hub in the chain, which has the metadata for the official client too."""
     url, timeout = file_url(session, asked), session.settings.metadata_timeout
     async with answer(session, "HEAD", url, asked=asked, timeout=timeout, leave_hub=False) as response:
         headers = {name.lower(): value for name, value in response.headers.items()}
         if response.is_redirect:
-            headers.pop("content-length", None)
+            headers.pop("content-length", None)  # not the file's
     check_commit(headers.get("x-repo-commit") or asked.revision, asked)
     return headers
 
@@ -229,13 +211,6 @@ async def _size_by_range(session: Session, asked: Asked) -> int | None:
 
 def _number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch("[0-9]{1,18}", text) else None
-
-
-def _incomplete(asked: Asked, what: str) -> HubUnavailableError:
-    return asked.unavailable(
-        f"The server does not send {what} of {asked.what}, so the file can't be cached. "
-        "Check HF_ENDPOINT: this is not how a Hub answers.",
-    )
 
 
 def check_commit(commit: str, asked: Asked) -> None:
@@ -259,6 +234,6 @@ def normal_etag(headers: Mapping[str, str]) -> str | None:
 
 def _not_a_hub(asked: Asked, what: str) -> HubUnavailableError:
     return asked.unavailable(
-        f"The server answered {what} to a request for {asked.model}: this is not how a Hub answers. "
+        f"The server answered {what} to a request for {asked.what}: this is not how a Hub answers. "
         "Check HF_ENDPOINT, and whether a login page stands between you and the server."
     )

@@ -3,6 +3,7 @@
 import platform
 import re
 from base64 import b64encode
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -34,8 +35,10 @@ class Settings:
     stall_timeout: float  # seconds without a byte after which a body has stalled (HF_HUB_DOWNLOAD_TIMEOUT)
 
     def is_hub(self, url: str) -> bool:
-        """Whether a URL belongs to the Hub. Other origins may not see the token."""
-        return origin_of(url) in {origin_of(self.endpoint), *map(origin_of, _HUBS)}
+        """Whether it is a URL of the Hub. Other origins may not see the token."""
+        with suppress(ValueError):  # it is no URL
+            return origin_of(url) in {origin_of(self.endpoint), *map(origin_of, _HUBS)}
+        return False
 
     def authorization(self, url: str) -> str | None:
         """The header of that name for a request: the endpoint's credentials go to its origin, a token to the Hub."""
@@ -99,11 +102,10 @@ def _token(*, token: str | bool | None) -> str | None:
 
 
 def _is_http(url: str) -> bool:
-    try:
+    with suppress(ValueError):
         scheme, host, _ = origin_of(url)
-    except ValueError:
-        return False
-    return scheme in ("http", "https") and bool(host)
+        return scheme in ("http", "https") and bool(host)
+    return False
 
 
 def _cache_dir(path: str | Path) -> Path:
@@ -118,10 +120,8 @@ def _cache_dir(path: str | Path) -> Path:
 def _user_agent() -> str:
     # build_hf_headers would add the harness it runs under, for which it may make a blocking request.
     parts = [f"yaie_async/{__version__}", f"hf_hub/{hub_version}", f"python/{platform.python_version()}"]
-    torch = version("torch")
-    if torch is not None and not constant("HF_HUB_DISABLE_TELEMETRY"):
+    if (torch := version("torch")) is not None and not constant("HF_HUB_DISABLE_TELEMETRY"):
         parts.append(f"torch/{torch}")
-    requester = constant("HF_HUB_USER_AGENT_ORIGIN")
-    if requester:
+    if requester := constant("HF_HUB_USER_AGENT_ORIGIN"):
         parts.append(f"origin/{requester}")
     return "; ".join(parts)
