@@ -1,5 +1,6 @@
 """The code of another repository that a model names ("org/code--modeling_x.X"), fetched before the model is built."""
 
+from contextlib import suppress
 from functools import partial
 
 from huggingface_hub.utils import validate_repo_id
@@ -40,15 +41,12 @@ async def fetch_code(session: Session, manifest: Manifest) -> None:
             resolution = await resolve(session, cache, _REVISION, Need(weights=False, code=True))
             chosen = await manifest_of_choice(session, cache, resolution, Patterns(include=("*.py",)))
             if not chosen.complete:
-                await fetch_snapshot(session, cache, resolution, chosen, Meter(repo_id), _nothing)
+                # A choice of code asks for no other code first.
+                await fetch_snapshot(session, cache, resolution, chosen, Meter(repo_id), partial(fetch_code, session))
         except (HubUnavailableError, OfflineError, CacheAccessError) as error:
             if not had:
                 raise
             logger.warning("%s: using the cached code of %s: %s", manifest.model, repo_id, error, extra=facts)
-
-
-async def _nothing(_chosen: Manifest) -> None:
-    """A choice of code needs no other code first."""
 
 
 def _repositories(manifest: Manifest) -> list[str]:
@@ -60,16 +58,11 @@ def _repositories(manifest: Manifest) -> list[str]:
         references += [each for value in references if isinstance(value, list) for each in value]
         for reference in references:
             if isinstance(reference, str) and "--" in reference:
-                found[reference.partition("--")[0]] = None
-    return [name for name in found if name != manifest.model and _is_repo_id(name)][:_MOST]
-
-
-def _is_repo_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except ValueError:
-        return False
-    return True
+                name = reference.partition("--")[0]
+                with suppress(ValueError):
+                    validate_repo_id(name)
+                    found[name] = None
+    return [name for name in found if name != manifest.model][:_MOST]
 
 
 def _has_code(cache: RepoCache) -> bool:

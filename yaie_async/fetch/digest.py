@@ -22,20 +22,15 @@ class Digest:
     def __init__(self, etag: str, size: int, *, check: bool = True) -> None:
         self._etag = etag
         kind = digest_kind(etag) if check else None
-        self._hash = None if kind is None else hashlib.new("sha256" if kind == "sha256" else "sha1")
-        self._plain: Any = None
-        if self._hash is not None and kind == "git-sha1":
-            self._hash.update(f"blob {size}\0".encode())
-            self._plain = hashlib.sha1(usedforsecurity=False)  # Artifactory's ETag is the sha1 of the bytes alone
+        self._hashes: list[Any] = [hashlib.sha256()] if kind == "sha256" else []
+        if kind == "git-sha1":  # Artifactory's ETag is the sha1 of the bytes alone
+            self._hashes = [hashlib.sha1(head, usedforsecurity=False) for head in (f"blob {size}\0".encode(), b"")]
         self._buffer = memoryview(b"")
-        self.reads: bool = self._hash is not None  # whether anything has to be read
+        self.reads: bool = bool(self._hashes)  # whether anything has to be read
 
     def read(self, fd: int, start: int, stop: Callable[[], int], cancelled: Callable[[], bool]) -> int:
-        """Feed the bytes of an open file from `start` up to `stop()`, which may grow during the call.
-
-        Return where it ended, which is earlier if cancelled.
-        """
-        if self._hash is None:
+        """Feed the bytes of an open file from `start` to `stop()`, which may grow meanwhile; return where it ended."""
+        if not self._hashes:
             return stop()
         # Made in this thread: it costs a page fault for each 4 KiB.
         self._buffer = self._buffer or memoryview(bytearray(_BUFFER))
@@ -43,18 +38,15 @@ class Digest:
             read = os.preadv(fd, [self._buffer[: min(_BUFFER, left)]], start)
             if read == 0:
                 raise OSError(errno.EIO, "It has become shorter")
-            self._hash.update(self._buffer[:read])
-            if self._plain is not None:
-                self._plain.update(self._buffer[:read])
+            for each in self._hashes:
+                each.update(self._buffer[:read])
             start += read
         return start
 
     def result(self) -> str:
         """The etag itself where it is the digest, in upper or lower case, or no digest; else the digest."""
-        if self._hash is None:
-            return self._etag
-        digests = [each.hexdigest() for each in (self._hash, self._plain) if each is not None]
-        return self._etag if self._etag.lower() in digests else digests[0]
+        digests = [each.hexdigest() for each in self._hashes]
+        return digests[0] if digests and self._etag.lower() not in digests else self._etag
 
 
 def digest_of(path: str | os.PathLike[str], etag: str, cancelled: Callable[[], bool] = lambda: False) -> str:

@@ -6,13 +6,7 @@ from functools import partial
 
 import anyio
 
-from yaie_async.core.errors import (
-    GatedModelError,
-    HubUnavailableError,
-    LoaderError,
-    ModelNotFoundError,
-    OfflineError,
-)
+from yaie_async.core.errors import GatedModelError, HubUnavailableError, LoaderError, ModelNotFoundError, OfflineError
 from yaie_async.core.log import logger
 from yaie_async.core.manifest import Listing, Manifest, Need, RepoFile
 from yaie_async.core.names import is_commit
@@ -52,12 +46,12 @@ async def resolve(session: Session, cache: RepoCache, revision: str, need: Need)
         if commit is None:
             raise _offline_error(cache, f"revision {revision!r}")
         return Resolution(revision, commit)
-    whole = commit is not None and completeness is Completeness.COMPLETE
-    if commit is not None and whole and is_commit(revision):
-        return Resolution(revision, commit)
+    whole = commit if completeness is Completeness.COMPLETE else None
+    if whole is not None and is_commit(revision):
+        return Resolution(revision, whole)
     try:
-        if commit is not None and whole and await commit_of(session, cache.repo_id, revision) == commit:
-            return Resolution(revision, commit)
+        if whole is not None and await commit_of(session, cache.repo_id, revision) == whole:
+            return Resolution(revision, whole)
         listing = await listing_of(session, cache.repo_id, revision)
     except _FALL_BACK as error:
         if commit is None or completeness is Completeness.MISSING:
@@ -117,13 +111,12 @@ async def manifest_of_choice(
     """
     commit, repo_id = resolution.commit, cache.repo_id
     refused = refusal(session, cache, resolution)
-    listing = resolution.listing
-    if refused is not None:
+    if refused is None:
+        listing = resolution.listing or await listing_of(session, repo_id, commit)
+    else:
         listing = Listing(commit, await run_owned(lambda: cache.tree(commit) or cache.files(commit), name="cache"))
-    elif listing is None:
-        listing = await listing_of(session, repo_id, commit)
-    if refused is not None and not listing.files:
-        raise refused
+        if not listing.files:
+            raise refused
     chosen = patterns.choose(listing.files, model=repo_id)
     complete = await run_owned(lambda: all(cache.has(commit, file.path) for file in chosen), name="cache")
     if refused is not None and not complete:

@@ -51,12 +51,10 @@ async def retried(
     """
     seen, failures = progress(), 0
 
-    def count(_state: RetryCallState) -> None:
+    def wait(state: RetryCallState) -> float:
         nonlocal seen, failures
         before, seen = seen, progress()
         failures = 1 if seen - before >= least else failures + 1
-
-    def wait(state: RetryCallState) -> float:
         return policy.wait_before(failures, _error(state).wait, random.random())  # noqa: S311 - jitter
 
     def stop(state: RetryCallState) -> bool:
@@ -86,7 +84,6 @@ async def retried(
     retrying = AsyncRetrying(
         sleep=anyio.sleep,
         retry=retry_if_exception_type(TransientError),
-        after=count,
         wait=wait,
         stop=stop,
         before_sleep=log,

@@ -46,7 +46,6 @@ class Session:
         )
         # The blobs that are being fetched, each once for all tasks that need it.
         self.flights: defaultdict[Path, SharedCall[bool]] = defaultdict(SharedCall)
-        self._owned = client is None
         self._client = client
         self._drain: DrainTransport | None = None
         self._broken: HubUnavailableError | None = None
@@ -82,9 +81,8 @@ class Session:
 
         **Raises:** nothing of its own.
         """
-        if self._owned and self._client is not None:
+        if self._client is not None and self._drain is not None:
             await self._client.aclose()
-        if self._drain is not None:
             await self._drain.aclose()
 
 

@@ -87,14 +87,13 @@ class _Fetch:
             async with task_group() as weights:
                 # At once, by their usual names: waiting for the index would leave the line idle. But code is first.
                 at_once = self._manifest.need is None or not self._manifest.need.code
-                if at_once:
-                    self._start(weights)
-                await self._fetch_small()
-                while not self._manifest.sharp:  # twice, where config.json names an index of another name
-                    await self._sharpen()
+                while True:
                     if at_once:
                         self._start(weights)
                     await self._fetch_small()
+                    if self._manifest.sharp:
+                        break
+                    await self._sharpen()  # twice, where config.json names an index of another name
                 await run_owned(partial(self._link, self._manifest.small, last=False), name="link")
                 self._small_linked.set()
                 await before_weights(self._manifest)
@@ -124,7 +123,7 @@ class _Fetch:
 
         def work() -> set[str]:
             check_disk(self._cache, self._commit, new)
-            return {file.path for file in new if self._cache.has(self._commit, file.path)}
+            return {file.path for file in new if self._has(file)}
 
         if new:
             self._linked |= await run_owned(work, name="disk")
@@ -157,9 +156,7 @@ class _Fetch:
 
     async def _fetch(self, file: RepoFile, arriving: ArrivingFile | None = None) -> None:
         if file.candidate and (
-            self._session.verify == "require"
-            or self._manifest.runs_code(file)
-            or _twin_of(file, self._manifest) is not None
+            self._session.verify == "require" or self._manifest.runs_code(file) or _twins(file, self._manifest)
         ):
             file = replace(file, candidate=False)  # it has to match
         if file.path in self._tree:
@@ -173,12 +170,16 @@ class _Fetch:
             if arriving is not None:
                 arriving.complete()
 
+    def _has(self, file: RepoFile) -> bool:
+        return self._cache.has(self._commit, file.path)
+
     def _link(self, files: tuple[RepoFile, ...], *, last: bool) -> None:
         """Link those of `files` that are linked last, or those that are not."""
         for file in files:
-            if (file.path == self._manifest.last) is last and not self._cache.has(self._commit, file.path):
+            if (file.path == self._manifest.last) is last and not self._has(file):
                 assert file.etag is not None
-                fresh = file.etag in self._fresh and not self._has_twin(file)
+                # Without symlinks the last file of the same content moves the blob.
+                fresh = file.etag in self._fresh and all(map(self._has, _twins(file, self._manifest)))
                 self._cache.link(self._commit, file.path, file.etag, fresh=fresh)
 
     def _link_last(self) -> None:
@@ -190,56 +191,35 @@ class _Fetch:
         if self._manifest.need is not None and CONFIG not in self._manifest.listing.files:
             self._cache.note_absent(self._commit, CONFIG)
 
-    def _has_twin(self, file: RepoFile) -> bool:
-        """Whether a file of the same content is still to be linked: without symlinks the last one moves the blob."""
-        return any(
-            other.etag == file.etag and other.path != file.path and not self._cache.has(self._commit, other.path)
-            for other in (*self._manifest.small, *self._manifest.weights)
-        )
-
 
 def check_digests(session: Session, manifest: Manifest, files: tuple[RepoFile, ...]) -> None:
-    """Say which weights come without a digest, and refuse code and pickles without one; all files, if required.
+    """Say which weights come without a digest; refuse code and pickles without one by an UnsafeFileError.
 
-    Raises:
-        IntegrityError: `verify="require"` was asked for.
-        UnsafeFileError: it would run as code.
+    Raises IntegrityError for any file under `verify="require"`, and for one that shares its etag with another.
     """
     for file in files:
         if not session.verify or digest_kind(file.etag) is not None:
             continue
         what = f"{file.path} of {manifest.model} has no digest that its bytes can be checked by"
-        wrong = expected = ""
+        advice = "Nothing of it was fetched. Use a Hub or mirror that names digests"
+        found, where = file.etag or "no etag", {"model": manifest.model, "file": file.path}
         if session.verify == "require":
-            wrong, expected = 'verify="require" was given', "a sha256 or a git sha1"
-        elif (twin := _twin_of(file, manifest)) is not None:
-            wrong = f"its ETag is that of {twin.path} too, so the two can't be told apart in the cache"
-            expected = "an ETag of its own"
-        if wrong:
-            raise IntegrityError(
-                f"{what}, and {wrong}. Nothing of it was fetched. Use a Hub or mirror that names digests"
-                f"{', or verify=True to load it unchecked' if session.verify == 'require' else ''}.",
-                expected=expected,
-                found=file.etag or "no etag",
-                model=manifest.model,
-                file=file.path,
-            )
+            text = f'{what}, and verify="require" was given. {advice}, or verify=True to load it unchecked.'
+            raise IntegrityError(text, expected="a sha256 or a git sha1", found=found, **where)
+        if twins := _twins(file, manifest):
+            same = f"its ETag is that of {twins[0].path} too, so the two can't be told apart in the cache"
+            raise IntegrityError(f"{what}, and {same}. {advice}.", expected="an ETag of its own", found=found, **where)
         if manifest.runs_code(file):
-            raise UnsafeFileError(
-                f"{what}, so what it would run can't be trusted. Nothing of it was fetched. Use a Hub or mirror that "
-                "names digests; if you trust this one, pass Hub(verify=False).",
-                model=manifest.model,
-                file=file.path,
-            )
+            trust = "if you trust this one, pass Hub(verify=False)"
+            raise UnsafeFileError(f"{what}, so what it would run can't be trusted. {advice}; {trust}.", **where)
         if file in manifest.weights or file.path == ADAPTER_WEIGHTS:
-            facts = {"model": manifest.model, "file": file.path, "stage": "downloading"}
-            logger.warning("%s: they are taken as they come.", what, extra=facts)
+            logger.warning("%s: they are taken as they come.", what, extra={**where, "stage": "downloading"})
 
 
-def _twin_of(file: RepoFile, manifest: Manifest) -> RepoFile | None:
-    """Another file of the manifest that the server names by the same etag."""
+def _twins(file: RepoFile, manifest: Manifest) -> list[RepoFile]:
+    """The other files of the manifest that the server names by the same etag."""
     others = (*manifest.small, *manifest.weights)
-    return next((each for each in others if each.etag == file.etag and each.path != file.path), None)
+    return [each for each in others if each.etag == file.etag and each.path != file.path]
 
 
 def prepare(cache: RepoCache, resolution: Resolution) -> None:
@@ -264,14 +244,9 @@ def check_disk(cache: RepoCache, commit: str, files: tuple[RepoFile, ...]) -> No
     """Refuse a fetch that the disk has no room for, before its first byte, by a DiskFullError."""
     needed, free = sum(bytes_missing(cache, commit, files).values()), free_bytes(cache.root)
     if free is None:
+        text = "%s: how much is free at %s is not known; %s bytes are needed."
         facts = {"model": cache.repo_id, "stage": "downloading"}
-        logger.info(
-            "%s: how much is free at %s is not known; %s bytes are needed.",
-            cache.repo_id,
-            cache.root,
-            f"{needed:,}",
-            extra=facts,
-        )
+        logger.info(text, cache.repo_id, cache.root, f"{needed:,}", extra=facts)
     elif needed > free:
         raise DiskFullError(
             f"{cache.repo_id} needs {needed:,} more bytes at {cache.root} and {free:,} are free. Nothing was "
