@@ -75,8 +75,7 @@ class MapHeader:
         text = json.dumps(fields, ensure_ascii=False).encode()
         body = text.ljust(HEADER_SIZE - 9) + b"\n"
         if len(body) != HEADER_SIZE - 8:
-            msg = f"The names of a partial are longer than its header: {len(text)} bytes."
-            raise ValueError(msg)
+            raise ValueError(f"The names of a partial are longer than its header: {len(text)} bytes.")
         return b"%08x" % zlib.crc32(body) + body
 
     def encode_blocks(self, state: bytes | bytearray) -> bytes:

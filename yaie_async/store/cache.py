@@ -69,9 +69,7 @@ class RepoCache:
     def has(self, commit: str, path: str) -> bool:
         """Whether the snapshot has this file: a link to an existing blob, or a regular file."""
         pointer = self.pointer(commit, path)
-        return os.path.isfile(pointer) or os.path.isdir(
-            pointer
-        )  # not a FIFO; to read a folder is an error with its name
+        return os.path.isfile(pointer) or os.path.isdir(pointer)  # no FIFO; reading a folder is an error with its name
 
     def files(self, commit: str) -> dict[str, RepoFile]:
         """The files of the snapshot; see `files_below`."""
@@ -81,24 +79,21 @@ class RepoCache:
         """The commit that a revision last resolved to, or None."""
         if is_commit(revision):
             return revision
-        try:
+        with suppress(OSError, UnicodeDecodeError):
             commit = read_regular(self._ref(revision), _LARGEST_REF).decode().strip()
-        except (OSError, UnicodeDecodeError):
-            return None
-        return commit if is_commit(commit) else None
+            return commit if is_commit(commit) else None
+        return None
 
     def tree(self, commit: str) -> Mapping[str, RepoFile] | None:
         """The full listing of a commit if the official client has written one, else None."""
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
             listing = json.loads(read_regular(self.folder / "trees" / f"{commit}.json"))
-            if listing["format_version"] != 1:
-                return None
-            return {
-                path: RepoFile(path, entry.get("lfs_size", entry["size"]), entry.get("lfs_sha256", entry["blob_id"]))
-                for path, entry in listing["files"].items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
-            return None
+            if listing["format_version"] == 1:
+                return {
+                    path: RepoFile(path, one.get("lfs_size", one["size"]), one.get("lfs_sha256", one["blob_id"]))
+                    for path, one in listing["files"].items()
+                }
+        return None
 
     def lacks(self, commit: str, path: str) -> bool:
         """Whether a note says that the repository has no such file."""

@@ -1,7 +1,8 @@
 """Finding the partials of a blob on the disk, and claiming one whose owner is gone.
 
-`directory` is always the repository's `blobs`. The caller of `claim_or_create` and `discard_orphans` holds the blob's
-lock. All functions block, and raise CacheAccessError, or DiskFullError where they write.
+`directory` is always the repository's `blobs`. In a shared cache a link in it may be a trap. The caller of
+`claim_or_create` and `discard_orphans` holds the blob's lock. All functions block, and raise CacheAccessError, or
+DiskFullError where they write.
 """
 
 import os
@@ -28,7 +29,7 @@ from yaie_async.store.blockmap import (
 )
 from yaie_async.store.diskio import open_regular, write_all
 from yaie_async.store.os_errors import cache_errors
-from yaie_async.store.owners import Claimer, ClaimMode, probe
+from yaie_async.store.owners import Claimer, probe
 from yaie_async.store.partials import Ownership, Partial, remove
 
 
@@ -110,7 +111,7 @@ def _read_maps(directory: Path, etag: str, size: int = -1) -> list[_FoundMap]:
         for path in _paths(directory, etag, MAP):
             # A map that was removed meanwhile or can't be read (another user's, for example) can't be claimed either.
             # It is opened before its mtime is read: a network file system then asks its server again.
-            with suppress(OSError), open(_open(path), "rb", buffering=0) as file:
+            with suppress(OSError), open(open_regular(path, follow=False), "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
                 raw = file.read(min(status.st_size, LARGEST_MAP))
                 header, state = decode(raw, etag, size) or (None, bytearray())
@@ -131,7 +132,7 @@ def _claim(found: _FoundMap, size: int, claimer: Claimer) -> Partial | None:
         state = bytearray(value if value == SYNCED else MISSING for value in found.state)
         found = replace(found, state=state, slots={})
     with suppress(FileNotFoundError, PermissionError), ExitStack() as opened:
-        map_fd = _open(found.path, os.O_RDWR)
+        map_fd = open_regular(found.path, os.O_RDWR, follow=False)
         opened.callback(os.close, map_fd)
         fd = _open_data(found, header, opened)
         if fd is None:
@@ -139,7 +140,7 @@ def _claim(found: _FoundMap, size: int, claimer: Claimer) -> Partial | None:
         # The one atomic step of a claim. FileNotFoundError: another process has claimed the partial.
         path = found.path.with_name(file_name(header.etag, secrets.token_hex(4), MAP))
         os.rename(found.path, path)
-        if mode is ClaimMode.BY_COPY or any(map(_is_shared, (fd, map_fd))):
+        if mode == "by copy" or any(map(_is_shared, (fd, map_fd))):
             return _continue_by_copy(path, header, found, (fd, map_fd), claimer)
         if os.pread(map_fd, HEADER_SIZE, 0) != header.encode():
             os.rename(path, found.path)
@@ -182,10 +183,6 @@ def _continue_by_copy(path: Path, old: MapHeader, found: _FoundMap, fds: tuple[i
     return partial
 
 
-def _open(path: Path, flags: int = os.O_RDONLY) -> int:
-    return open_regular(path, flags, follow=False)  # in a shared cache a link may be a trap
-
-
 def _is_shared(fd: int) -> bool:
     """Whether a file is another user's, has a second name, or can be written by everybody."""
     file = os.fstat(fd)
@@ -195,7 +192,7 @@ def _is_shared(fd: int) -> bool:
 def _open_data(found: _FoundMap, header: MapHeader, opened: ExitStack) -> int | None:
     """The data file; None where it can't be used. Where it is not what its map says, both are removed."""
     try:
-        fd = _open(found.path.with_name(header.data), os.O_RDWR)
+        fd = open_regular(found.path.with_name(header.data), os.O_RDWR, follow=False)
     except PermissionError:  # another user's file
         return None
     except OSError:  # most likely the owner was killed between publishing the blob and removing the map

@@ -7,6 +7,7 @@ module of this package uses one; tests/loader/test_compat.py takes every one awa
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,10 @@ def are_symlinks_supported(folder: Path) -> bool:
     official = NAMES.find(_SYMLINKS)
     if official is not None:
         return bool(official(folder))
-    try:
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            os.symlink("target", os.path.join(scratch, "link"))
-    except OSError:
-        return False
-    return True
+    with suppress(OSError), tempfile.TemporaryDirectory(dir=folder) as scratch:
+        os.symlink("target", os.path.join(scratch, "link"))
+        return True
+    return False
 
 
 def _home() -> str:

@@ -65,11 +65,10 @@ def usable_manifest(cache: RepoCache, commit: str, need: Need) -> Manifest | Non
 
     What the listing has beyond that, a file that no load needs, can't be fetched there.
     """
-    if all(os.access(folder, os.W_OK) for folder in (cache.folder, cache.blobs) if folder.exists()):
-        return None
-    with suppress(LoaderError):
-        manifest = cached_manifest(cache, Listing(commit, cache.files(commit)), need)
-        return replace(manifest, complete=True) if manifest.sharp else None
+    if not all(os.access(folder, os.W_OK) for folder in (cache.folder, cache.blobs) if folder.exists()):
+        with suppress(LoaderError):
+            manifest = cached_manifest(cache, Listing(commit, cache.files(commit)), need)
+            return replace(manifest, complete=True) if manifest.sharp else None
     return None
 
 

@@ -39,13 +39,10 @@ def files_below(top: Path) -> dict[str, RepoFile]:
     for folder, _, names in os.walk(top):
         for name in names:
             full = Path(folder, name)
-            try:
+            with suppress(OSError):  # a dangling link: its blob was removed
                 status = full.stat()
                 etag = os.readlink(full).rpartition("/")[2] if full.is_symlink() else None
-            except OSError:
-                continue  # a dangling link: its blob was removed
-            if not stat.S_ISREG(status.st_mode):
-                continue  # opening a FIFO or a device would block for ever
-            path = full.relative_to(top).as_posix()
-            found[path] = RepoFile(path, status.st_size, etag)
+                if stat.S_ISREG(status.st_mode):  # opening a FIFO or a device would block for ever
+                    path = full.relative_to(top).as_posix()
+                    found[path] = RepoFile(path, status.st_size, etag)
     return found

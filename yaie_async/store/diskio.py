@@ -17,8 +17,7 @@ fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS h
 def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, follow: bool = True) -> int:
     """Open a regular file of a cache in which others may have put anything: a FIFO would block the open for ever.
 
-    Raises:
-        OSError: also where it is no regular file, or a link and `follow` is False.
+    Raises OSError also where it is no regular file, or a link and `follow` is False.
     """
     fd = os.open(path, flags | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW), 0o666)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -28,11 +27,7 @@ def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, foll
 
 
 def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
-    """The content of a regular file of at most `limit` bytes.
-
-    Raises:
-        OSError: as `open_regular`, and for a larger file.
-    """
+    """The content of a regular file; OSError as `open_regular`, and where it has more than `limit` bytes."""
     with open(open_regular(path), "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
@@ -55,8 +50,7 @@ def copy_sparse(source: int, target: int, size: int) -> Iterator[int]:
         while at < stop:
             count = os.preadv(source, [buffer[: min(_COPY_SIZE, stop - at)]], at)
             if count == 0:
-                msg = "The data file of a partial is shorter than its blob."
-                raise OSError(msg)
+                raise OSError("The data file of a partial is shorter than its blob.")
             write_all(target, buffer[:count], at)
             at += count
             yield count

@@ -11,7 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import anyio
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from yaie_async.core.log import logger
 from yaie_async.core.threads import run_owned
@@ -43,15 +43,14 @@ async def blob_lock(
 
     **Raises:** CacheAccessError: the lock file can't be made. What `first` and `last` raise.
     """
-    lock: BaseFileLock | None = None
+    # Not thread-local: another thread than the one that takes the lock releases it.
+    lock = FileLock(path, thread_local=False, mode=0o664, fallback_to_soft=False)
     begun = False
 
     def begin() -> bool:
-        nonlocal lock, begun
+        nonlocal begun
         with cache_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Not thread-local: another thread than the one that takes the lock releases it.
-            lock = lock or FileLock(path, thread_local=False, mode=0o664, fallback_to_soft=False)
             try:
                 lock.acquire(blocking=False)
             except Timeout:
@@ -67,7 +66,7 @@ async def blob_lock(
     def release() -> None:
         nonlocal begun
         begun = False
-        if lock is not None and lock.is_locked:
+        if lock.is_locked:
             try:
                 lock.release()
             except OSError:

@@ -5,20 +5,16 @@ import platform
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 from yaie_async.store.blockmap import DATA, MapHeader, Owner, file_name
 
 # Seconds without a touch after which an owner counts as silent: twelve times the interval of its touches.
 SILENCE = 60.0
 
-
-class ClaimMode(Enum):
-    """How an orphan may be claimed."""
-
-    IN_PLACE = "the owner can no longer write: continue in its files"
-    BY_COPY = "the owner is silent and may still write: copy the recorded blocks into new files"
+# The files of an owner that can no longer write are continued, those of a silent one, which may still write, copied.
+ClaimMode = Literal["in place", "by copy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +32,10 @@ class Claimer:
         """
         silent = self.clock_ns - mtime_ns >= SILENCE * 1e9
         if header is None:  # a wrong guess costs the owner a copy (`Partial.rescue`)
-            return ClaimMode.IN_PLACE if self.locks_work or silent else None
+            return "in place" if self.locks_work or silent else None
         if header.released or (self.locks_work and self._knows_dead(header.owner)):
-            return ClaimMode.IN_PLACE
-        return ClaimMode.BY_COPY if silent else None
+            return "in place"
+        return "by copy" if silent else None
 
     def _knows_dead(self, owner: Owner) -> bool:
         """Whether that very process has ended, where it is one of this boot.
@@ -68,20 +64,15 @@ def probe(directory: Path, etag: str) -> Claimer:
 
 def _locks_work(first: int, path: Path) -> bool:
     """Whether a second descriptor can't get the lock (of the kind that filelock takes) that the first one holds."""
-    second = None
-    try:
+    with suppress(ImportError, OSError):  # no fcntl on Windows; pruned meanwhile; a file system without locks
         import fcntl
 
-        second = os.open(path, os.O_RDWR)
-        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):  # no fcntl on Windows; pruned meanwhile; a file system without locks
-        return False
-    finally:
-        if second is not None:
-            os.close(second)
+        with open(path, "rb+") as second:
+            try:
+                for file in (first, second):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
     return False
 
 

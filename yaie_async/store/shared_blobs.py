@@ -33,9 +33,7 @@ def has_store(root: Path) -> bool:
 
 
 def link_from_store(root: Path, blob: Path, xet_hash: str, size: int, is_right: Callable[[Path], bool]) -> bool:
-    """Make a blob a link to the file of this content in a cache that `has_store`, if that `is_right`. Blocks.
-
-    Return whether it is one.
+    """Return whether a blob could be made a link to the file of this content in the store, which `is_right`. Blocks.
 
     The reference is written before the link, so that the official client never removes bytes that are in use.
     """
