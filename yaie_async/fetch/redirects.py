@@ -64,11 +64,10 @@ def reach_of(host: str) -> Reach | None:
     host = host.lower().rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return "private"
-    try:
+    with suppress(OSError, ValueError):
         address = host if ":" in host else socket.inet_ntoa(socket.inet_aton(host))  # "127.1", "0x7f000001"
         return "public" if reach_by([address]) == "public" else "private"
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 def reach_by(addresses: Iterable[str]) -> Reach:

@@ -74,14 +74,11 @@ def usable_manifest(cache: RepoCache, commit: str, need: Need) -> Manifest | Non
 
 def _linked_in_order(cache: RepoCache, commit: str, small: tuple[RepoFile, ...]) -> bool:
     # ctime, because a rename sets it where symlinks don't work. A copied cache loses this proof and nothing else.
-    try:
+    with suppress(OSError, KeyError):  # removed just now; the repository has only one of the two
         linked = {file.path: cache.pointer(commit, file.path).lstat().st_ctime_ns for file in small}
-    except OSError:
-        return False  # removed just now
-    config, tokenizer = linked.pop(CONFIG, None), linked.pop(TOKENIZER_CONFIG, None)
-    if config is None or tokenizer is None:
-        return False
-    return bool(linked) and config >= tokenizer >= max(linked.values())
+        config, tokenizer = linked.pop(CONFIG), linked.pop(TOKENIZER_CONFIG)
+        return bool(linked) and config >= tokenizer >= max(linked.values())
+    return False
 
 
 def wait_for_clock_tick() -> None:

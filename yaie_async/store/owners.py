@@ -87,9 +87,7 @@ def this_process() -> Owner:
 
 def start_time(pid: int) -> int | None:
     """Start time of a process in ticks since boot; None if it does not run (a zombie does not)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    state, *fields = stat.rpartition(b")")[2].split()
-    return None if state in (b"Z", b"X") else int(fields[18])
+    with suppress(OSError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return None if state in (b"Z", b"X") else int(fields[18])
+    return None
