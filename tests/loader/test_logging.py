@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from tests.loader.conftest import Put
+from tests.support import models
 from tests.support.faults import Cut, Status
 from tests.support.hub import HubServer
 from yaie_async import Hub, ModelLoader
@@ -39,6 +40,20 @@ def test_records_of_a_load_with_failures(
     ready = {one["args"][1]: one["bytes"] for one in records if "is ready" in one["msg"]}
     assert ready["the model"] == sum(path.stat().st_size for path in directory.iterdir())
     assert "the tokenizer" in ready
+
+
+def test_one_warning_of_a_masked_language_model(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each load warns once, whether it is built during the download, from the cache or from a directory."""
+    directory = models.masked(hub.root / "org" / "bert")
+    loaders = [ModelLoader("org/bert", endpoint=hub.url, cache_dir=tmp_path) for _ in range(2)]
+    for loader in (*loaders, ModelLoader(directory)):
+        caplog.clear()
+        anyio.run(loader.load_model)
+        (record,) = [record for record in caplog.records if record.name == "yaie_async"]
+        assert record.levelno == logging.WARNING
+        assert f"{loader.model} (BertForMaskedLM) is a masked language model" in record.getMessage()
 
 
 def test_records_of_a_prefetch_and_of_a_hub_that_is_down(

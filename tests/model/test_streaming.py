@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,33 @@ def test_a_larger_model_without_its_text_model(arrival: Make, tmp_path: Path) ->
     save_file({key: value for key, value in state.items() if key != name}, directory / "model.safetensors")
     with pytest.raises(IncompatibleModelError, match="its checkpoint lacks .*norm.weight"):
         build_model(request_of(str(directory)))
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "Electra"])
+def test_a_masked_language_model(arrival: Make, tmp_path: Path, kind: str) -> None:
+    """It is loaded as a causal one, as by stock, streamed or not; where it lacks a tensor of that, it is refused."""
+    directory = models.masked(tmp_path / kind.lower(), kind=kind)
+    request = request_of(str(directory), dtype="float32")
+    assert_same_model(build_model(request), stock_model(request.source, "float32"))
+    arriving = arrival(directory, dtype="float16")
+    (warning,) = check_config(arriving.request)
+    assert f"({kind}ForMaskedLM) is a masked language model" in warning
+    arriving.begin()
+    arriving.land_rest()
+    streamed = arriving.stream()
+    arriving.publish()
+    assert_same(streamed, arriving.stock())
+    state = load_file(directory / "model.safetensors")
+    save_file({name: state[name] for name in list(state)[1:]}, directory / "model.safetensors")
+    with pytest.raises(IncompatibleModelError, match="its checkpoint lacks"):
+        build_model(request_of(str(directory)))
+
+
+def test_a_masked_language_model_that_decodes(tmp_path: Path) -> None:
+    """Where config.json says that it is a decoder, nothing is warned of."""
+    request = request_of(models.masked(tmp_path / "bert"))
+    decoder = replace(request.manifest, config={**request.config, "is_decoder": True})
+    assert check_config(replace(request, manifest=decoder)) == []
 
 
 def test_composite_config(arrival: Make, saved: Callable[[str], Path], tmp_path: Path) -> None:

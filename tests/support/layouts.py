@@ -335,6 +335,7 @@ _ODD = ("odd-1.safetensors", "odd-2.safetensors")
 LAYOUTS: dict[str, Layout] = {
     **{kind: Layout(models.FACTORIES[kind]) for kind in _KINDS},
     "classifier": Layout(models.gpt2_classifier, "model", IncompatibleModelError),
+    "masked": Layout(models.masked),
     "encoder-decoder": damaged(IncompatibleModelError, models.t5),
     # which set
     "both-formats": Layout(single_then(lambda d, state: save(d / "pytorch_model.bin", others(state)))),

@@ -188,6 +188,17 @@ def remote_code(directory: Path) -> Path:
     return directory
 
 
+def masked(directory: Path, *, kind: str = "Bert") -> Path:
+    """A masked language model, which transformers loads as a causal one too."""
+    import transformers
+
+    sizes = {**_decoder_sizes(), "pad_token_id": 2}
+    del sizes["num_key_value_heads"]
+    bpe_tokenizer(directory)
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    return _save(getattr(transformers, f"{kind}ForMaskedLM"), config, directory, "float32")
+
+
 def t5(directory: Path) -> Path:
     """An encoder-decoder, which is not a causal language model."""
     from transformers import T5Config, T5ForConditionalGeneration

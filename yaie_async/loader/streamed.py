@@ -58,7 +58,7 @@ class StreamedBuild:
     async def run(self, request_for: Callable[[Manifest], BuildRequest]) -> None:
         """Import, refuse a config that can't be loaded, and build the model when its time has come.
 
-        The reason is logged where it can't be built while its weights arrive.
+        What `check_config` warns of is logged, and the reason where it can't be built while its weights arrive.
 
         **Cancellation:** control returns at once; the thread ends within one tensor and gives back what it has.
 
@@ -68,7 +68,8 @@ class StreamedBuild:
         await self._small.wait()
         assert self._manifest is not None
         request = request_for(self._manifest)
-        await run_detached(partial(check_config, request), name="preflight")
+        for warning in await run_detached(partial(check_config, request), name="preflight"):
+            logger.warning("%s", warning, extra={"model": request.source, "stage": "building"})
         if not self._arriving:
             return
         reason = why_not_streamable(request)

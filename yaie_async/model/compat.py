@@ -38,13 +38,14 @@ _VOCAB = "transformers:GPT2Tokenizer._vocab"
 _MERGES = "transformers:GPT2Tokenizer._merges"
 _INIT_KWARGS = "transformers:PreTrainedTokenizerBase.init_kwargs"
 
+MASKED = "AutoModelForMaskedLM"
 _TASKS = {
     f"{_AUTO}MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": "AutoModelForSeq2SeqLM",
     f"{_AUTO}MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "AutoModelForSequenceClassification",
     f"{_AUTO}MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": "AutoModelForTokenClassification",
     f"{_AUTO}MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": "AutoModelForQuestionAnswering",
     f"{_AUTO}MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES": "AutoModelForMultipleChoice",
-    f"{_AUTO}MODEL_FOR_MASKED_LM_MAPPING_NAMES": "AutoModelForMaskedLM",
+    f"{_AUTO}MODEL_FOR_MASKED_LM_MAPPING_NAMES": MASKED,
     f"{_AUTO}MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES": "AutoModelForSpeechSeq2Seq",
     f"{_AUTO}MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES": "AutoModelForImageClassification",
     f"{_AUTO}MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "AutoModelForImageTextToText",
@@ -123,8 +124,8 @@ def is_known(model_type: Any) -> bool:
 def auto_class_of(architecture: str | None, model_type: Any = None) -> str | None:
     """Return the auto class for what is no causal language model, by its architecture or else its model type.
 
-    None where it is one, and where no table names it. Without a table the ending of the class's name decides: an
-    encoder has the tensors of a causal language model, and would load as one without a word.
+    None where it is one, and where no table names it. Without a table the ending of the class's name decides: a
+    masked language model has the tensors of a causal one, and would load as one without a word.
     """
     causal = NAMES.find(_CAUSAL)
     if causal is not None and architecture in causal.values() and model_type is None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from yaie_async.core.errors import IncompatibleModelError, InvalidArgumentError, UnsafeFileError
-from yaie_async.core.log import logger
 from yaie_async.core.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from yaie_async.model import compat
 from yaie_async.model.checkpoint import code_file, repo_of
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
 
 
-def check_config(request: BuildRequest) -> None:
-    """Refuse, by a LoaderError, what can't be built as a causal language model; warn of an adapter left out."""
+def check_config(request: BuildRequest) -> list[str]:
+    """Refuse, by a LoaderError, what can't be built as a causal language model; return what to warn of."""
     resolve_dtype(request.dtype)
     if "meta" in map(str, request.devices):
         raise InvalidArgumentError(
@@ -31,24 +30,23 @@ def check_config(request: BuildRequest) -> None:
     _check_stored_dtype(request)
     _check_kernels(request)
     import_libraries()
+    warnings: list[str] = []
     if not _uses_remote_code(request):
         _check_model_type(request)
-        _check_architecture(request)
+        warnings += _check_architecture(request)
     _check_quantisation(request)
-    _check_adapter(request)
+    return [*warnings, *_check_adapter(request)]
 
 
-def _check_adapter(request: BuildRequest) -> None:
+def _check_adapter(request: BuildRequest) -> Iterator[str]:
     """With peft transformers adds the adapter that lies beside a model; without it, it loads the base model alone."""
     files = request.manifest.listing.files
     if ADAPTER_CONFIG not in files:
         return
     if find_spec("peft") is None:
-        logger.warning(
-            "%s has an adapter (%s), which is not applied: peft is not installed. To load what transformers loads "
-            "with it: pip install peft",
-            *(request.source, ADAPTER_CONFIG),
-            extra={"model": request.source, "stage": "building"},
+        yield (
+            f"{request.source} has an adapter ({ADAPTER_CONFIG}), which is not applied: peft is not installed. To load "
+            "what transformers loads with it: pip install peft"
         )
     elif ADAPTER_WEIGHTS not in files:
         why = f"the adapter beside it has no {ADAPTER_WEIGHTS}; save it again with peft, or remove {ADAPTER_CONFIG}"
@@ -123,18 +121,23 @@ def _check_model_type(request: BuildRequest) -> None:
     raise _incompatible(request, f"it is not a causal language model; use {use}")
 
 
-def _check_architecture(request: BuildRequest) -> None:
-    """A classifier of a known model type would load with a random head, and an encoder as half of a model.
+def _check_architecture(request: BuildRequest) -> Iterator[str]:
+    """A classifier of a known model type would load with a random head, and an encoder-decoder as half of a model.
 
-    A model of images or sound and text has a whole text model, which is what AutoModelForCausalLM loads of it.
+    A model of images or sound and text has a whole text model, which is what AutoModelForCausalLM loads of it. A
+    masked language model has the tensors of a causal one.
     """
     named = request.architecture
     if named is None or named == request.config.get("model_type"):
         return
     auto_class = compat.auto_class_of(named)
-    is_decoder = auto_class == "AutoModelForMaskedLM" and request.config.get("is_decoder")
-    if auto_class not in (None, "AutoModel", *compat.OF_PARTS) and not is_decoder:
+    if auto_class not in (None, "AutoModel", compat.MASKED, *compat.OF_PARTS):
         raise _incompatible(request, f"it is not a causal language model; use {auto_class}")
+    if auto_class == compat.MASKED and not request.config.get("is_decoder"):
+        yield (
+            f"{request.source} ({named}) is a masked language model. It is loaded as a causal one, as by transformers, "
+            f"but likely generates no sense: its config does not set is_decoder. {auto_class} loads what was trained."
+        )
 
 
 def _check_quantisation(request: BuildRequest) -> None:
