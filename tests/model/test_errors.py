@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -215,6 +216,7 @@ def test_the_meta_device(checkpoint: Copy, device_map: Any) -> None:
     [
         {"attn_implementation": "org/kernel"},
         {"_attn_implementation": "org/kernel@v1:attend"},
+        {"_attn_implementation": {"": "org/kernel"}},
         {"attn_implementation": "paged|org/kernel"},
         {"attn_implementation": {"": "sdpa", "text_config": "org/kernel"}},
         {"text_config": {"inner_config": {"_attn_implementation": "org/kernel"}}},
@@ -224,7 +226,7 @@ def test_a_kernel_that_the_config_names(own_copy: Copy, changes: dict[str, Any])
     """Compiled code of another repository is not fetched because config.json names it."""
     directory = own_copy("llama")
     edit_config(directory, **changes)
-    raised = fail(errors.UnsafeFileError, "names the attention kernel '.*org/kernel", directory)
+    raised = fail(errors.UnsafeFileError, "names the kernel '.*org/kernel", directory)
     assert raised.file == "config.json"
 
 
@@ -254,15 +256,70 @@ def test_a_kernel_that_is_not_trusted(checkpoint: Copy) -> None:
     assert "trust_remote_code" not in str(raised)
 
 
-def test_flash_attention_that_would_be_fetched(own_copy: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where flash_attn is not installed and `kernels` is, transformers takes flash attention from the Hub."""
-    directory = own_copy("llama")
-    edit_config(directory, attn_implementation="flash_attention_2")
-    fail(errors.InvalidArgumentError, "flash", directory)
-    (tmp_path / "packages" / "kernels").mkdir(parents=True)
-    (tmp_path / "packages" / "kernels" / "__init__.py").touch()
+@pytest.fixture
+def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kernels` and flash attention are installed, as far as can be seen without importing them."""
+    for name in ("kernels", "flash_attn"):
+        (tmp_path / "packages" / name).mkdir(parents=True)
+        (tmp_path / "packages" / name / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path / "packages")
-    fail(errors.UnsafeFileError, "names the attention kernel 'flash_attention_2'", directory)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("changes", "kernel"),
+    [
+        ({"attn_implementation": "flash_attention_2"}, "flash_attention_2"),
+        ({"attn_implementation": "paged|flash_attention_3"}, "paged|flash_attention_3"),
+        ({"experts_implementation": "sonicmoe"}, "sonicmoe"),
+        ({"_experts_implementation": {"": "deepgemm"}}, "deepgemm"),
+        ({"text_config": {"experts_implementation": "deepgemm_megamoe"}}, "deepgemm_megamoe"),
+    ],
+)
+def test_a_name_that_stands_for_a_kernel(own_copy: Copy, changes: dict[str, Any], kernel: str) -> None:
+    """Where `kernels` is installed, transformers fetches some implementations of attention and of experts."""
+    directory = own_copy("mixtral")
+    edit_config(directory, **changes)
+    raised = fail(errors.UnsafeFileError, re.escape(f"names the kernel {kernel!r}"), directory)
+    assert re.search(rf"pass (attn|experts)_implementation={re.escape(repr(kernel))}; else", str(raised))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("key", "built_in"),
+    [
+        ("attn_implementation", "sdpa"),
+        ("attn_implementation", "eager"),
+        ("experts_implementation", "eager"),
+        ("experts_implementation", "batched_mm"),
+        ("experts_implementation", "grouped_mm"),
+    ],
+)
+def test_what_torch_brings_is_no_kernel(own_copy: Copy, key: str, built_in: str) -> None:
+    """It is used as config.json says."""
+    directory = own_copy("mixtral")
+    edit_config(directory, **{key: built_in})
+    assert getattr(build_model(request_of(str(directory))).config, f"_{key}") == built_in
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("asked", ["sonicmoe", "eager"])
+def test_other_experts_than_those_of_the_config(own_copy: Copy, asked: str) -> None:
+    """What the caller names is used."""
+    directory = own_copy("mixtral")
+    edit_config(directory, experts_implementation="sonicmoe")
+    model = build_model(request_of(str(directory), model_kwargs={"experts_implementation": asked}))
+    assert model.config._experts_implementation == asked
+
+
+def test_kernels_that_only_arguments_choose(own_copy: Copy) -> None:
+    """transformers takes these names as arguments only, so that config.json fetches nothing by them."""
+    directory = own_copy("mixtral")
+    internal = {f"_{key}_implementation_internal": "org/kernel" for key in ("attn", "experts")}
+    edit_config(directory, use_kernels=True, kernel_config={"kernel_mapping": {"RMSNorm": "org/x:RMSNorm"}}, **internal)
+    model = build_model(request_of(str(directory)))
+    assert (model.use_kernels, model.kernel_config) == (False, None)
+    assert (model.config._attn_implementation, model.config._experts_implementation) == ("sdpa", "grouped_mm")
 
 
 def test_own_causal_code_of_a_known_type(own_copy: Copy) -> None:

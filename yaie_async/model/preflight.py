@@ -17,6 +17,9 @@ from yaie_async.model.imports import import_libraries
 if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
 
+# Implementations of attention and of experts that torch brings.
+_BUILT_IN = {"eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm"}
+
 
 def check_config(request: BuildRequest) -> list[str]:
     """Refuse, by a LoaderError, what can't be built as a causal language model; return what to warn of."""
@@ -62,30 +65,29 @@ def _check_stored_dtype(request: BuildRequest) -> None:
 
 def _check_kernels(request: BuildRequest) -> None:
     """Refuse compiled code from the Hub that config.json names and the caller does not."""
-    asked = request.model_kwargs.get("attn_implementation")
     if request.model_kwargs.get("config") is not None:
         return
-    named, parts = [request.config.get("_attn_implementation")], [request.config]
-    while parts and not isinstance(asked, str):  # which takes the place of all others
-        part = parts.pop()
-        parts += [value for value in part.values() if isinstance(value, Mapping)]
-        value = part.get("attn_implementation")
-        named += value.values() if isinstance(value, Mapping) else [value, part.get("_attn_implementation")]
-    for kernel in named:
-        if isinstance(kernel, str) and kernel != asked and _is_fetched(kernel):
-            raise UnsafeFileError(
-                f"config.json of {request.source} names the attention kernel {kernel!r}, which is compiled code from "
-                f"the Hub, and nothing was fetched or run. If you trust it, pass attn_implementation={kernel!r}; else "
-                'attn_implementation="sdpa", or a config object without it as config=.',
-                model=request.source,
-                file="config.json",
-            )
+    for key, other in (("attn_implementation", "sdpa"), ("experts_implementation", "grouped_mm")):
+        asked = request.model_kwargs.get(key)
+        named, parts = [request.config.get(f"_{key}")], [request.config]
+        while parts and not isinstance(asked, str):  # which takes the place of all others
+            part = parts.pop()
+            parts += [value for value in part.values() if isinstance(value, Mapping)]
+            named += [part.get(key), part.get(f"_{key}")]
+        for value in named:
+            for kernel in value.values() if isinstance(value, Mapping) else [value]:
+                if isinstance(kernel, str) and kernel != asked and _may_be_fetched(kernel):
+                    message = (
+                        f"config.json of {request.source} names the kernel {kernel!r}, which may be compiled code from "
+                        f"the Hub, and nothing was fetched or run. If you trust it, pass {key}={kernel!r}; else "
+                        f"{key}={other!r}, or a config object without it as config=."
+                    )
+                    raise UnsafeFileError(message, model=request.source, file="config.json")
 
 
-def _is_fetched(kernel: str) -> bool:
-    """Whether transformers gets an attention from the Hub, as it does with flash attention that is not installed."""
-    flash = kernel.startswith("flash_attention") and find_spec("flash_attn") is None
-    return "/" in kernel or (flash and find_spec("kernels") is not None)
+def _may_be_fetched(kernel: str) -> bool:
+    """Whether transformers may get it from the Hub: also flash attention that is installed, for some model classes."""
+    return "/" in kernel or (kernel.removeprefix("paged|") not in _BUILT_IN and find_spec("kernels") is not None)
 
 
 def _uses_remote_code(request: BuildRequest) -> bool:
