@@ -136,6 +136,30 @@ def test_code_is_taken_with_consent_only() -> None:
 
 
 @pytest.mark.parametrize(
+    ("count", "size", "suffix"),
+    [(1001, 1, ".py"), (1001, 1, ".txt"), (1001, 1, ".json"), (20, 16_000_000, ".py"), (20, 16_000_000, ".txt")],
+)
+def test_small_files_have_a_limit(count: int, size: int, suffix: str) -> None:
+    """More of them than a model can need, or more bytes of code and beside code, are refused where they are fetched."""
+    rest = (*BASE, "x.py")
+    files = {path: RepoFile(path, 0) for path in (*rest, "model.safetensors")}
+    files |= {path: RepoFile(path, size) for path in (f"x{number}{suffix}" for number in range(count - len(rest)))}
+    files["x0" + suffix] = RepoFile("x0" + suffix, size + 1)
+
+    def small(commit: str | None) -> int:
+        need = Need(weights=False, code=True)
+        return len(draft(Listing(commit, files), need, model="org/name", folder=Path("folder")).small)
+
+    with pytest.raises(
+        UnsafeFileError, match=rf"org/name has {count:,} small files.* None was .*`hf download org/name`"
+    ):
+        small("0" * 40)
+    assert small(None) == count
+    del files["x0" + suffix]
+    assert small("0" * 40) == count - 1
+
+
+@pytest.mark.parametrize(
     ("files", "says"),
     [
         (("adapter_config.json", "adapter_model.safetensors"), "adapter"),

@@ -170,6 +170,19 @@ async def test_a_name_that_is_no_repository(
     assert all("org/model" in request.path or "/cdn/" in request.path for request in hub.requests)
 
 
+@pytest.mark.parametrize("place", ["model", "code"])
+async def test_too_much_code_is_not_requested(
+    place: str, anyio_backend: Any, elsewhere: Path, hub: HubServer, tmp_path: Path
+) -> None:
+    """Neither of the model's repository nor of the second one: their listings are enough to refuse it."""
+    for number in range(1001):
+        (elsewhere.parent / place / f"x{number}.py").touch()
+    loader = ModelLoader("org/model", endpoint=hub.url, cache_dir=tmp_path, trust_remote_code=True)
+    with pytest.raises(UnsafeFileError, match=rf"org/{place} has 1,00\d small files.* `hf download org/{place}`"):
+        await loader.load_model()
+    assert not [request for request in hub.requests if request.path.endswith((".py", ".safetensors"))]
+
+
 async def test_what_the_code_reads_beside_it_comes_too(
     anyio_backend: Any, put: Put, hub: HubServer, tmp_path: Path
 ) -> None:

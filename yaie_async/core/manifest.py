@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ _CODE_OR_PICKLE = re.compile(r".+\.(py|bin|pt|pth|pkl|pickle|ckpt)")
 # What `transformers_weights` in config.json may name.
 _EXPLICIT = (".safetensors", ".safetensors.index.json")
 _BESIDE_CODE = 16 << 20  # bytes
+# Small files in all, and the bytes of code and of what lies beside it.
+_MOST_FILES, _MOST_BYTES = 1000, 256_000_000
 # What is for people. Also hidden files.
 _PROSE = re.compile(r"\..*|(readme|license|notice).*|.+\.(md|rst|pdf|png|jpe?g|gif|svg|webp|mp4|ipynb)", re.IGNORECASE)
 _AGAIN = "Fetch or save the model again; another revision may be whole."
@@ -209,13 +211,16 @@ def draft(listing: Listing, need: Need, *, model: str, folder: Path) -> Manifest
     Raises:
         IncompatibleModelError: no config.json exists (where only the tokenizer is needed, and no tokenizer either), or
             no file that could be a weight file of a readable kind.
-        UnsafeFileError: only pickles exist and they are refused.
+        UnsafeFileError: only pickles exist and they are refused, or `check_small` refuses.
     """
     files = listing.files
     # A tokenizer needs no config.json: repositories of tokenizers and of adapters have none.
     if CONFIG not in files and (need.weights or not any(_TOKENIZER.fullmatch(path) for path in files)):
         raise _no_config_error(listing, model)
-    made = Manifest(model, folder, listing, need, small=_small(files, code=need.code), sharp=not need.weights)
+    small = _small(files, code=need.code)
+    if listing.commit is not None:  # of a directory nothing is fetched
+        check_small(small, model=model)
+    made = Manifest(model, folder, listing, need, small=small, sharp=not need.weights)
     if not need.weights:
         return made
     if ADAPTER_CONFIG in files and ADAPTER_WEIGHTS in files:  # where peft is installed, they are a part of the model
@@ -247,6 +252,18 @@ def _small(files: _Files, *, code: bool) -> tuple[RepoFile, ...]:
         and (_SMALL.fullmatch(path) or (_folder(path) in folders and _may_be_read(file)))
     ]
     return tuple(files[path] for path in (*sorted(chosen), *(path for path in last if path in files)))
+
+
+def check_small(files: Sequence[RepoFile], *, model: str) -> None:
+    """Refuse, by an UnsafeFileError, to fetch more small files, or more bytes of code, than a model can need."""
+    code = sum(file.size or 0 for file in files if not _SMALL.fullmatch(file.path))
+    if len(files) > _MOST_FILES or code > _MOST_BYTES:
+        raise UnsafeFileError(
+            f"{model} has {len(files):,} small files, with {code / 1e6:,.0f} MB of code and what lies beside it. None "
+            f"was fetched: a load fetches up to {_MOST_FILES:,} of them, with {_MOST_BYTES / 1e6:,.0f} MB. If you need "
+            f"them all, run `hf download {model}`; if that is the model itself, load the folder that it prints.",
+            model=model,
+        )
 
 
 def _folder(path: str) -> str:

@@ -7,7 +7,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from yaie_async.core.errors import CacheAccessError, HubUnavailableError, OfflineError
 from yaie_async.core.log import logger
-from yaie_async.core.manifest import TOKENIZER_CONFIG, Manifest, Need
+from yaie_async.core.manifest import TOKENIZER_CONFIG, Manifest, Need, check_small
 from yaie_async.core.progress import Meter
 from yaie_async.core.threads import run_owned
 from yaie_async.fetch.patterns import Patterns
@@ -28,7 +28,7 @@ async def fetch_code(session: Session, manifest: Manifest) -> None:
 
     **Cancellation:** as `fetch_snapshot`.
 
-    **Raises:** as `manifest_of_choice` and `fetch_snapshot`.
+    **Raises:** as `manifest_of_choice`, `check_small` and `fetch_snapshot`.
     """
     if manifest.need is None or not manifest.need.code:
         return
@@ -41,6 +41,7 @@ async def fetch_code(session: Session, manifest: Manifest) -> None:
             resolution = await resolve(session, cache, _REVISION, Need(weights=False, code=True))
             chosen = await manifest_of_choice(session, cache, resolution, Patterns(include=("*.py",)))
             if not chosen.complete:
+                check_small(chosen.files, model=repo_id)
                 # A choice of code asks for no other code first.
                 await fetch_snapshot(session, cache, resolution, chosen, Meter(repo_id), partial(fetch_code, session))
         except (HubUnavailableError, OfflineError, CacheAccessError) as error:
