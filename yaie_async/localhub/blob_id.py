@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
 from yaie_async.core.names import digest_kind
-from yaie_async.core.tasks import task_group
+from yaie_async.core.tasks import SharedCall, task_group
 from yaie_async.localhub.limiter import Limiter
 
 if TYPE_CHECKING:
     from yaie_async.localhub.models import File
 
-_LFS_ABOVE = 10 * 1024 * 1024
+_Key = tuple[Path, str, int, int, bool]
+
+_LARGE = 10 * 1024 * 1024  # bytes, above which the Hub stores any file in LFS
 _LFS_SUFFIXES = (
     ".safetensors",
     ".bin",
@@ -39,7 +42,9 @@ _THREADS = 2
 # Seconds for which a request keeps a thread, as long as no file takes longer: a thread a file costs 0.4 ms more.
 _SLICE = 0.05
 
-_HASHING = Limiter("hashing", _THREADS)
+# Large files take seconds to minutes, so they have threads of their own: a request uses half of them.
+_SMALL_FILES = Limiter("hashes of small files", _THREADS)
+_LARGE_FILES = Limiter("hashes of large files", 2 * _THREADS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +75,18 @@ def lfs_blob_id(sha256: str, size: int) -> BlobId:
 
 def is_lfs(path: str, size: int) -> bool:
     """Return whether the Hub would store this file in LFS."""
-    return size > _LFS_ABOVE or path.endswith(_LFS_SUFFIXES)
+    return size > _LARGE or path.endswith(_LFS_SUFFIXES)
 
 
 class BlobIds:
-    """The ids of files, computed in threads on first use and cached until the file changes on disk."""
+    """The ids of files, computed in threads on first use and cached until the file changes on disk.
+
+    A small file never waits for a large one, and a large one only where several others are hashed already.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: dict[tuple[object, ...], Future[BlobId]] = {}
+        self._known: dict[_Key, BlobId] = {}
+        self._flights: defaultdict[_Key, SharedCall[BlobId]] = defaultdict(SharedCall)
 
     async def of(self, *files: File) -> dict[str, BlobId]:
         """Return the ids of files, by their paths.
@@ -88,16 +96,25 @@ class BlobIds:
         **Raises:** FileChanged, if a file is not the listed one. OSError, if one can't be read.
         """
         found: dict[str, BlobId] = {}
-        # Threads are taken for a slice at a time, so that requests take turns.
-        left = iter(files)
+        large = [file for file in files if file.etag is None and file.size > _LARGE and _key(file) not in self._known]
+        apart = {file.path for file in large}
+        small = [file for file in files if file.path not in apart]
+        # Threads are taken for a slice or for one large file at a time, so that requests take turns.
+        left, left_large = iter(small), iter(large)
 
         async def compute() -> None:
-            while await anyio.to_thread.run_sync(self._some, left, found, limiter=_HASHING.get()):
+            while await anyio.to_thread.run_sync(self._some, left, found, limiter=_SMALL_FILES.get()):
                 pass
 
+        async def compute_large() -> None:
+            for file in left_large:
+                found[file.path] = await self._alone(file)
+
         async with task_group() as tasks:
-            for _ in range(min(len(files), _THREADS)):
+            for _ in small[:_THREADS]:
                 tasks.start_soon(compute)
+            for _ in large[:_THREADS]:
+                tasks.start_soon(compute_large)
         return found
 
     def _some(self, left: Iterator[File], found: dict[str, BlobId]) -> bool:
@@ -109,30 +126,29 @@ class BlobIds:
                 return True
         return False
 
-    def _of(self, file: File) -> BlobId:
-        lfs = is_lfs(file.path, file.size)
-        key = (file.root, file.source, file.size, file.mtime_ns, lfs)
-        with self._lock:
-            known = self._known.get(key)
-            if known is None:
-                mine = self._known[key] = Future()
-        if known is not None:
-            return known.result()
+    async def _alone(self, file: File) -> BlobId:
+        """Return the id of a large file; those who wait for the same one keep no thread."""
+        flight = self._flights[_key(file)]
         try:
-            mine.set_result(_blob_id(file, lfs=lfs))
-        except BaseException as error:
-            # Do not cache the error: the next request may succeed.
-            with self._lock:
-                del self._known[key]
-            mine.set_exception(error)
-            raise
-        return mine.result()
+            return await flight(partial(anyio.to_thread.run_sync, self._of, file, limiter=_LARGE_FILES.get()))
+        finally:
+            self._flights.pop(_key(file), None)
+
+    def _of(self, file: File) -> BlobId:
+        known = self._known.get(_key(file))
+        if known is None:
+            known = self._known[_key(file)] = _blob_id(file)
+        return known
 
 
-def _blob_id(file: File, *, lfs: bool) -> BlobId:
+def _key(file: File) -> _Key:
+    return file.root, file.source, file.size, file.mtime_ns, is_lfs(file.path, file.size)
+
+
+def _blob_id(file: File) -> BlobId:
     if file.etag is not None:
         return lfs_blob_id(file.etag, file.size) if digest_kind(file.etag) == "sha256" else BlobId(file.etag)
-    if lfs:
+    if is_lfs(file.path, file.size):
         return lfs_blob_id(_hash_file(file, hashlib.sha256), file.size)
     return BlobId(_hash_file(file, lambda: _git_hash(file.size)))
 
