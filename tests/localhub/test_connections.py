@@ -57,9 +57,10 @@ def connect() -> Iterator[Connect]:
     """Opens connections to a server, which have sent something."""
     with contextlib.ExitStack() as stack:
 
-        def connected(url: str, sent: bytes = b"") -> socket.socket:
+        def connected(url: str, sent: bytes = b"", address: str = "") -> socket.socket:
             connection = stack.enter_context(socket.socket())
             connection.settimeout(30)
+            connection.bind((address, 0))
             connection.connect((urlsplit(url).hostname, urlsplit(url).port))
             connection.sendall(sent)
             return connection
@@ -235,6 +236,36 @@ def test_a_client_that_does_not_read_makes_room(
         wait_until(lambda: httpx.get(f"{url}/api/models/org/name").status_code == 200)
         # The other one has its body still: it is longer than what its connection held.
         assert sorted(len(read(reader, 32 << 20)) < 32 << 20 for reader in readers) == [False, True]
+
+
+@pytest.mark.usefixtures("big")
+def test_an_address_with_more_than_half_of_the_places_makes_room(
+    hub_root: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For others, at once, until it has half; its own new clients never take the place of another address."""
+    monkeypatch.setattr(connections, "_MOST", 4)
+    monkeypatch.setattr(connections, "_GRACE", 60)
+    ask = GET % b"model.safetensors"
+    with running(LocalHub(hub_root)) as url:
+        readers = [connect(url, ask) for _ in range(4)]
+        for reader in readers:
+            assert reader.recv(10) == b"HTTP/1.1 2"
+        assert connect(url).recv(12) == b"HTTP/1.1 429"
+        others: list[socket.socket] = []
+
+        def half_is_theirs() -> bool:
+            other = connect(url, ask, "127.0.0.2")
+            with contextlib.suppress(ConnectionError):
+                if other.recv(12) == b"HTTP/1.1 200":
+                    others.append(other)
+            return len(others) == 2
+
+        # The server is at work for a reader until its connection is full.
+        wait_until(half_is_theirs)
+        assert connect(url, address="127.0.0.3").recv(12) == b"HTTP/1.1 429"
+        assert connect(url).recv(12) == b"HTTP/1.1 429"
+        for other in others:
+            assert len(read(other, 32 << 20)) >= 32 << 20
 
 
 def test_where_the_server_is_at_work_for_all_a_new_client_is_refused(

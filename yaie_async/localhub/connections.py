@@ -1,6 +1,9 @@
 """The open connections of a server: how many there may be, and how long a client may keep the server waiting."""
 
+from __future__ import annotations
+
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import cast
 
@@ -32,7 +35,8 @@ class Connections:
     """At most `most` connections, on one event loop.
 
     Beyond, a new one takes the place of the one that has kept the server waiting for longest; where the server is at
-    work for all of them, the new one is answered 429.
+    work for all of them, the new one is answered 429. An address that holds more than half of the places makes room
+    itself: for others at once.
     """
 
     def __init__(self, most: int) -> None:
@@ -76,7 +80,7 @@ class _Connection(asyncio.Protocol):
     """Hands all events to the protocol of the server, and drops a client that keeps the server waiting."""
 
     def __init__(self, connections: Connections, protocol: asyncio.Protocol) -> None:
-        self.client: object = None
+        self.client: tuple[object, ...] = ()
         self.requests = 0
         self.has_asked = False
         self._open, self._most = connections.open, connections.most
@@ -85,6 +89,11 @@ class _Connection(asyncio.Protocol):
         self._for_body = self._for_reader = False
         self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def address(self) -> object:
+        """The address of the client, or this connection where it has none."""
+        return self.client[0]
 
     def wait(self, *, for_body: bool | None = None, for_reader: bool | None = None) -> None:
         """Wait for a request if there is none, for a body, or for the client to read. Each call begins anew."""
@@ -97,9 +106,21 @@ class _Connection(asyncio.Protocol):
             self._since = self._loop.time()
             self._timer = self._loop.call_later(_PATIENCE, self.drop)
 
-    def yields_at(self) -> float:
+    def yields_at(self, grace: float) -> float:
         """Return the time from which this connection makes room for another one."""
-        return self._since + (_GRACE if self.has_asked else 0) if self._timer else float("inf")
+        return self._since + (grace if self.has_asked else 0) if self._timer else float("inf")
+
+    def _slowest(self) -> _Connection | None:
+        """Return the connection that makes room for this one; None where the server is at work for all that could."""
+        address, places = Counter(each.address for each in self._open.values()).most_common(1)[0]
+        crowd = address if 2 * places > self._most else None
+        yields_at = {
+            each: each.yields_at(0 if each.address == crowd != self.address else _GRACE)
+            for each in self._open.values()
+            if self.address != crowd or each.address == crowd
+        }
+        slowest = min(yields_at, key=yields_at.__getitem__)
+        return slowest if yields_at[slowest] <= self._loop.time() else None
 
     def drop(self) -> None:
         """Close the connection, with what the client has not read."""
@@ -111,8 +132,8 @@ class _Connection(asyncio.Protocol):
         # By this name a request finds its connection; there is none if the client has left already.
         self.client = (transport.get_extra_info("peername") or (self,))[:2]
         if len(self._open) >= self._most:
-            slowest = min(self._open.values(), key=_Connection.yields_at)
-            if slowest.yields_at() > self._loop.time():
+            slowest = self._slowest()
+            if slowest is None:
                 self._protocol = asyncio.Protocol()
                 self._transport.write(_FULL)
                 self._transport.close()
