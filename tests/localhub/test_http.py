@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from tests.localhub.conftest import CONFIG, WEIGHTS
 from tests.support.hub import HubServer
+from yaie_async.localhub import models
 from yaie_async.localhub.body import RangeNotSatisfiable, select_range
 from yaie_async.localhub.models import Snapshot
 
@@ -233,6 +236,65 @@ def test_only_whole_files_are_served(hub_root: Path) -> None:
         names = [s["rfilename"] for s in httpx.get(f"{hub.url}/api/models/org/name?blobs=true").json()["siblings"]]
         assert len(names) == 6
         assert hub.raw_get(URL.encode() + b"fifo") == 404
+
+
+@pytest.mark.parametrize("target", ["/", "/proc", "linked"])
+def test_a_model_that_is_a_link_to_elsewhere_is_not_found(hub_root: Path, target: str) -> None:
+    """Nothing there is looked at, and the model is in no list; a link to itself in a model hides no file of it."""
+    for link in (hub_root / "linked", hub_root / "org" / "linked", hub_root / "org" / "name" / "0"):
+        link.symlink_to(target)
+    with HubServer(hub_root) as hub:
+        assert hub.app.names() == ["gpt2", "org/name"]
+        for model in ("linked", "org/linked"):
+            answer = httpx.get(f"{hub.url}/api/models/{model}", headers={"Authorization": "Bearer any"})
+            assert (answer.status_code, answer.headers["x-error-code"]) == (404, "RepoNotFound")
+        assert httpx.get(f"{hub.url}{URL}config.json").content == CONFIG
+
+
+def test_a_snapshot_that_is_a_link_to_elsewhere_is_not_found(tmp_path: Path) -> None:
+    """In a cache it is a commit that does not exist."""
+    snapshots = tmp_path / "cache" / "models--org--name" / "snapshots"
+    snapshots.mkdir(parents=True)
+    (snapshots / ("0" * 40)).symlink_to("/")
+    with HubServer(tmp_path / "cache") as hub:
+        assert hub.app.names() == []
+        answer = httpx.get(f"{hub.url}/api/models/org/name/revision/{'0' * 40}")
+        assert (answer.status_code, answer.headers["x-error-code"]) == (404, "RevisionNotFound")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not read a folder")
+@pytest.mark.parametrize("closed", ["sub", "sub/dir/vocab.txt", "model.safetensors"])
+def test_what_the_server_may_not_read_is_said_by_name(hub_root: Path, closed: str) -> None:
+    """A model without one of its files would be taken for the whole; the path on this machine is not told."""
+    with tempfile.TemporaryDirectory() as parent:  # tmp_path is closed to other users
+        Path(parent).chmod(0o755)
+        root = Path(shutil.copytree(hub_root, Path(parent, "models")))
+        (root / "org" / "name" / closed).chmod(0)
+        with HubServer(root, cdn=False) as hub, httpx.Client(base_url=hub.url) as client:
+            client.get("/gpt2/resolve/main/config.json")  # whatever is imported for a request is imported by now
+            os.seteuid(65534)
+            try:
+                answers = [client.get(path) for path in ("/api/models/org/name?blobs=true", URL + closed)]
+            finally:
+                os.seteuid(0)
+    for answer in answers:
+        said = f"The server can't read org/name/{closed}: Permission denied. Check the folder that it serves."
+        assert (answer.status_code, answer.json()) == (403, {"error": said})
+
+
+@pytest.mark.parametrize("kind", ["many", "deep"])
+def test_a_folder_without_end_is_refused(hub_root: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """It has too many files or too deep folders; other models are served."""
+    if kind == "many":
+        monkeypatch.setattr(models, "_MOST_ENTRIES", 5)
+    else:
+        Path(hub_root / "org" / "name", *"a" * 102).mkdir(parents=True)
+        Path(hub_root / "org" / "name", *"a" * 102, "file").touch()
+    with HubServer(hub_root) as hub:
+        answer = httpx.get(f"{hub.url}{URL}config.json")
+        assert answer.status_code == 403
+        assert "org/name: it has more than" in answer.headers["x-error-message"]
+        assert httpx.get(f"{hub.url}/gpt2/resolve/main/config.json").content == CONFIG
 
 
 @pytest.mark.parametrize(

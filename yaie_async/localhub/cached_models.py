@@ -1,11 +1,21 @@
 """The models of an HF cache."""
 
+import os
 from pathlib import Path
 
 from yaie_async.core.errors import UnsafeFileError
 from yaie_async.core.manifest import Need
 from yaie_async.core.names import check_path
-from yaie_async.localhub.models import ModelMissing, RevisionMissing, Snapshot, folders, listing, segments
+from yaie_async.localhub.models import (
+    ModelMissing,
+    RevisionMissing,
+    Snapshot,
+    Unreadable,
+    folders,
+    is_beneath,
+    listing,
+    segments,
+)
 from yaie_async.store.cache import RepoCache
 from yaie_async.store.completeness import Completeness, snapshot_state
 
@@ -18,17 +28,23 @@ class CachedModels:
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
-        self._complete: set[Path] = set()
+        self._complete: set[tuple[str, str]] = set()
 
     def names(self) -> list[str]:
         """Return the models that have a complete snapshot."""
         tops = (name for name in folders(self._root) if name.startswith("models--"))
         names = (name.removeprefix("models--").replace("--", "/") for name in tops)
-        return [name for name in names if any(self._is_complete(name, at) for at in self._snapshots(name))]
+        return [name for name in names if any(self._is_served(name, commit) for commit in self._commits(name))]
 
-    def _snapshots(self, model: str) -> list[Path]:
-        top = RepoCache(self._root, model).folder / "snapshots"
-        return [top / commit for commit in folders(top)]
+    def _commits(self, model: str) -> list[str]:
+        return folders(RepoCache(self._root, model).folder / "snapshots")
+
+    def _is_served(self, model: str, commit: str) -> bool:
+        try:
+            self._snapshot(RepoCache(self._root, model), commit, commit)
+        except (RevisionMissing, Unreadable):
+            return False
+        return True
 
     def snapshot(self, model: str, revision: str) -> Snapshot:
         """Return a model at a cached revision; see `Models.snapshot`."""
@@ -36,28 +52,32 @@ class CachedModels:
             raise ModelMissing(model)
         segments(model)
         cache = RepoCache(self._root, model)
-        if not (cache.folder / "snapshots").is_dir():
+        if not os.path.isdir(cache.folder / "snapshots"):  # unlike Path.is_dir also where it may not be looked at
             raise ModelMissing(model)
-        commit = _commit_of(cache, revision)
-        snapshot = cache.snapshot(commit)
-        if not snapshot.is_dir():
-            raise RevisionMissing(revision)
-        if not self._is_complete(model, snapshot):
-            raise RevisionMissing(f"{revision} (some of its files are not cached here)")
-        return Snapshot(model, commit, listing(snapshot, self._root))
+        return self._snapshot(cache, _commit_of(cache, revision), revision)
 
-    def _is_complete(self, model: str, snapshot: Path) -> bool:
+    def _snapshot(self, cache: RepoCache, commit: str, revision: str) -> Snapshot:
+        top = cache.snapshot(commit)
+        if not os.path.isdir(top) or not is_beneath(self._root, top):
+            raise RevisionMissing(revision)
+        # First: it is bounded.
+        snapshot = Snapshot(cache.repo_id, commit, listing(top, self._root))
+        if not self._is_complete(cache, snapshot):
+            raise RevisionMissing(f"{revision} (some of its files are not cached here)")
+        return snapshot
+
+    def _is_complete(self, cache: RepoCache, snapshot: Snapshot) -> bool:
         """Whether the snapshot has all files of the official client's listing, or all files that a load needs."""
-        if snapshot not in self._complete:
-            cache = RepoCache(self._root, model)
-            tree = cache.tree(snapshot.name)
-            everything = tree is not None and tree.keys() <= cache.files(snapshot.name).keys()
+        key = (snapshot.model, snapshot.commit)
+        if key not in self._complete:
+            tree = cache.tree(snapshot.commit)
+            everything = tree is not None and tree.keys() <= snapshot.files.keys()
             if (
                 not everything
-                and snapshot_state(cache, snapshot.name, Need(weights=True)).completeness is Completeness.MISSING
+                and snapshot_state(cache, snapshot.commit, Need(weights=True)).completeness is Completeness.MISSING
             ):
                 return False
-            self._complete.add(snapshot)
+            self._complete.add(key)
         return True
 
 

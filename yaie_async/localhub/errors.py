@@ -56,3 +56,8 @@ def entry_not_found(commit: str) -> HubError:
 def file_changed(path: str) -> HubError:
     """Return the answer to a file that is not the listed one any more. The next request lists the files again."""
     return HubError(503, f"The file {path} was changed while it was read. Try again.")
+
+
+def unreadable(what: str) -> HubError:
+    """Return the answer where the server may not read what it is asked for: trying again does not help."""
+    return HubError(403, f"The server can't read {what}. Check the folder that it serves.")

@@ -17,7 +17,7 @@ from yaie_async.localhub.access_control import AccessControl
 from yaie_async.localhub.blob_id import BlobIds
 from yaie_async.localhub.body import file_response
 from yaie_async.localhub.limiter import Limiter
-from yaie_async.localhub.models import FileChanged, ModelMissing, RevisionMissing, Snapshot, models_in
+from yaie_async.localhub.models import FileChanged, ModelMissing, RevisionMissing, Snapshot, Unreadable, models_in
 from yaie_async.localhub.request_body import requested_paths
 from yaie_async.localhub.route import Route, cdn_path, parse_route
 from yaie_async.localhub.signed_url import UrlSigner
@@ -85,9 +85,12 @@ class LocalHub:
         try:
             response = await self._answer(Request(scope, receive))
             await response(scope, receive, send)
-        except (errors.HubError, FileChanged) as error:
-            refusal = errors.file_changed(str(error)) if isinstance(error, FileChanged) else error
-            await refusal.response()(scope, receive, send)
+        except errors.HubError as error:
+            await error.response()(scope, receive, send)
+        except FileChanged as error:
+            await errors.file_changed(str(error)).response()(scope, receive, send)
+        except Unreadable as error:
+            await errors.unreadable(str(error)).response()(scope, receive, send)
         except ClientDisconnect:
             return
 

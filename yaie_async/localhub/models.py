@@ -11,7 +11,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,11 @@ from yaie_async.localhub.beneath import LOOK, READ, open_beneath
 
 _SEGMENT = re.compile(r"(?!\.)[\w.-]+", re.ASCII)
 _LONGEST = 96  # characters, as on the Hub; file systems limit the length of names too
+
+# As many as clients take. What has more, or is deeper, is hardly a model: another file system that is mounted there.
+_MOST_ENTRIES = 500_000
+_DEEPEST = 100
+_REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 # Folders of git and of `hf download --local-dir`, which are not part of the repository.
 _NOT_LISTED = frozenset({".git", ".cache"})
@@ -32,6 +37,10 @@ class ModelMissing(LookupError):
 
 class RevisionMissing(LookupError):
     """Raised when a model does not have a branch, tag or commit."""
+
+
+class Unreadable(Exception):
+    """Raised when this server may not read a file or folder, or when a folder has too much in it."""
 
 
 class FileChanged(LookupError):
@@ -63,6 +72,7 @@ class File:
 
         Raises:
             FileChanged: it was removed, replaced or changed since it was listed.
+            Unreadable: the server may not read it.
             OSError: it can't be read.
         """
         opened, found = _open(self.root, self.source, READ)
@@ -93,6 +103,7 @@ class Models(Protocol):
         Raises:
             ModelMissing: the model does not exist.
             RevisionMissing: the model does not have this revision.
+            Unreadable: the server may not list it.
             OSError: the disk could not be read.
         """
 
@@ -125,18 +136,17 @@ class PlainModels:
 
     def names(self) -> list[str]:
         """Return the folders that contain files, and those inside a folder that contains none."""
-        tops = [(name, _has_files(self._root / name)) for name in folders(self._root)]
+        tops = [(name, self._has_files(name)) for name in folders(self._root)]
         below = [f"{org}/{name}" for org, is_model in tops if not is_model for name in folders(self._root / org)]
-        return [name for name, is_model in tops if is_model] + [n for n in below if _has_files(self._root / n)]
+        return [name for name, is_model in tops if is_model] + [n for n in below if self._has_files(n)]
 
     def snapshot(self, model: str, revision: str) -> Snapshot:
         """Return a model at `main` or at its commit; see `Models.snapshot`."""
         parts = segments(model)
-        top = self._root.joinpath(*parts)
         # A folder inside a model, such as gpt2/onnx, is not a model.
-        if not _has_files(top) or (len(parts) == 2 and _has_files(top.parent)):
+        if not self._has_files(model) or (len(parts) == 2 and self._has_files(parts[0])):
             raise ModelMissing(model)
-        files = listing(top, self._root)
+        files = listing(self._root / model, self._root)
         if not files:
             raise ModelMissing(model)
         described = "\n".join(f"{file.path}\0{file.size}\0{file.mtime_ns}" for file in files.values())
@@ -144,6 +154,18 @@ class PlainModels:
         if revision not in ("main", commit):
             raise RevisionMissing(revision)
         return Snapshot(model, commit, files)
+
+    def _has_files(self, name: str) -> bool:
+        try:
+            with os.scandir(self._root / name) as entries:
+                return is_beneath(self._root, self._root / name) and any(map(os.path.isfile, entries))
+        except OSError:
+            return False
+
+
+def is_beneath(root: Path, folder: Path) -> bool:
+    """Whether a folder is in `root`, and no link to elsewhere: of such a one no file would be listed."""
+    return Path(os.path.realpath(folder)).is_relative_to(root)
 
 
 def segments(model: str) -> list[str]:
@@ -162,37 +184,59 @@ def folders(directory: Path) -> list[str]:
     """Return the names of the folders in a directory, except hidden ones; empty if it can't be read."""
     try:
         with os.scandir(directory) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if os.path.isdir(entry) and not entry.name.startswith("."))
     except OSError:
         return []
 
 
-def _has_files(directory: Path) -> bool:
-    try:
-        with os.scandir(directory) as entries:
-            return any(entry.is_file() for entry in entries)
-    except OSError:
-        return False
-
-
 def listing(top: Path, root: Path) -> dict[str, File]:
-    """Return the files under `top`, except those that a link places outside `root`."""
-    files: list[File] = []
-    for folder, subfolders, names in os.walk(top):
-        subfolders[:] = [name for name in subfolders if name not in _NOT_LISTED]
-        for name in names:
-            entry = Path(folder, name)
-            path, source = entry.relative_to(top).as_posix(), entry.relative_to(root).as_posix()
-            if not path.isprintable():
-                continue  # Names that are not UTF-8 are not printable, and can't be in JSON.
-            etag = _blob_name(entry)
-            try:
-                looked, found = _open(root, source, LOOK)
-            except FileChanged:
-                continue
-            os.close(looked)
-            files.append(File(path, root, source, *found, etag))
-    return {file.path: file for file in sorted(files, key=lambda file: file.path)}
+    """Return the files under `top`, except those that a link places outside `root`.
+
+    Raises:
+        Unreadable: the server may not list it, or there are too many.
+    """
+    # All names first: whether there are too many is known at a hundredth of the cost of looking at the files.
+    files = (_file(path, top, root) for path in sorted(_names(top, root)))
+    return {file.path: file for file in files if file is not None}
+
+
+def _names(top: Path, root: Path) -> Iterator[str]:
+    """Yield the paths of all that is no folder under `top`."""
+    seen, left = 0, [("", 0)]
+    while left:
+        folder, depth = left.pop()
+        try:
+            with os.scandir(top / folder) as entries:
+                for entry in entries:
+                    seen += 1
+                    if seen > _MOST_ENTRIES or depth > _DEEPEST:
+                        most = f"{_MOST_ENTRIES:,} files, or folders more than {_DEEPEST} deep"
+                        raise Unreadable(f"{top.relative_to(root)}: it has more than {most}")
+                    if not entry.is_dir(follow_symlinks=False):
+                        yield folder + entry.name
+                    elif entry.name not in _NOT_LISTED:
+                        left.append((f"{folder}{entry.name}/", depth + 1))
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # removed just now
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            raise Unreadable(f"{(top / folder).relative_to(root)}: {error.strerror}") from error
+
+
+def _file(path: str, top: Path, root: Path) -> File | None:
+    """Return the file at `path` under `top`, or None where there is none that is beneath `root`."""
+    if not path.isprintable():
+        return None  # Names that are not UTF-8 are not printable, and can't be in JSON.
+    entry = top / path
+    source = entry.relative_to(root).as_posix()
+    etag = _blob_name(entry)
+    try:
+        looked, found = _open(root, source, LOOK)
+    except FileChanged:
+        return None
+    os.close(looked)
+    return File(path, root, source, *found, etag)
 
 
 def _open(root: Path, source: str, flags: int) -> tuple[int, tuple[int, int]]:
@@ -200,6 +244,7 @@ def _open(root: Path, source: str, flags: int) -> tuple[int, tuple[int, int]]:
 
     Raises:
         FileChanged: there is none.
+        Unreadable: the server may not read it.
     """
     try:
         opened = open_beneath(root, source, flags)
@@ -207,6 +252,8 @@ def _open(root: Path, source: str, flags: int) -> tuple[int, tuple[int, int]]:
         # It was removed, or replaced by a link that leads outside.
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
             raise FileChanged(source) from error
+        if error.errno in _REFUSED:
+            raise Unreadable(f"{source}: {error.strerror}") from error
         raise
     status = os.fstat(opened)
     if not stat.S_ISREG(status.st_mode):  # FIFOs and devices have no contents
