@@ -10,11 +10,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from huggingface_hub import snapshot_download
 
 from tests.localhub.conftest import CONFIG, WEIGHTS
 from tests.support.hub import HubServer
-from yaie_async.localhub import models
+from yaie_async.localhub import cached_models, models
 from yaie_async.localhub.body import RangeNotSatisfiable, select_range
+from yaie_async.localhub.cached_models import CachedModels
 from yaie_async.localhub.models import Snapshot
 
 URL = "/org/name/resolve/main/"
@@ -224,6 +226,61 @@ def test_what_is_swapped_in_after_the_listing_is_not_sent(
         again = httpx.get(f"{hub.url}{URL}{name}")
         assert again.is_success == (swap is _a_longer_file)
         assert b"secret" not in answer.content + again.content
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_request_for_a_file_of_a_known_commit_lists_no_others(
+    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    """It looks at that file alone, on the Hub and its CDN; a changed one is no longer the commit's."""
+    with HubServer(hub_root) as hub:
+        if cached:
+            snapshot_download("org/name", endpoint=hub.url, cache_dir=tmp_path / "cache")
+            hub.app._models = CachedModels(tmp_path / "cache")
+        commit = httpx.get(f"{hub.url}/api/models/org/name").json()["sha"]
+        at = f"{hub.url}/org/name/resolve/{commit}/"
+        for module in (models, cached_models):
+            monkeypatch.setattr(module, "listing", None)
+        assert httpx.get(f"{at}sub/dir/vocab.txt").text == "a\nb\n"
+        assert httpx.get(f"{at}model.safetensors", follow_redirects=True).content == WEIGHTS
+        assert httpx.get(f"{at}none.txt").headers["x-error-code"] == "EntryNotFound"
+        monkeypatch.undo()
+        if not cached:
+            (hub_root / "org" / "name" / "config.json").write_text("{}")
+            assert httpx.get(f"{at}sub/dir/vocab.txt").text == "a\nb\n"
+            assert httpx.get(f"{at}config.json").headers["x-error-code"] == "RevisionNotFound"
+            assert httpx.get(f"{at}sub/dir/vocab.txt").headers["x-error-code"] == "RevisionNotFound"
+
+
+def test_one_file_is_found_where_the_listing_has_it(hub_root: Path) -> None:
+    """And nowhere else: not by other spellings, through linked folders, or in folders that are no part of a model."""
+    top = hub_root / "org" / "name"
+    (top / ".git").mkdir()
+    (top / ".git" / "config").touch()
+    (top / "folder").symlink_to("sub")
+    (top / "link.json").symlink_to("config.json")
+    (top / "outside").symlink_to("/etc/passwd")
+    os.mkfifo(top / "fifo")
+    files = models.listing(top, hub_root)
+    assert "link.json" in files
+    there = [path.relative_to(top).as_posix() for path in top.rglob("*")]
+    odd = ["", ".", "sub/../config.json", "./config.json", "sub//dir/vocab.txt", "/etc/passwd", "../name/config.json",
+           "folder/dir/vocab.txt", "config.json/", "config.json/x", "\0", "x" * 300, "x/" * 3000 + "x"]  # fmt: skip
+    for path in [*there, *odd]:
+        assert models.one_file(path, top, hub_root) == ({path: files[path]} if path in files else {})
+    (hub_root / "alias").symlink_to("org/name")
+    assert "sub/dir/vocab.txt" in models.one_file("sub/dir/vocab.txt", hub_root / "alias", hub_root)
+
+
+def test_only_a_number_of_files_is_remembered(hub_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the models that were asked for last."""
+    plain = models.PlainModels(hub_root)
+    monkeypatch.setattr(models, "_MOST_ENTRIES", 10)  # org/name has 6 files and 2 folders, gpt2 2 files and a folder
+    for name in ("one", "two"):
+        shutil.copytree(hub_root / "gpt2", hub_root / name)
+    for name in ("org/name", "gpt2", "one", "gpt2", "two"):
+        plain.snapshot(name, "main")
+    assert list(plain._listed) == ["one", "gpt2", "two"]
 
 
 def test_only_whole_files_are_served(hub_root: Path) -> None:

@@ -1,12 +1,14 @@
 """The models of an HF cache."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from yaie_async.core.errors import UnsafeFileError
 from yaie_async.core.manifest import Need
 from yaie_async.core.names import check_path
 from yaie_async.localhub.models import (
+    File,
     ModelMissing,
     RevisionMissing,
     Snapshot,
@@ -14,6 +16,7 @@ from yaie_async.localhub.models import (
     folders,
     is_beneath,
     listing,
+    one_file,
     segments,
 )
 from yaie_async.store.cache import RepoCache
@@ -28,7 +31,7 @@ class CachedModels:
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
-        self._complete: set[tuple[str, str]] = set()
+        self._complete: set[Path] = set()
 
     def names(self) -> list[str]:
         """Return the models that have a complete snapshot."""
@@ -41,43 +44,50 @@ class CachedModels:
 
     def _is_served(self, model: str, commit: str) -> bool:
         try:
-            self._snapshot(RepoCache(self._root, model), commit, commit)
-        except (RevisionMissing, Unreadable):
+            self.snapshot(model, commit)
+        except (ModelMissing, RevisionMissing, Unreadable):
             return False
         return True
 
     def snapshot(self, model: str, revision: str) -> Snapshot:
         """Return a model at a cached revision; see `Models.snapshot`."""
+        cache, top = self._find(model, revision)
+        # First: it is bounded.
+        files = listing(top, self._root)
+        if not self._is_complete(cache, top, files):
+            raise RevisionMissing(f"{revision} (some of its files are not cached here)")
+        return Snapshot(model, top.name, files)
+
+    def with_file(self, model: str, revision: str, path: str) -> Snapshot:
+        """Return a cached revision with this file alone if it is known to be complete; see `Models.with_file`."""
+        _, top = self._find(model, revision)
+        if top in self._complete:
+            return Snapshot(model, top.name, one_file(path, top, self._root))
+        return self.snapshot(model, revision)
+
+    def _find(self, model: str, revision: str) -> tuple[RepoCache, Path]:
         if "--" in model:
             raise ModelMissing(model)
         segments(model)
         cache = RepoCache(self._root, model)
         if not os.path.isdir(cache.folder / "snapshots"):  # unlike Path.is_dir also where it may not be looked at
             raise ModelMissing(model)
-        return self._snapshot(cache, _commit_of(cache, revision), revision)
-
-    def _snapshot(self, cache: RepoCache, commit: str, revision: str) -> Snapshot:
-        top = cache.snapshot(commit)
+        top = cache.snapshot(_commit_of(cache, revision))
         if not os.path.isdir(top) or not is_beneath(self._root, top):
             raise RevisionMissing(revision)
-        # First: it is bounded.
-        snapshot = Snapshot(cache.repo_id, commit, listing(top, self._root))
-        if not self._is_complete(cache, snapshot):
-            raise RevisionMissing(f"{revision} (some of its files are not cached here)")
-        return snapshot
+        return cache, top
 
-    def _is_complete(self, cache: RepoCache, snapshot: Snapshot) -> bool:
+    def _is_complete(self, cache: RepoCache, top: Path, files: Mapping[str, File]) -> bool:
         """Whether the snapshot has all files of the official client's listing, or all files that a load needs."""
-        key = (snapshot.model, snapshot.commit)
-        if key not in self._complete:
-            tree = cache.tree(snapshot.commit)
-            everything = tree is not None and tree.keys() <= snapshot.files.keys()
+        if top not in self._complete:
+            tree = cache.tree(top.name)
+            everything = tree is not None and tree.keys() <= files.keys()
             if (
                 not everything
-                and snapshot_state(cache, snapshot.commit, Need(weights=True)).completeness is Completeness.MISSING
+                and snapshot_state(cache, top.name, Need(weights=True)).completeness is Completeness.MISSING
             ):
                 return False
-            self._complete.add(key)
+            self._complete.add(top)
         return True
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -124,9 +125,10 @@ class LocalHub:
         return await self._resolve(request, snapshot, route.path)
 
     async def _snapshot(self, route: Route) -> Snapshot:
-        return await anyio.to_thread.run_sync(
-            self._models.snapshot, route.model, route.revision, limiter=_LISTING.get()
-        )
+        look = partial(self._models.snapshot, route.model, route.revision)
+        if route.kind in ("resolve", "cdn"):
+            look = partial(self._models.with_file, route.model, route.revision, route.path)
+        return await anyio.to_thread.run_sync(look, limiter=_LISTING.get())
 
     async def _info(self, request: Request, snapshot: Snapshot) -> Response:
         query = request.query_params

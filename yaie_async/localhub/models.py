@@ -11,6 +11,7 @@ import io
 import os
 import re
 import stat
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ _LONGEST = 96  # characters, as on the Hub; file systems limit the length of nam
 # As many as clients take. What has more, or is deeper, is hardly a model: another file system that is mounted there.
 _MOST_ENTRIES = 500_000
 _DEEPEST = 100
-_REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+_REFUSED = {errno.EACCES, errno.EPERM}
+# Removed, replaced by a link that leads outside, or never there.
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG}
 
 # Folders of git and of `hf download --local-dir`, which are not part of the repository.
 _NOT_LISTED = frozenset({".git", ".cache"})
@@ -67,6 +70,20 @@ class File:
     mtime_ns: int
     etag: str | None = None
 
+    def is_there(self) -> bool:
+        """Return whether the file still is the listed one.
+
+        Raises:
+            Unreadable: the server may not look at it.
+            OSError: it can't be looked at.
+        """
+        try:
+            looked, found = _open(self.root, self.source, LOOK)
+        except FileChanged:
+            return False
+        os.close(looked)
+        return found == (self.size, self.mtime_ns)
+
     def open(self) -> io.BufferedReader:
         """Open the file for reading.
 
@@ -107,6 +124,12 @@ class Models(Protocol):
             OSError: the disk could not be read.
         """
 
+    def with_file(self, model: str, revision: str, path: str) -> Snapshot:
+        """Return a model at a revision, as `snapshot`, for a request for one file: others may be left out, or changed.
+
+        At a commit that was listed before, the other files are not looked at.
+        """
+
 
 def models_in(root: Path) -> Models:
     """Return the models of `root`: an HF cache if it has folders `models--*`, else a folder of models.
@@ -128,11 +151,13 @@ class PlainModels:
     """Models in folders `root/name` or `root/org/name`, each with the single branch `main`.
 
     The commit is a hash of the files' paths, sizes and modification times, which avoids reading gigabytes. Changing a
-    file creates a new commit and removes the previous one.
+    file creates a new commit and removes the previous one, whose other files are served until the next listing.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
+        self._lock = threading.Lock()
+        self._listed: dict[str, Snapshot] = {}  # of each model the last one, those listed last at the end
 
     def names(self) -> list[str]:
         """Return the folders that contain files, and those inside a folder that contains none."""
@@ -151,9 +176,27 @@ class PlainModels:
             raise ModelMissing(model)
         described = "\n".join(f"{file.path}\0{file.size}\0{file.mtime_ns}" for file in files.values())
         commit = hashlib.sha1(described.encode(), usedforsecurity=False).hexdigest()
+        snapshot = Snapshot(model, commit, files)
+        self._remember(snapshot)
         if revision not in ("main", commit):
             raise RevisionMissing(revision)
-        return Snapshot(model, commit, files)
+        return snapshot
+
+    def with_file(self, model: str, revision: str, path: str) -> Snapshot:
+        """Return a model at a commit that was listed before, or as `snapshot`; see `Models.with_file`."""
+        listed = self._listed.get(model)
+        if listed is not None and listed.commit == revision:
+            file = listed.files.get(path)
+            if file is None or file.is_there():
+                return listed
+        return self.snapshot(model, revision)
+
+    def _remember(self, snapshot: Snapshot) -> None:
+        with self._lock:
+            self._listed.pop(snapshot.model, None)
+            self._listed[snapshot.model] = snapshot
+            while sum(len(each.files) for each in self._listed.values()) > _MOST_ENTRIES:
+                del self._listed[next(iter(self._listed))]
 
     def _has_files(self, name: str) -> bool:
         try:
@@ -219,9 +262,20 @@ def _names(top: Path, root: Path) -> Iterator[str]:
         except (FileNotFoundError, NotADirectoryError):
             continue  # removed just now
         except OSError as error:
-            if error.errno not in _REFUSED:
+            if error.errno not in _REFUSED | {errno.ENAMETOOLONG}:
                 raise
             raise Unreadable(f"{(top / folder).relative_to(root)}: {error.strerror}") from error
+
+
+def one_file(path: str, top: Path, root: Path) -> dict[str, File]:
+    """Return what `listing` has at `path`: looks at no other file, and raises the same."""
+    *folders, name = path.split("/")
+    if len(folders) > _DEEPEST or {"", ".", ".."} & {*folders, name} or _NOT_LISTED & {*folders}:
+        return {}
+    if any(os.path.islink(top.joinpath(*folders[: depth + 1])) for depth in range(len(folders))):
+        return {}
+    file = _file(path, top, root)
+    return {} if file is None else {path: file}
 
 
 def _file(path: str, top: Path, root: Path) -> File | None:
@@ -250,7 +304,7 @@ def _open(root: Path, source: str, flags: int) -> tuple[int, tuple[int, int]]:
         opened = open_beneath(root, source, flags)
     except OSError as error:
         # It was removed, or replaced by a link that leads outside.
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
+        if error.errno in _NOT_THERE:
             raise FileChanged(source) from error
         if error.errno in _REFUSED:
             raise Unreadable(f"{source}: {error.strerror}") from error
