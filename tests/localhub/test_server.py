@@ -5,12 +5,14 @@ from __future__ import annotations
 import builtins
 import contextlib
 import importlib
+import os
 import signal
 import socket
 import sys
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import httpx
@@ -39,6 +41,23 @@ def test_the_server_is_there_for_the_block(hub_root: Path) -> None:
         with pytest.raises(httpx.ConnectError):
             httpx.get(url)
     assert serving() == []
+
+
+def test_small_answers_are_not_held_back(hub_root: Path) -> None:
+    """Nagle's algorithm is off on the server's end of a connection: its head and body are two writes."""
+    with running(LocalHub(hub_root)) as url, socket.socket() as client, contextlib.ExitStack() as stack:
+        client.connect((urlsplit(url).hostname, urlsplit(url).port))
+        client.sendall(b"GET / HTTP/1.1\r\nHost: hub\r\n\r\n")
+        client.recv(1)
+        found = []
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if not os.readlink(f"/proc/self/fd/{number}").startswith("socket:"):
+                    continue
+                each = stack.enter_context(socket.socket(fileno=os.dup(int(number))))
+                if each.getpeername() == client.getsockname():
+                    found.append(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        assert found == [1]
 
 
 def test_the_server_stops_while_a_body_is_read_by_nobody(hub_root: Path) -> None:
