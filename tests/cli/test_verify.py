@@ -5,13 +5,20 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests.support.command import Command
-from tests.support.faults import Status
+from tests.support.faults import Stall, Status
 from tests.support.hub import HubServer
+from tests.support.waiting import wait_until
+from yaie_async.cli import repair
+from yaie_async.cli.options import LoadOptions
+from yaie_async.cli.verify import verify
 
 
 @pytest.fixture
@@ -137,6 +144,100 @@ def test_a_shared_file_is_removed_with_consent(cached: Command, shared: Path) ->
     assert not shared.exists()
     assert not list(cached.cache.glob("datasets--org--three/blobs/*"))
     assert cached.run("verify").code == 0
+
+
+def link_of(command: Command, model: str) -> Path:
+    """The blob of a model that is a link to the shared file."""
+    return next(blob for blob in command.cache.glob(f"models--org--{model}/blobs/*") if blob.is_symlink())
+
+
+def lock_of(blob: Path) -> FileLock:
+    """The lock of a blob that the official client holds while it writes one."""
+    return FileLock(blob.parents[2] / ".locks" / blob.parents[1].name / f"{blob.name}.lock")
+
+
+Verify = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def verify_here(cached: Command) -> Verify:
+    """`verify` in this process, where a function answers questions; None only looks."""
+
+    def run(*models: str, agrees: Callable[[str], bool] | None = lambda _: True) -> dict[str, Any]:
+        options = LoadOptions(cached.cache, None, cached.endpoint, False, None, False, False)
+        return verify([*models], options, agrees).document
+
+    return run
+
+
+@pytest.mark.parametrize("held", ["the blob's lock", "the store's lock"])
+def test_what_another_process_is_at_work_on_is_left(
+    cached: Command, shared: Path, verify_here: Verify, monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    """It is not waited for without end, and said; the next repair succeeds."""
+    blob = link_of(cached, "one")
+    lock = lock_of(blob) if held == "the blob's lock" else FileLock(f"{shared}.lock")
+    monkeypatch.setattr(repair, "_PATIENCE", 0.01)
+    with lock:
+        (left,) = verify_here("org/one")["repair"]["left"]
+        assert (
+            left == f"{blob} was left as it is: another process is at work on it. Repair it again when that has ended."
+        )
+        assert blob.is_symlink()
+        assert shared.exists()
+    assert len(verify_here("org/one")["repair"]["fetched"]) == 2
+    assert "error" not in verify_here(agrees=None)
+
+
+def test_a_link_that_another_process_is_at_work_on_is_left(
+    cached: Command, shared: Path, verify_here: Verify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other model's file is missing then, which its own repair mends."""
+    blob = link_of(cached, "two")
+    monkeypatch.setattr(repair, "_PATIENCE", 0.01)
+    with lock_of(blob):
+        done = verify_here("org/one")["repair"]
+        assert f"{blob} was left as it is" in done["left"][1]
+        assert [name.split("/")[1] for name in done["fetched"]] == ["one"]
+    assert verify_here("org/two")["repair"]["left"] == []
+    assert "error" not in verify_here(agrees=None)
+
+
+def test_what_another_process_has_repaired_meanwhile_is_kept(
+    cached: Command, shared: Path, verify_here: Verify
+) -> None:
+    """Its digest is looked at again with its lock held."""
+    blob = link_of(cached, "one")
+
+    def repaired(question: str) -> bool:
+        blob.unlink()
+        blob.write_bytes(b"{}")
+        os.utime(blob, (1, 1))
+        return True
+
+    verify_here("org/one", agrees=repaired)
+    assert blob.stat().st_mtime == 1
+    assert not shared.exists()
+    assert "error" not in verify_here(agrees=None)
+
+
+@pytest.mark.parametrize("killed", ["after the shared file", "after all links"])
+def test_a_repair_that_is_killed(
+    cached: Command, hub: HubServer, shared: Path, verify_here: Verify, killed: str
+) -> None:
+    """What is gone then is missing, by name, in each model that used it; repairs and loads fetch it again."""
+    if killed == "after the shared file":
+        shared.unlink()
+    else:
+        hub.faults.add(Stall(-1), path="/resolve/", times=None)
+        with cached.started("verify", "--repair", "--yes", "org/one") as process:
+            wait_until(lambda: process.poll() is not None or any(request.fault for request in hub.requests))
+        hub.faults.clear()
+    (bad,) = verify_here("org/two", agrees=None)["models"]["org/two"]["bad"]
+    assert (bad["status"], [name.split("/")[1] for name in bad["files"]]) == ("missing", ["tokenizer.json"])
+    assert verify_here("org/two")["repair"]["left"] == []
+    assert cached.run("prefetch", "org/one").code == 0
+    assert "error" not in verify_here(agrees=None)
 
 
 @pytest.mark.parametrize(("answer", "removed"), [(b"y\n", True), (b"n\n", False)])

@@ -39,6 +39,11 @@ _TAG = (
 )
 
 
+def lock_path(root: Path, blob: Path) -> Path:
+    """The lock file of a blob of any repository of the cache at `root`."""
+    return root / ".locks" / blob.parents[1].name / f"{blob.name}.lock"
+
+
 @dataclass(frozen=True, slots=True)
 class RepoCache:
     """The folder of one model. Reading it creates nothing."""
@@ -58,7 +63,7 @@ class RepoCache:
         return self.blobs / etag
 
     def lock(self, etag: str) -> Path:
-        return self.root / ".locks" / self.folder.name / f"{etag}.lock"
+        return lock_path(self.root, self.blob(etag))
 
     def snapshot(self, commit: str) -> Path:
         return self.folder / "snapshots" / commit

@@ -47,7 +47,7 @@ def link_from_store(root: Path, blob: Path, xet_hash: str, size: int, is_right: 
             return False
         if shared.stat().st_size != size or not is_right(shared):
             return False
-        with FileLock(shared.with_name(f"{xet_hash}.lock"), timeout=_LOCK_SECONDS, mode=0o666):
+        with FileLock(store_lock(shared), timeout=_LOCK_SECONDS, mode=0o666):
             shared.lstat()  # FileNotFoundError: removed meanwhile
             blob.parent.mkdir(parents=True, exist_ok=True)
             append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -62,6 +62,15 @@ def link_from_store(root: Path, blob: Path, xet_hash: str, size: int, is_right: 
     finally:
         link.unlink(missing_ok=True)
     return True
+
+
+def store_lock(shared: Path) -> Path:
+    return shared.with_name(f"{shared.name}.lock")
+
+
+def is_stored(root: Path, shared: Path) -> bool:
+    """Whether a file, by its real path, is one of the store's. Blocks."""
+    return shared.parents[1] == Path(os.path.realpath(root)) / "blobs"
 
 
 def is_inside(root: Path, path: Path) -> bool:
