@@ -135,11 +135,10 @@ def _needed(trees: Iterator[ast.AST]) -> set[str]:
 
 
 def test_what_is_imported_is_declared() -> None:
-    """And the other way round, but for gguf, which transformers reads the demo's model with, and trio, which an
-    application that runs on it has installed."""
+    """And the other way round, but for gguf, which transformers reads the demo's model with."""
     extras = _PROJECT["optional-dependencies"]
     declared = _distributions(_PROJECT["dependencies"]) | _distributions(extras["serve"] + extras["demo"])
-    assert _needed(iter(_TREES.values())) - {"trio"} == declared - {"gguf"}
+    assert _needed(iter(_TREES.values())) == declared - {"gguf"}
     serve = [tree for path, tree in _TREES.items() if not path.startswith(("localhub/", "asgi/"))]
     assert _needed(iter(serve)) <= _distributions(_PROJECT["dependencies"])
 

@@ -79,6 +79,4 @@ def spawn(work: Callable[[], Awaitable[None]], name: str) -> None:
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
     else:
-        import trio
-
-        trio.lowlevel.spawn_system_task(work, name=name)
+        sys.modules["trio"].lowlevel.spawn_system_task(work, name=name)
