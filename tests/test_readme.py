@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -21,19 +22,27 @@ from tests.support.command import Command
 from tests.support.faults import Stall
 from tests.support.hub import HubServer
 from tests.support.web import UVICORN, web_server
+from yaie_async import ModelLoader
 from yaie_async.core import errors
 from yaie_async.loader import hub as hub_module
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "yaie_async/asgi/README.md", "benchmarks/README.md")
+    for name in (
+        "README.md",
+        "yaie_async/README.md",
+        "yaie_async/asgi/README.md",
+        "yaie_async/loader/README.md",
+        "benchmarks/README.md",
+    )
 }
 README = TEXTS["README.md"]
 _ALL = "\n".join(TEXTS.values())
 _PYTHON = re.findall(r"^```python\n(.*?)^```", _ALL, re.DOTALL | re.MULTILINE)
 SNIPPETS = [snippet for snippet in _PYTHON if "async def main" in snippet]
-APPS = [snippet for snippet in _PYTHON if snippet not in SNIPPETS]
+APPS = [snippet for snippet in _PYTHON if snippet not in SNIPPETS and "Warmup" in snippet]
+CHAT, BOT, TESTS = (snippet for snippet in _PYTHON if snippet not in [*SNIPPETS, *APPS])
 NAMES = ("org/name", "microsoft/DialoGPT-medium", "gpt2", "gpt2-medium", "Salesforce/codegen-350M-mono")
 
 
@@ -120,6 +129,75 @@ def test_an_app_warms_up_as_it_stands(snippet: str, root: Path, tmp_path: Path) 
             assert server.stop() < 3
 
 
+def test_a_streamed_answer_waits_for_the_load_and_stops_when_its_reader_leaves(root: Path, tmp_path: Path) -> None:
+    """In a server; then by itself, because a server tells of a reader who has left when it likes."""
+    (tmp_path / "app.py").write_text(CHAT)
+    with HubServer(root) as hub:
+        environment = Command(tmp_path, hub.url).environment
+        with web_server(tmp_path, environment, *UVICORN) as server:
+            with server.client.stream("GET", "/chat?text=hi") as response:
+                assert response.status_code == 200
+                assert len(list(response.iter_text())) > 1
+            assert server.stop() < 3
+    scope: dict[str, Any] = {}
+    exec(compile(CHAT, "README.md", "exec"), scope)
+
+    async def leave() -> None:
+        model, tokenizer = await ModelLoader(root / "gpt2").load()
+        assert model.generation_config is not None
+        model.generation_config.max_new_tokens = 1_000_000  # it would not end by itself
+        answer = scope["answer"](model, tokenizer, "hi")
+        await answer.__anext__()
+        await answer.aclose()
+
+    asyncio.run(leave())
+
+
+def test_a_bot_says_how_far_it_is_and_then_answers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("BOT_TOKEN", "1:x")
+    said: list[str] = []
+
+    async def reply_text(text: str) -> None:
+        said.append(text)
+
+    update = SimpleNamespace(message=SimpleNamespace(text="hi", reply_text=reply_text))
+    with HubServer(root) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        stall = Stall()
+        hub.faults.add(stall, path="^/cdn/.*safetensors")
+        scope: dict[str, Any] = {}
+        exec(compile(BOT, "README.md", "exec"), scope)
+        # Its patience, but for a shorter time.
+        scope["asyncio"] = SimpleNamespace(timeout=lambda _: asyncio.timeout(0.5), to_thread=asyncio.to_thread)
+
+        async def talk() -> None:
+            bot = scope["bot"]
+            await bot.post_init(bot)
+            (handler,) = bot.handlers[0]
+            await handler.callback(update, None)
+            stall.gate.open()
+            await scope["loader"].load()
+            await handler.callback(update, None)
+
+        asyncio.run(talk())
+    assert re.fullmatch(r"Not yet: \w+, \d+%", said[0])
+    assert said[1].startswith("hi")
+
+
+def test_tests_share_a_model(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(TESTS)
+    with HubServer(root) as hub:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+        environment = Command(tmp_path, hub.url).environment
+        done = subprocess.run(
+            command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+        )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
 def test_the_probes_for_kubernetes_fit_the_routes() -> None:
     """The YAML is what a container's spec takes, and its paths are of the app that README mounts."""
     (block,) = re.findall(r"^```yaml\n(.*?)^```", _ALL, re.DOTALL | re.MULTILINE)
@@ -197,7 +275,7 @@ def test_a_file_that_is_named_exists(name: str) -> None:
 
 
 def test_the_layout_names_every_package() -> None:
-    (block,) = re.findall(r"^## How the code is laid out\n.*?^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (block,) = re.findall(r"^# How the code is laid out\n.*?^```\n(.*?)^```", _ALL, re.DOTALL | re.MULTILINE)
     named = [name for line in block.splitlines() for name in re.split(r", | {2,}", line.partition("  ")[0])]
     packages = [path.parent.name for path in (ROOT / "yaie_async").glob("*/__init__.py")]
     assert sorted(named) == sorted(packages)
@@ -209,7 +287,7 @@ def test_a_benchmark_that_is_named_exists(
 ) -> None:
     """With each of its options."""
     commands = re.findall(r"`python -m benchmarks([ .])(\w+)([^`]*)`", TEXTS[name])
-    assert commands or "asgi" in name
+    assert commands or name.startswith("yaie_async/")
     for kind, benchmark, options in commands:
         if kind == ".":
             assert importlib.util.find_spec(f"benchmarks.{benchmark}"), benchmark
