@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import anyio
@@ -18,8 +22,18 @@ from tests.loader.conftest import Put
 from tests.support.faults import Stall, Status
 from tests.support.hub import HubServer
 from tests.support.waiting import until, wait_until
-from yaie_async import InvalidArgumentError, LoaderError, ModelLoader, ModelNotFoundError, Progress, WarmupError
+from yaie_async import (
+    InvalidArgumentError,
+    LoaderError,
+    ModelLoader,
+    ModelNotFoundError,
+    Progress,
+    TokenizerError,
+    WarmupError,
+)
+from yaie_async.core.loops import Loop
 from yaie_async.core.tasks import task_group
+from yaie_async.loader.background import Background
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_retries")]
 
@@ -125,15 +139,86 @@ async def test_a_failure_that_is_awaited_is_raised_and_not_logged(
 async def test_the_model_is_loaded_where_the_tokenizer_can_t_be(
     hub: HubServer, loader: Callable[..., ModelLoader], hub_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An app may have a tokenizer of its own."""
+    """An app may have a tokenizer of its own. Who waits for the model never gets to load it, and a new attempt at the
+    tokenizer does not wait for the model. `unload` frees the model."""
+    (hub_root / "org/tiny/tokenizer.json").write_text("{}")
+    one, stall = loader(), Stall()
+    weights = hub.faults.add(stall, path="^/cdn/.*safetensors", times=None)
+    one.start()
+    with pytest.raises(TokenizerError):
+        await one.load()
+    with anyio.move_on_after(0.3):
+        await one.load_model()
+    await until(lambda: weights.hits)
+    hits = weights.hits
+    with pytest.raises(TokenizerError):
+        await one.load_tokenizer()
+    stall.gate.open()
+    model = weakref.ref(await one.load_model())
+    assert weights.hits == hits
+    assert not _said(caplog)  # somebody was told
+    await one.unload()
+    assert model() is None
+
+
+async def test_a_tokenizer_that_nobody_awaits_is_logged(
+    loader: Callable[..., ModelLoader], hub_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (hub_root / "org/tiny/tokenizer.json").write_text("{}")
     one = loader()
     one.start()
-    assert await one.load_model()
+    await one.load_model()
     await until(lambda: _said(caplog))
-    bodies = _bodies(hub)
-    assert await one.load_model()
-    assert _bodies(hub) == bodies
+    assert _said(caplog)[0].startswith("The tokenizer of org/tiny")
+
+
+async def test_it_begins_again_while_it_is_being_stopped(hub: HubServer, loader: Callable[..., ModelLoader]) -> None:
+    """What began after the stop is not ended by it, and does not get its error."""
+    one, stall = loader(), Stall()
+    hub.faults.add(stall, path="^/cdn/.*safetensors")
+    one.start()
+    await hub.until(lambda: any("safetensors" in request.path for request in hub.requests))
+    async with task_group() as group:
+        group.start_soon(one.stop)
+        await until(lambda: one._background is None)
+        one.start()
+        stall.gate.open()
+        assert await one.load()
+
+
+async def test_a_started_load_is_freed_without_the_collector(loader: Callable[..., ModelLoader]) -> None:
+    one = loader()
+    one.start()
+    model = weakref.ref((await one.load())[0])
+    while one._background is None or not one._background.ended:
+        await anyio.sleep(0.001)
+    gc.collect()
+    gc.disable()
+    try:
+        del one
+        assert model() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), BaseException("own")], ids=repr)
+def test_nothing_of_it_ends_trio(error: BaseException, tmp_path: Path) -> None:
+    async def main() -> None:
+        async def fail(_: Background) -> None:
+            raise error
+
+        background = Background(fail, "test")
+        await until(lambda: background.ended)
+        assert background.error is error
+
+    anyio.run(main, backend="trio")
+
+
+async def test_a_loop_begins_while_trio_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another thread: asyncio's loops have nothing to do with it."""
+    if "trio" not in type(Loop().native).__module__:
+        monkeypatch.setitem(sys.modules, "trio", ModuleType("trio"))
+        assert Loop().is_here
 
 
 def test_it_needs_a_loop() -> None:
@@ -178,6 +263,20 @@ async def test_events_end_after_ready(loader: Callable[..., ModelLoader]) -> Non
     assert one._built_model.result is not None
     assert one._built_tokenizer.result is not None
     assert [event.stage async for event in one.events()] == ["ready"]
+
+
+async def test_a_slow_reader_does_not_load_again(loader: Callable[..., ModelLoader]) -> None:
+    """What has been unloaded while it looked away stays unloaded. A prefetch has events of its own."""
+    one = loader()
+    async with aclosing(one.events()) as events:
+        await anext(events)
+        model, _ = await one.load()
+        await one.unload()
+        await one.prefetch()
+        stages = [event.stage async for event in events]
+    assert stages == ["ready"]
+    assert one._built_model.result is None
+    assert model is not None
 
 
 async def test_events_that_are_left_early_do_not_end_the_load(
@@ -263,7 +362,7 @@ async def test_another_loop_takes_over(
     await hub.until(lambda: any("safetensors" in request.path for request in hub.requests))
 
     async def release() -> None:
-        await until(lambda: one._callers)
+        await until(lambda: one._built_model._flight and one._built_model._flight.callers > 1)
         end.set()
         await until(lambda: not thread.is_alive())
         stall.gate.open()

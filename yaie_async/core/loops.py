@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 # Seconds between two looks from one loop at another.
-_FIRST_LOOK, _LONGEST_LOOK = 0.005, 0.05
+FIRST_LOOK, _LONGEST_LOOK = 0.005, 0.05
 
 
 class Loop:
@@ -21,22 +21,23 @@ class Loop:
     """
 
     def __init__(self) -> None:
-        trio: Any = sys.modules.get("trio")  # asked first, because it may run as a guest of asyncio's loop
-        in_trio = trio is not None and trio.lowlevel.in_trio_run()
-        self.native: Any = trio.lowlevel.current_trio_token() if in_trio else asyncio.get_running_loop()
+        # trio is asked first, because it may run as a guest of asyncio's loop. A thread may be importing it just now.
+        lowlevel: Any = getattr(sys.modules.get("trio"), "lowlevel", None)
+        in_trio = getattr(lowlevel, "in_trio_run", bool)()
+        self.native: Any = lowlevel.current_trio_token() if in_trio else asyncio.get_running_loop()
         self._pid = os.getpid()
         self._thread = threading.current_thread()
 
     @property
     def is_here(self) -> bool:
         """Whether the caller runs on it."""
-        return Loop().native is self.native and not self.has_ended
+        return self._pid == os.getpid() and Loop().native is self.native
 
     @property
     def has_ended(self) -> bool:
-        """Whether its tasks don't go on: it is closed or stands still, or its thread is gone, as after a fork."""
+        """Whether its tasks don't go on: it is closed, stands still, or is that of the parent of a forked child."""
         is_running = getattr(self.native, "is_running", self._thread.is_alive)  # a run of trio ends with its tasks
-        return self._pid != os.getpid() or not self._thread.is_alive() or not is_running()
+        return self._pid != os.getpid() or not is_running()
 
     def tell(self, function: Callable[[], object]) -> None:
         """Have it call a function soon. May be called from any thread.
@@ -54,7 +55,7 @@ class Loop:
 
         **Raises:** nothing.
         """
-        wait = _FIRST_LOOK
+        wait = FIRST_LOOK
         while not done() and not self.has_ended:
             await anyio.sleep(wait)
             wait = min(2 * wait, _LONGEST_LOOK)
@@ -76,6 +77,8 @@ def spawn(work: Callable[[], Awaitable[None]], name: str) -> None:
             await work()
 
         task = loop.create_task(run(), name=name)
+        # Those of loops that were closed with tasks left would stay for ever.
+        _tasks.difference_update([each for each in tuple(_tasks) if each.get_loop().is_closed()])
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
     else:

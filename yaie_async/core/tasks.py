@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import anyio
 import anyio.abc
 
-from yaie_async.core.loops import Loop
+from yaie_async.core.loops import FIRST_LOOK, Loop
 
 T = TypeVar("T")
 
@@ -53,6 +53,7 @@ class _Flight:
     loop: Loop  # that it runs on
     owner: object  # what `owner` was where it was begun
     done: anyio.Event
+    callers: int = 1
     ended: bool = False
     error: Exception | None = None  # stays None if it is cancelled
 
@@ -60,12 +61,12 @@ class _Flight:
 # Set in the tasks that do work on behalf of something that may be stopped, which then fails its waiters.
 owner: ContextVar[object] = ContextVar("owner", default=None)
 
-_lock = threading.Lock()  # held for a few lines that never wait
+lock = threading.Lock()  # of the whole process, for a few lines that never wait
 
 
 def _renew() -> None:
-    global _lock  # noqa: PLW0603 - a thread that a forked child does not have may hold it
-    _lock = threading.Lock()
+    global lock  # noqa: PLW0603 - a thread that a forked child does not have may hold it
+    lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_renew)
@@ -81,16 +82,12 @@ class SharedCall(Generic[T]):
     def __init__(self) -> None:
         self._results: list[T] = []
         self._flight: _Flight | None = None
+        self.told: int = 0  # how many callers got the last error, the one who did the work among them
 
     @property
     def result(self) -> T | None:
         """The kept result, or None before there is one."""
         return self._results[0] if self._results else None
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether there is a result, or somebody works on it."""
-        return bool(self._results) or self._flight is not None
 
     def forget(self) -> None:
         """Drop the kept result: the next call does the work again."""
@@ -106,9 +103,15 @@ class SharedCall(Generic[T]):
         self,
         work: Callable[[], Awaitable[T]],
         *,
+        may_lead: Callable[[], bool] = lambda: True,
         elsewhere: Callable[[], AbstractAsyncContextManager[object]] = nullcontext,
     ) -> T:
-        """Return the kept result, or the result of `work()`. While another loop works, `elsewhere()` is entered.
+        """Return the kept result, or the result of `work()`.
+
+        Args:
+            work: what this caller does if it is the first.
+            may_lead: False has it wait for another to be the first; what it raises is raised here.
+            elsewhere: entered while another loop works.
 
         **Cancellation:** if a waiter is cancelled, the work goes on. If the caller that does the work is cancelled,
         or its loop ends, the next waiter starts over with its own `work`.
@@ -116,24 +119,37 @@ class SharedCall(Generic[T]):
         **Raises:** what `work` raises; each waiter gets its own instance, with the same cause.
         """
         while not (results := self._results):
+            if self._free() and not may_lead():
+                await anyio.sleep(FIRST_LOOK)
+                continue
             flight, is_mine = self._join()
             if is_mine:
                 return await self._lead(flight, work)
-            if flight.loop.is_here:
-                await flight.done.wait()
-            else:
-                async with elsewhere():
-                    await flight.loop.until(partial(getattr, flight, "ended"))
+            try:
+                if flight.loop.is_here:
+                    await flight.done.wait()
+                else:
+                    async with elsewhere():
+                        await flight.loop.until(partial(getattr, flight, "ended"))
+            finally:
+                flight.callers -= 1
             if flight.error is not None:
                 raise copy.copy(flight.error) from flight.error.__cause__
         return results[0]
 
+    def _free(self) -> bool:
+        """Whether nobody works on it, but for one who has been stopped, or whose loop has ended."""
+        flight = self._flight
+        return flight is None or flight.error is not None or flight.loop.has_ended
+
     def _join(self) -> tuple[_Flight, bool]:
         """The run that is under way, or a new one, and whether it is new."""
         mine = _Flight(Loop(), owner.get(), anyio.Event())
-        with _lock:
-            if self._flight is None or self._flight.loop.has_ended:
+        with lock:
+            if self._flight is None or self._free():
                 self._flight = mine
+            else:
+                self._flight.callers += 1
             return self._flight, self._flight is mine
 
     async def _lead(self, flight: _Flight, work: Callable[[], Awaitable[T]]) -> T:
@@ -141,6 +157,7 @@ class SharedCall(Generic[T]):
             result = await work()
         except Exception as error:
             flight.error = error
+            self.told = flight.callers
             raise
         else:
             flight.error = None  # it was done before it could be stopped
@@ -148,7 +165,7 @@ class SharedCall(Generic[T]):
             self._results = self._results or [result]
             return self._results[0]
         finally:
-            with _lock:
+            with lock:
                 if self._flight is flight:
                     self._flight = None
             flight.ended = True

@@ -16,38 +16,49 @@ class Background:
         RuntimeError: no event loop is running.
     """
 
-    def __init__(self, work: Callable[[], Awaitable[object]], name: str) -> None:
+    def __init__(self, work: Callable[["Background"], Awaitable[object]], name: str) -> None:
         self.loop: Loop = Loop()
         self.ended: bool = False
-        self.error: BaseException | None = None  # why it failed, or was stopped
-        self._work = work
+        self.finished: bool = False  # without an error, and not cancelled
+        self.error: BaseException | None = None
+        self.stopped: Exception | None = None  # the error of those who wait for what was stopped
+        # The ids of the shared calls that it has made; not the calls, which hold a model, and idle threads hold this.
+        self.tried: set[int] = set()
+        self.readers: set[object] = set()  # who will be told of an error
+        self._work: Callable[[Background], Awaitable[object]] | None = work
         self._scope: anyio.CancelScope | None = None
         spawn(self._run, name)
 
     @property
     def is_running(self) -> bool:
-        return not self.ended and not self.loop.has_ended
+        return not self.ended and not self.stopped and not self.loop.has_ended
 
     async def _run(self) -> None:
         try:
-            if self.error is None:  # it was not stopped before its first step
+            if self.stopped is None and self._work is not None:
                 owner.set(self)
                 with anyio.CancelScope() as self._scope:
-                    await self._work()
-                    self.error = None  # it was done before it could be stopped
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - out of a task of its own they would end trio
-            self.error = error
+                    await self._work(self)
+                    self.finished = True
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:
+            self.error = _bare(error)
+            # Out of a task of the loop's own, anything ends trio. asyncio takes Ctrl-C from here.
+            if isinstance(error, KeyboardInterrupt) and hasattr(self.loop.native, "is_running"):
+                raise
         finally:
+            self._work = None  # it refers to the loader, which refers to this
             self.ended = True
 
     async def stop(self, error: Exception) -> None:
-        """Cancel it, with this error for those who wait; return when it has ended. From any loop.
+        """Cancel it, with this error for those who wait; return when it has ended, or its loop stands still.
 
         **Cancellation:** it ends all the same.
 
         **Raises:** nothing.
         """
-        self.error = error
+        self.stopped = error
         with suppress(RuntimeError):  # its loop is closed
             self.loop.tell(self._cancel)
         await self.loop.until(lambda: self.ended)
@@ -55,3 +66,14 @@ class Background:
     def _cancel(self) -> None:
         if self._scope is not None:
             self._scope.cancel()
+
+
+def _bare(error: BaseException) -> BaseException:
+    """The error without tracebacks, whose frames would keep a model in memory as long as the error."""
+    each: BaseException | None = error
+    seen = set()
+    while each is not None and each not in seen:
+        seen.add(each)
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error

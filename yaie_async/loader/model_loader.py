@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +16,7 @@ import anyio.lowlevel
 
 from yaie_async.core.log import logger
 from yaie_async.core.progress import INTERVAL, Meter, OnProgress, Progress, reporting
-from yaie_async.core.tasks import SharedCall, owner, task_group
+from yaie_async.core.tasks import SharedCall, lock, owner, task_group
 from yaie_async.core.threads import run_detached
 from yaie_async.loader.background import Background
 from yaie_async.loader.hub import Hub, invalid_argument
@@ -127,7 +127,7 @@ class ModelLoader:
         self._built_model: SharedCall[PreTrainedModel] = SharedCall()
         self._built_tokenizer: SharedCall[PreTrainedTokenizerBase] = SharedCall()
         self._background: Background | None = None
-        self._callers: dict[object, str] = {}  # what those who wait will get, or the error of it
+        self._loading: Meter | None = None  # of the last load of the model
 
     def __repr__(self) -> str:
         revision = f", revision={self._revision!r}" if self._revision else ""
@@ -152,8 +152,7 @@ class ModelLoader:
 
         **Raises:** a LoaderError; `yaie_async.core.errors` has the tree.
         """
-        with self._calling("model"):
-            return await self._once(self._built_model, self._load_model)
+        return await self._once(self._built_model, self._load_model)
 
     async def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, with a pad token: its eos token where it has none of its own. Fetches no weights.
@@ -162,8 +161,7 @@ class ModelLoader:
 
         **Raises:** TokenizerError when it can't be built or has neither token; else as `load_model`.
         """
-        with self._calling("tokenizer"):
-            return await self._once(self._built_tokenizer, self._load_tokenizer)
+        return await self._once(self._built_tokenizer, self._load_tokenizer)
 
     async def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Model and tokenizer, loaded at the same time, from one commit.
@@ -172,35 +170,47 @@ class ModelLoader:
 
         **Raises:** as `load_model` and `load_tokenizer`.
         """
-        with self._calling("model, tokenizer"):
-            return await self._load()
+        built: list[PreTrainedTokenizerBase] = []
+
+        async def tokenizer() -> None:
+            built.append(await self._once(self._built_tokenizer, self._load_quietly))
+
+        async with task_group() as group:
+            group.start_soon(tokenizer)
+            model = await self.load_model()
+        return model, built[0]
 
     def start(self) -> None:
-        """Begin `load` in a task of the event loop's own, and return at once; nothing happens if one is under way.
+        """Begin to load model and tokenizer in a task of the event loop's own, and return at once.
 
-        Whoever awaits `load`, `load_model` or `load_tokenizer` afterwards waits for it. To cancel them does not cancel
-        it; `stop` and the end of the loop do. A failure that nobody awaits is logged once, and the next await tries
-        again. The model is loaded also where the tokenizer can't be.
+        Whoever awaits `load`, `load_model` or `load_tokenizer` afterwards, on any loop, waits for it. To cancel them
+        does not cancel it; `stop` and the end of the loop do. Nothing happens if it is under way. A failure that nobody
+        awaits is logged once, and the next await tries again. The model is loaded also where the tokenizer can't be.
+
+        The loop has to go on: a callback that waits for a thread which awaits the load waits for ever.
 
         Raises:
             InvalidArgumentError: no event loop is running.
         """
-        if self._background is None or not self._background.is_running:
-            try:
-                self._background = Background(self._load_in_background, f"yaie_async load of {self.model}")
-            except RuntimeError as error:
-                raise invalid_argument("start() needs a running event loop: call it in an async function.") from error
+        try:
+            with lock:  # two threads may begin at once
+                if self._background is None or not self._background.is_running:
+                    self._background = Background(self._load_in_background, f"yaie_async load of {self.model}")
+        except RuntimeError as error:
+            raise invalid_argument("start() needs a running event loop: call it in an async function.") from error
 
     async def stop(self) -> None:
-        """End what `start` began, on whichever loop; return when it has ended. A model that is ready stays.
+        """End what `start` began, on whichever loop, and return when it has ended. A model that is ready stays.
 
-        Those who await it get a WarmupError. What is downloaded is kept.
+        Those who await it get a WarmupError. What is downloaded is kept. On a loop that stands still it ends as soon as
+        that goes on.
 
         **Cancellation:** the load ends all the same.
 
         **Raises:** nothing.
         """
-        if (background := self._background) is None or not background.is_running:
+        background, self._background = self._background, None
+        if background is None or background.ended:
             return
         from yaie_async.core.errors import WarmupError
 
@@ -220,69 +230,66 @@ class ModelLoader:
 
         **Raises:** what `load` raises; WarmupError once it was stopped.
         """
-        last = None
-        with self._calling("model, tokenizer"):
-            while True:
-                self.start()
-                background = self._background
-                assert background is not None
-                while background.is_running:
-                    if (event := self.progress) is not None and event != last and event.stage != "ready":
-                        last = event
-                        yield event
+        last, me = None, object()
+        while True:
+            self.start()
+            background = self._background
+            assert background is not None
+            while background.is_running:
+                event = self._loading.snapshot() if self._loading else None
+                if event is not None and event != last and event.stage != "ready":
+                    last = event
+                    yield event
+                background.readers.add(me)
+                try:
                     await anyio.sleep(INTERVAL)
-                if (error := background.error) is not None:
-                    raise copy.copy(error) from error.__cause__
-                if self._built_model.result is not None:
-                    break
-                # Its loop has ended before it: the next one takes over.
-        if self.progress is not None:
-            yield self.progress
+                finally:
+                    background.readers.discard(me)
+            if (error := background.stopped or background.error) is not None:
+                raise copy.copy(error) from error.__cause__
+            if background.finished:
+                break
+            # Its loop has ended before it: this one takes over.
+        if self._loading is not None:
+            yield self._loading.snapshot()
 
-    async def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        built: list[PreTrainedTokenizerBase] = []
+    async def _load_in_background(self, background: Background) -> None:
+        failed: dict[str, Exception] = {}
+        unheard: set[str] = set()
 
-        async def tokenizer() -> None:
-            built.append(await self._once(self._built_tokenizer, partial(self._load_tokenizer, quiet=True)))
+        async def attempt(what: str, shared: SharedCall[Any], work: Callable[[], Awaitable[Any]]) -> None:
+            try:
+                await self._once(shared, work)
+            except Exception as error:  # noqa: BLE001 - one failure does not end the other
+                failed[what] = error
+                if shared.told <= 1 and not background.readers and not background.stopped:
+                    unheard.add(what)
+            finally:
+                background.tried.add(id(shared))
 
         async with task_group() as group:
-            group.start_soon(tokenizer)
-            model = await self._once(self._built_model, self._load_model)
-        return model, built[0]
-
-    async def _load_in_background(self) -> None:
-        failed = "model"
-        try:
-            try:
-                await self._load()
-            except ValueError as error:
-                from yaie_async.core.errors import TokenizerError
-
-                if isinstance(error, TokenizerError):  # the app may have a tokenizer of its own
-                    await self._once(self._built_model, self._load_model)
-                    failed = "tokenizer"
-                raise
-        except (Exception, SystemExit) as error:
-            if not any(failed in wanted for wanted in tuple(self._callers.values())):
-                text = "The %s of %s could not be loaded, and nobody awaits it. The next load tries again. %s"
-                logger.error(text, failed, self.model, error, extra={"model": self.model})  # noqa: TRY400
-            raise
+            group.start_soon(attempt, "tokenizer", self._built_tokenizer, self._load_quietly)
+            await attempt("model", self._built_model, self._load_model)
+        for what in ("model", "tokenizer"):
+            if what in failed:
+                if what in unheard:
+                    text = "The %s of %s could not be loaded, and nobody awaits it. The next load tries again. %s"
+                    logger.error(text, what, self.model, failed[what], extra={"model": self.model})
+                raise failed[what]
 
     async def _once(self, shared: SharedCall[T], work: Callable[[], Awaitable[T]]) -> T:
-        background = self._background
-        if background is not None and owner.get() is not background:
-            # A load that is started has to lead, or the end of this caller would end it.
-            await background.loop.until(lambda: shared.has_begun or background.ended)
-        return await shared(work, elsewhere=self._reporting_elsewhere)
+        before = self._background
 
-    @contextmanager
-    def _calling(self, wanted: str) -> Iterator[None]:
-        caller = object()
-        self._callers[caller] = wanted
-        try:
-            yield
-        finally:
-            del self._callers[caller]
+        def may_lead() -> bool:
+            """Whether no load that was started has to: the end of this caller would end it."""
+            background = before or self._background
+            if background is None or owner.get() is background or id(shared) in background.tried:
+                return True
+            if background.stopped is not None:
+                raise copy.copy(background.stopped)
+            return not background.is_running
+
+        return await shared(work, may_lead=may_lead, elsewhere=self._reporting_elsewhere)
 
     @asynccontextmanager
     async def _reporting_elsewhere(self) -> AsyncIterator[None]:
@@ -335,6 +342,7 @@ class ModelLoader:
     async def _load_model(self) -> PreTrainedModel:
         begin = time.monotonic()
         async with self._working() as (session, files, meter):
+            self._loading = meter
             from yaie_async.loader.streamed import StreamedBuild
 
             streamed = StreamedBuild(meter, responsive=self._responsive)
@@ -367,6 +375,9 @@ class ModelLoader:
             meter.stage("ready")
             self._log_ready(meter, "the tokenizer", begin)
             return tokenizer
+
+    async def _load_quietly(self) -> PreTrainedTokenizerBase:
+        return await self._load_tokenizer(quiet=True)
 
     def _log_ready(self, meter: Meter, what: str, begin: float) -> None:
         seconds = time.monotonic() - begin
