@@ -136,6 +136,34 @@ def test_threads_may_add_while_snapshots_are_taken() -> None:
     assert meter.snapshot().bytes_done == 20000
 
 
+def test_steps_add_up_to_the_time_of_the_load(clock: Clock) -> None:
+    """Each stage that people see has its seconds, in order of first entry, and none passes once the model is ready."""
+    meter = Meter("m", clock)
+    clock.now += 1
+    meter.stage("downloading")
+    meter.expect(total=10, files=1)
+    with meter.blob_stage("downloading"):
+        clock.now += 2
+        meter.add(10)
+        assert meter.snapshot().steps == (("resolving", 1.0), ("downloading", 2.0))
+        clock.now += 4  # digests are computed behind the last byte
+    meter.stage("building")
+    clock.now += 8
+    meter.stage("ready")
+    clock.now += 16
+    event = meter.snapshot()
+    assert event.steps == (("resolving", 1.0), ("downloading", 2.0), ("verifying", 4.0), ("building", 8.0))
+
+
+def test_events_that_differ_in_their_steps_alone_are_equal(clock: Clock) -> None:
+    """The time that passes within a stage is no change by which an event is sent."""
+    meter = Meter("m", clock)
+    before = meter.snapshot()
+    clock.now += 1
+    assert meter.snapshot() == before
+    assert meter.snapshot().steps != before.steps
+
+
 def test_events_are_frozen() -> None:
     """A callback can't change an event."""
     with pytest.raises(AttributeError):

@@ -32,7 +32,7 @@ from yaie_async import (
 from yaie_async.asgi import Warmup
 from yaie_async.localhub import LocalHub, running
 
-Stage = Literal["resolving", "downloading", "waiting", "verifying", "building", "ready"]
+Stage = Literal["resolving", "downloading", "stalled", "waiting", "verifying", "importing", "building", "ready"]
 
 
 # -- one model --------------------------------------------------------------------------------------------------------
@@ -105,6 +105,11 @@ def read_progress(progress: Progress) -> None:
     assert_type(progress.files_done, int)
     assert_type(progress.files_total, int)
     assert_type(progress.fraction, float)
+    assert_type(progress.stage_fraction, float | None)
+    assert_type(progress.reason, str)
+    assert_type(progress.attempt, int)
+    assert_type(progress.retry_in, float | None)
+    assert_type(progress.steps, tuple[tuple[str, float], ...])
     progress.files_done = 0  # type: ignore[misc]
 
 

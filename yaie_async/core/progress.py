@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import anyio
@@ -14,7 +14,7 @@ import anyio
 from yaie_async.core.log import logger
 from yaie_async.core.tasks import task_group
 
-Stage = Literal["resolving", "downloading", "waiting", "verifying", "building", "ready"]
+Stage = Literal["resolving", "downloading", "stalled", "waiting", "verifying", "importing", "building", "ready"]
 BlobStage = Literal["downloading", "verifying", "waiting"]
 OnProgress = Callable[["Progress"], object]
 
@@ -31,14 +31,23 @@ class Progress:
 
     Attributes:
         model: the repo id or directory as the caller gave it.
-        stage: "resolving", "downloading", "waiting" (another process fetches all missing files), "verifying",
-            "building" or "ready".
+        stage: "resolving", "downloading", "stalled" (bytes or an answer are wanted, and none has come for three
+            seconds), "waiting" (another process fetches all missing files), "verifying", "importing" (the files are
+            there, and the libraries that build are still imported), "building" or "ready".
         bytes_done: bytes of this load's files on disk, cached files included.
         bytes_total: bytes of this load's files; 0 until the listing is known.
         bytes_per_second: average of the last five seconds of the download; 0.0 while no bytes arrive.
-        seconds_left: estimate for the download; None while unknown.
+        seconds_left: estimate for the download; in "importing" and "building", by what this machine took the last time.
+            None while unknown.
         files_done: number of complete files.
         files_total: number of files of this load; 0 until the listing is known.
+        stage_fraction: share of the present stage that is done, 0.0 to 1.0: of the modules in "importing", of the bytes
+            of the tensors in "building". None where unknown, and in all other stages.
+        reason: in "stalled", why, as one line of text for people.
+        attempt: in "stalled", the number of the attempt that is under way or comes next, from 1; 0 where there is none.
+        retry_in: in "stalled", seconds until the next attempt begins; None while one is under way.
+        steps: seconds spent in each stage so far, by order of first entry; together the time since the load began, up
+            to "ready". They pass without an event: two events that differ in nothing else are equal.
     """
 
     model: str
@@ -49,6 +58,11 @@ class Progress:
     seconds_left: float | None = None
     files_done: int = 0
     files_total: int = 0
+    stage_fraction: float | None = None
+    reason: str = ""
+    attempt: int = 0
+    retry_in: float | None = None
+    steps: tuple[tuple[str, float], ...] = field(default=(), compare=False)
 
     @property
     def fraction(self) -> float:
@@ -73,9 +87,13 @@ class Meter:
         # (time, bytes) of the last seconds. One entry per interval, because the loop's thread adds them up.
         self._fetched: deque[tuple[float, int]] = deque()
         self._blobs: Counter[BlobStage] = Counter()
+        self._steps: dict[str, float] = {}
+        # The stage of the last event, and until when it is counted.
+        self._seen: tuple[Stage, float] = "resolving", clock()
 
     def stage(self, stage: Stage) -> None:
         self._stage = stage
+        self.snapshot()  # the steps count from here
 
     def expect(self, *, total: int, files: int) -> None:
         """Set the size of the whole load: `total` bytes in `files` files."""
@@ -130,16 +148,27 @@ class Meter:
         left = max(0, self._total - self._done)
         # Digests are computed behind the download: once all bytes are on disk, only digests are left.
         verifying = stage == "downloading" and 0 < self._total <= self._done
+        stage = "verifying" if verifying else stage
         return Progress(
             model=self.model,
-            stage="verifying" if verifying else stage,
+            stage=stage,
             bytes_done=min(self._done, self._total),
             bytes_total=self._total,
             bytes_per_second=rate,
             seconds_left=left / rate if rate and not verifying else None,
             files_done=self._files_done,
             files_total=self._files_total,
+            steps=self._steps_until(now, stage),
         )
+
+    def _steps_until(self, now: float, stage: Stage) -> tuple[tuple[str, float], ...]:
+        """Count the time since the last event as spent in its stage; `stage` is that of this one."""
+        with self._lock:
+            before, since = self._seen
+            self._seen = stage, now
+            if before != "ready":
+                self._steps[before] = self._steps.get(before, 0.0) + now - since
+            return tuple(self._steps.items())
 
 
 class Snapshots(Protocol):
