@@ -136,6 +136,60 @@ def test_threads_may_add_while_snapshots_are_taken() -> None:
     assert meter.snapshot().bytes_done == 20000
 
 
+def test_a_load_has_stalled_after_three_seconds_without_a_byte(meter: Meter, clock: Clock) -> None:
+    """An outage has a stage of its own, with its reason and the time of the next attempt, until bytes move."""
+    meter.add(100)
+    with meter.stall.wanting():
+        clock.now += 2.9
+        assert meter.snapshot().stage == "downloading"
+        clock.now += 1.2
+        silent = meter.snapshot()
+        assert (silent.stage, silent.reason, silent.attempt, silent.retry_in) == ("stalled", "no byte for 4 s", 1, None)
+        assert (silent.bytes_per_second, silent.seconds_left, silent.bytes_done) == (0.0, None, 100)
+        meter.stall.failed("HTTP 500", 2, 60.0)
+        meter.stall.failed("HTTP 503", 3, 5.0)
+        clock.now += 1
+        failed = meter.snapshot()
+        assert (failed.stage, failed.reason, failed.attempt, failed.retry_in) == ("stalled", "HTTP 503", 3, 4.0)
+        clock.now += 4
+        assert (meter.snapshot().reason, meter.snapshot().attempt, meter.snapshot().retry_in) == ("HTTP 503", 3, None)
+        meter.add(1)
+        moves = meter.snapshot()
+        assert (moves.stage, moves.reason, moves.attempt, moves.retry_in) == ("downloading", "", 0, None)
+    assert [name for name, _ in moves.steps] == ["resolving", "downloading", "stalled"]
+
+
+def test_an_answer_ends_a_stall(clock: Clock) -> None:
+    """A request for metadata is wanted as bytes are, and its answer is as good."""
+    meter = Meter("m", clock)
+    with meter.stall.wanting():
+        clock.now += 3
+        assert meter.snapshot().stage == "stalled"
+    assert meter.snapshot().stage == "resolving"
+    clock.now += 60
+    with meter.stall.wanting():
+        assert meter.snapshot().stage == "resolving"
+
+
+def test_a_load_that_wants_no_bytes_has_not_stalled(meter: Meter, clock: Clock) -> None:
+    """Nothing stalls without a request, for another process, behind digests, or by the user's own rate limit."""
+    clock.now += 60
+    assert meter.snapshot().stage == "downloading"
+    with meter.stall.wanting():
+        meter.add(10, held=60)
+        meter.add(10)
+        clock.now += 62
+        assert meter.snapshot().stage == "downloading"
+        clock.now += 2
+        assert meter.snapshot().stage == "stalled"
+        with meter.blob_stage("waiting"):
+            assert meter.snapshot().stage == "waiting"
+        meter.held(980)
+        assert meter.snapshot().stage == "verifying"
+        meter.stage("building")
+        assert meter.snapshot().stage == "building"
+
+
 def test_steps_add_up_to_the_time_of_the_load(clock: Clock) -> None:
     """Each stage that people see has its seconds, in order of first entry, and none passes once the model is ready."""
     meter = Meter("m", clock)

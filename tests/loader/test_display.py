@@ -46,6 +46,14 @@ def test_sizes_are_decimal(count: int, text: str) -> None:
             "m: downloading 500 B of 2.0 kB, 300 B/s, 5 s left",
         ),
         (Progress("m", "waiting", 500, 2000), "m: waiting for another process"),
+        (
+            Progress("m", "stalled", 500, 2000, reason="HTTP 503 from cdn", attempt=3, retry_in=4.6),
+            "m: stalled: HTTP 503 from cdn, attempt 3 in 5 s",
+        ),
+        (
+            Progress("m", "stalled", 500, 2000, reason="no byte for 4 s", attempt=1),
+            "m: stalled: no byte for 4 s, attempt 1",
+        ),
         (Progress("m", "building", 2000, 2000), "m: building"),
         (Progress("m", "ready", 2000, 2000), "m: ready"),
     ],

@@ -1,6 +1,10 @@
 """Tests of the progress events of loads with retries, failures and bad callbacks."""
 
+import math
 import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -10,8 +14,11 @@ from tests.loader.conftest import Put
 from tests.support.faults import Corrupt, Cut, IgnoreRange, Stall, Status
 from tests.support.hub import HubServer
 from tests.support.waiting import until
-from yaie_async import HubUnavailableError, ModelLoader, Progress
-from yaie_async.core.progress import INTERVAL
+from yaie_async import Hub, HubUnavailableError, ModelLoader, Progress
+from yaie_async.core import stall
+from yaie_async.core.progress import INTERVAL, Meter
+from yaie_async.fetch import retry
+from yaie_async.fetch.retry import RetryPolicy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_retries")]
 
@@ -62,6 +69,67 @@ async def test_a_failed_load_tells_where_it_ended(hub: HubServer, put_fake: Put,
     assert events[-1].stage == "downloading"
 
 
+@pytest.mark.parametrize(
+    ("make", "path", "before", "reason", "attempt"),
+    [
+        (lambda: Status(503), "^/cdn/", "downloading", "HTTP 503 from 127.0.0.", 2),
+        (lambda: Status(502), "^/api/", "resolving", "HTTP 502 from 127.0.0.1", 2),
+        (lambda: Stall(-1), "^/api/", "resolving", "no byte for ", 1),
+    ],
+)
+async def test_an_outage_shows_until_it_ends(
+    make: Callable[[], Status | Stall],
+    path: str,
+    before: str,
+    reason: str,
+    attempt: int,
+    hub: HubServer,
+    put_fake: Put,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While nothing comes the stage is "stalled", with the reason and the attempt; the load then goes on."""
+    monkeypatch.setattr(stall, "STALL_SECONDS", 0.2)
+    patient = RetryPolicy(attempts=10_000, first_wait=0.02, longest_wait=0.02)
+    monkeypatch.setattr(retry, "RetryPolicy", lambda: patient)
+    put_fake("org/big")
+    fault = make()
+    hub.faults.add(fault, path=path, times=None)
+    events: list[Progress] = []
+
+    def note(event: Progress) -> None:
+        events.append(event)
+        if event.stage == "stalled":
+            hub.faults.clear()
+            if isinstance(fault, Stall):
+                fault.gate.open()
+
+    await ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path, on_progress=note).prefetch()
+    stages = [event.stage for event in events]
+    first = events[stages.index("stalled")]
+    assert stages[stages.index("stalled") - 1] == before
+    assert first.reason.startswith(reason)
+    assert first.attempt >= attempt
+    assert stages[-1] == "ready"
+
+
+async def test_a_rate_limit_is_no_outage(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """Bytes that the user's own limit holds back are not missed."""
+    put_fake("org/big")
+    async with (
+        Hub(endpoint=hub.url, cache_dir=tmp_path, max_bytes_per_second=1) as one,
+        anyio.create_task_group() as group,
+    ):
+        loader = ModelLoader("org/big", hub=one)
+        group.start_soon(loader.prefetch)
+        await until(lambda: loader.progress is not None and loader.progress.bytes_per_second)
+        assert loader._meter is not None
+        in_a_while = time.monotonic() + stall.STALL_SECONDS + 1
+        watch = loader._meter.stall
+        await until(lambda: watch.look(in_a_while) is None and watch.look(math.inf) is not None)
+        group.cancel_scope.cancel()
+
+
 async def test_a_callback_that_fails_does_not_stop_the_load(
     hub: HubServer, put_fake: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -93,3 +161,19 @@ async def test_progress_can_be_looked_at(hub: HubServer, put_fake: Put, tmp_path
         stall.gate.open()
     assert loader.progress == events[-1]
     assert loader.progress.fraction == 1.0
+
+
+async def test_an_outage_shows_while_the_tokenizer_asks(
+    hub: HubServer, put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a load of both, the model waits for requests of the tokenizer: it has stalled when they have."""
+    monkeypatch.setattr(stall, "STALL_SECONDS", 0.1)
+    put("org/m")
+    fault = Stall(-1)
+    hub.faults.add(fault, path="^/api/", times=None)
+    loader = ModelLoader("org/m", endpoint=hub.url, cache_dir=tmp_path)
+    loader._meter = Meter("org/m")  # as the load of the model makes one
+    async with anyio.create_task_group() as group:
+        group.start_soon(partial(loader._load_tokenizer, quiet=True))
+        await until(lambda: loader.progress is not None and loader.progress.stage == "stalled")
+        fault.gate.open()

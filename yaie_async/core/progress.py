@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import anyio
 
 from yaie_async.core.log import logger
+from yaie_async.core.stall import StallWatch, current_watch
 from yaie_async.core.tasks import task_group
 
 Stage = Literal["resolving", "downloading", "stalled", "waiting", "verifying", "importing", "building", "ready"]
@@ -73,10 +74,18 @@ class Progress:
 
 
 class Meter:
-    """Counts the bytes and files of one load. Only `add` and `blob_stage` may be called from any thread."""
+    """Counts the bytes and files of one load. Only `add` and `blob_stage` may be called from any thread.
 
-    def __init__(self, model: str, clock: Callable[[], float] = time.monotonic) -> None:
+    Attributes:
+        model: the repo id or directory as the caller gave it.
+        stall: what its requests report. Loads that wait for each other's requests share one.
+    """
+
+    def __init__(
+        self, model: str, clock: Callable[[], float] = time.monotonic, *, stall: StallWatch | None = None
+    ) -> None:
         self.model = model
+        self.stall: StallWatch = stall or StallWatch(clock)
         self._clock = clock
         self._lock = threading.Lock()
         self._stage: Stage = "resolving"
@@ -109,9 +118,10 @@ class Meter:
         self.held(size)
         self._files_done += 1
 
-    def add(self, size: int) -> None:
-        """Count `size` bytes that have just been fetched and written."""
+    def add(self, size: int, *, held: float = 0.0) -> None:
+        """Count `size` bytes that have just been fetched and written; the rate limit asks for a wait after them."""
         with self._lock:
+            self.stall.moved(held)
             self._done += size
             now = self._clock()
             begun, sum_of_interval = self._fetched[-1] if self._fetched else (-math.inf, 0)
@@ -149,6 +159,9 @@ class Meter:
         # Digests are computed behind the download: once all bytes are on disk, only digests are left.
         verifying = stage == "downloading" and 0 < self._total <= self._done
         stage = "verifying" if verifying else stage
+        stall = self.stall.look(now) if stage in ("resolving", "downloading") else None
+        if stall is not None:
+            stage, rate = "stalled", 0.0
         return Progress(
             model=self.model,
             stage=stage,
@@ -158,6 +171,9 @@ class Meter:
             seconds_left=left / rate if rate and not verifying else None,
             files_done=self._files_done,
             files_total=self._files_total,
+            reason=stall.reason if stall else "",
+            attempt=stall.attempt if stall else 0,
+            retry_in=stall.retry_in if stall else None,
             steps=self._steps_until(now, stage),
         )
 
@@ -191,6 +207,7 @@ async def reporting(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[
     """
     last: Progress | None = None
     broken = False
+    before = current_watch.get()
 
     def emit() -> None:
         nonlocal last, broken
@@ -211,6 +228,7 @@ async def reporting(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[
             emit()
 
     emit()
+    current_watch.set(meter.stall)
     try:
         async with task_group() as group:
             group.start_soon(tick)
@@ -219,4 +237,5 @@ async def reporting(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[
             finally:
                 group.cancel_scope.cancel()
     finally:
+        current_watch.set(before)
         emit()

@@ -9,6 +9,7 @@ import anyio.abc
 
 from yaie_async.core.errors import StalledError
 from yaie_async.core.progress import Meter
+from yaie_async.core.stall import current_watch
 from yaie_async.core.tasks import task_group
 from yaie_async.core.threads import run_owned
 from yaie_async.core.trace import span
@@ -121,6 +122,7 @@ class Assembly:
         self._group.start_soon(self._fetch, of)
 
     async def _fetch(self, of: Range) -> None:
+        current_watch.set(self.meter.stall)  # the task may have been started by another load's
         of.open(self._put, self._downloader.largest_read)
         try:
             with of.scope:
@@ -176,8 +178,9 @@ class Assembly:
             write_all(self.file.fd, data, of.position)
         self.file.extend(of.position, of.position + len(data))
         self._counted += len(data)  # two threads may lose one of these, which only makes a display a little wrong
-        self.meter.add(len(data))
-        return self._downloader.wait_after(len(data))
+        wait = self._downloader.wait_after(len(data))
+        self.meter.add(len(data), held=wait)
+        return wait
 
     async def _verify_behind(self) -> None:
         """Hash what is behind the front while the rest arrives; return when all of it is hashed."""

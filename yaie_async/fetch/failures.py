@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import ssl
 import time
@@ -174,7 +175,10 @@ def transport_failure(error: httpx.HTTPError | TimeoutError, asked: Asked, url: 
             f"{what} can't be fetched from {host}: {printable(str(error))}. Check HF_ENDPOINT and the proxy variables."
         )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return asked.transient(f"can't connect to {host} ({error or type(error).__name__})", "connect")
+        # Of several addresses only the system's errors say why.
+        system = _cause(error, ConnectionError)
+        why = os.strerror(system.errno) if isinstance(system, OSError) and system.errno else str(error)
+        return asked.transient(f"can't connect to {host} ({why or type(error).__name__})", "connect")
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return asked.transient(f"{host} sent nothing, or almost nothing, in time", "stall")
     return asked.transient(f"the connection to {host} failed ({error or type(error).__name__})", "read")

@@ -84,6 +84,9 @@ def describe(event: Progress) -> str:
     text = f"{event.model}: {stage_text(event)}"
     if event.bytes_total and event.stage in ("downloading", "verifying"):
         text += " " + ", ".join(filter(None, amounts(event)))
+    if event.stage == "stalled":
+        when = "" if event.retry_in is None else f" in {event.retry_in:.0f} s"
+        text += f": {event.reason}, attempt {event.attempt}{when}"
     return text
 
 

@@ -16,6 +16,7 @@ import anyio.lowlevel
 
 from yaie_async.core.log import logger
 from yaie_async.core.progress import INTERVAL, Meter, OnProgress, Progress, reporting
+from yaie_async.core.stall import current_watch
 from yaie_async.core.tasks import SharedCall, lock, owner, task_group
 from yaie_async.core.threads import run_detached
 from yaie_async.loader.background import Background
@@ -405,9 +406,12 @@ class ModelLoader:
     @asynccontextmanager
     async def _working(self, *, quiet: bool = False) -> AsyncIterator[tuple[Session, ModelFiles, Meter]]:
         """An open Hub's session, the files of this loader, and a meter whose progress is reported."""
-        meter = Meter(self.model)
+        # Either of model and tokenizer may wait for a request of the other.
+        meter = Meter(self.model, stall=self._meter.stall if quiet and self._meter else None)
         if not quiet:
             self._meter = meter
+        else:
+            current_watch.set(meter.stall)
         async with AsyncExitStack() as stack:
             if self._responsive:
                 stack.enter_context(quick_switching())
