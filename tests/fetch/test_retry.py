@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.stopwatch import Stopwatch
 from yaie_async.core.errors import HubUnavailableError
+from yaie_async.core.stall import Stall, StallWatch, current_watch
 from yaie_async.fetch.failures import Asked, TransientError, asked_wait
 from yaie_async.fetch.retry import RetryPolicy, retried
 
@@ -153,6 +154,28 @@ async def test_a_wait_beyond_the_budget_is_not_begun(anyio_backend: Any, slept: 
     with pytest.raises(HubUnavailableError) as caught:
         await retried(POLICY, work, ASKED)
     assert (slept, caught.value.attempts) == ([], 1)
+
+
+@pytest.mark.anyio
+async def test_the_watch_of_the_load_is_told_why_a_request_failed(anyio_backend: Any, slept: list[float]) -> None:
+    """The reason is one short line without the model's name, without secrets and without what a terminal obeys."""
+    watch = StallWatch(lambda: 100.0)
+    current_watch.set(watch)
+    seen: list[Stall | None] = []
+
+    async def work() -> None:
+        seen.append(watch.look(104.0))
+        if len(seen) < 3:
+            raise ASKED.transient(f"HTTP 503 (Bearer hf_0123456789abcdef\n\x1b[31m{'x' * 900})", "status")
+
+    await retried(POLICY, work, ASKED)
+    silent, first, second = seen
+    assert silent == Stall("no byte for 4 s", 1, None)
+    assert first is not None and second is not None
+    assert first.reason.startswith("HTTP 503 (Bearer ***  [31mxxx")
+    assert first.reason.isprintable() and len(first.reason) == 200
+    assert (first.attempt, second.attempt) == (2, 3)
+    assert watch.look(200.0) is None
 
 
 @pytest.mark.anyio

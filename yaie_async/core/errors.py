@@ -50,8 +50,9 @@ _SECRETS = re.compile(r"(?<=://)[^/\s@]+(?=@)|(?<=Bearer )[\w.~+/=-]{6,}|(?<=Bas
 
 
 def printable(text: str, most: int = 300) -> str:
-    """The beginning of a text that a server chose, without what a terminal would obey or can't encode."""
-    return "".join(character if character.isprintable() else " " for character in text[:most])
+    """The beginning of a text that a server chose, without secrets and what a terminal would obey or can't encode."""
+    text = _SECRETS.sub("***", text)[:most]
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 @dataclass(eq=False, repr=False)  # Exception's own are kept
@@ -71,7 +72,7 @@ class LoaderError(Exception):
     def __post_init__(self, text: str) -> None:
         # The other bases' __init__ is never called: the official classes want other arguments, and OSError would
         # parse two arguments as (errno, text).
-        Exception.__init__(self, printable(_SECRETS.sub("***", text), _LONGEST))
+        Exception.__init__(self, printable(text, _LONGEST))
         self.model = self.model and _SECRETS.sub("***", self.model)
 
     def __str__(self) -> str:
