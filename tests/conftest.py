@@ -16,6 +16,7 @@ for _name in list(os.environ):
         del os.environ[_name]
 os.environ |= {
     "HF_HOME": _HOME,
+    "XDG_CACHE_HOME": os.path.join(_HOME, "cache"),
     # The discard port: a test that does not set an endpoint is refused at once.
     "HF_ENDPOINT": "http://127.0.0.1:9",
     "HF_HUB_DISABLE_TELEMETRY": "1",

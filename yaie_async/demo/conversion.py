@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,20 +12,15 @@ from filelock import FileLock, Timeout
 
 from yaie_async.demo import making
 from yaie_async.demo.maker import make
+from yaie_async.store.history import user_cache
 
 _MODELS = "models"
 _DIGESTS = "digests.json"
 
 
 def cache_folder() -> Path:
-    """Return the folder of conversions: `yaie-async-demo` in $XDG_CACHE_HOME or ~/.cache.
-
-    Raises:
-        RuntimeError: this user has no home directory.
-    """
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path is invalid and ignored.
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "yaie-async-demo"
+    """Return the folder of conversions, or raise a RuntimeError where this user has no home directory."""
+    return user_cache("yaie-async-demo")
 
 
 def converted(gguf: Path, repo_id: str, folder: Path, scratch: Path, say: Callable[[str], None]) -> Path:
