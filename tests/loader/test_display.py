@@ -55,6 +55,7 @@ def test_sizes_are_decimal(count: int, text: str) -> None:
             "m: stalled: no byte for 4 s, attempt 1",
         ),
         (Progress("m", "building", 2000, 2000), "m: building"),
+        (Progress("m", "importing", 2000, 2000, stage_fraction=0.25, seconds_left=5.4), "m: importing 25%, 5 s left"),
         (Progress("m", "ready", 2000, 2000), "m: ready"),
     ],
 )

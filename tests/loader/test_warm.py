@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.support.hub import HubServer
 from tests.support.process import in_a_new_process
+from yaie_async.core.compat import version
 
 # Runs `main` on each event loop in turn: a process imports the heavy libraries once, whatever its loop.
 _ON_EACH_LOOP = """
@@ -95,3 +96,41 @@ anyio.run(main)
     assert "libtorch.so is damaged" in message
     assert "pip install" in message
     assert (enabled, interval) == (True, sys.getswitchinterval())
+
+
+def test_a_warm_start_shows(hub: HubServer, put: Callable[..., Path], tmp_path: Path) -> None:
+    """The files count at once, and imports and build have stages of their own with what the last time says of them."""
+    put("org/m")
+    code = """
+from yaie_async import ModelLoader
+from yaie_async.store.history import Took, last_time, remember
+what = sys.argv[3]
+remember(what, Took(600.0, 2000))
+events = []
+async def main():
+    await ModelLoader("org/m", endpoint=sys.argv[1], cache_dir=sys.argv[2], on_progress=events.append).load()
+async def prefetch():
+    await ModelLoader("org/m", endpoint=sys.argv[1], cache_dir=sys.argv[2], on_progress=lambda event: None).prefetch()
+anyio.run(prefetch)
+anyio.run(main)
+took = last_time(what)
+print(json.dumps({
+    "events": [[e.stage, e.bytes_done, e.bytes_total, e.files_done, e.stage_fraction, e.seconds_left] for e in events],
+    "steps": events[-1].steps,
+    "took": [took.seconds, took.count],
+}))
+"""
+    what = f"import torch {version('torch')} transformers {version('transformers')}"
+    told = in_a_new_process(code, hub.url, str(tmp_path / "cache"), what)
+    stages = list(dict.fromkeys(stage for stage, *_ in told["events"]))
+    assert [stage for stage in stages if stage != "building"] == ["resolving", "importing", "ready"]
+    assert [name for name, _ in told["steps"]] == ["resolving", "importing", "building"]
+    for stage, done, total, files, share, left in told["events"]:
+        if stage == "importing":
+            assert 0 <= share <= 1
+            assert 0 < left < 600
+        if stage != "resolving":
+            assert done == total > 0
+            assert files == 5
+    assert 0 < told["took"][0] < 600
+    assert told["took"][1] > 1000

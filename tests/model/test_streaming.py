@@ -25,6 +25,7 @@ from tests.support import models
 from tests.support.requests import request_of
 from tests.support.stopwatch import Stopwatch
 from yaie_async import IncompatibleModelError
+from yaie_async.model.build_progress import BuildProgress
 from yaie_async.model.model import build_model
 from yaie_async.model.preflight import check_config
 from yaie_async.model.tensors import ArrivingFiles
@@ -308,7 +309,7 @@ def test_writes_before_the_neighbours_land(arrival: Make) -> None:
     arriving = arrival("llama")
     arriving.begin()
     arriving.land_headers()
-    files = ArrivingFiles(arriving.arriving, lambda: False, lambda: False)
+    files = ArrivingFiles(arriving.arriving, lambda: False, lambda: False, BuildProgress())
     found = files.tensors()
     first = min(found, key=lambda name: found[name]._stored.start)
     for name, block in list(arriving.missing):

@@ -21,6 +21,7 @@ from tests.model.test_streaming import assert_same
 from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import wait_until
 from yaie_async.core import errors
+from yaie_async.model.build_progress import BuildProgress
 from yaie_async.model.lock import BuildCancelled, build_lock
 from yaie_async.model.model import build_model
 from yaie_async.model.streaming import StreamAbandoned, build_streaming
@@ -106,7 +107,7 @@ def test_files_are_closed_after_the_last_read(arrival: Make, pool: ThreadPoolExe
     arriving = arrival("llama")
     arriving.begin()
     arriving.land_rest()
-    files = ArrivingFiles(arriving.arriving, lambda: False, lambda: False)
+    files = ArrivingFiles(arriving.arriving, lambda: False, lambda: False, BuildProgress())
     tensor = next(iter(files.tensors().values()))
     with files.reading():
         closing = pool.submit(files.close)

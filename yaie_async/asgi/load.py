@@ -158,7 +158,7 @@ class Load:
             retry_in = max(0.0, self._next_attempt - time.monotonic())
         elif stage == "ready":
             stage = "building"  # the tokenizer may follow the model, and has no progress of its own
-        downloading = stage == "downloading"
+        running = stage == progress.stage
         return ModelStatus(
             name=self.name,
             model=self._loader.model,
@@ -167,8 +167,8 @@ class Load:
             bytes_fraction=progress.fraction,
             bytes_done=progress.bytes_done,
             bytes_total=progress.bytes_total,
-            bytes_per_second=progress.bytes_per_second if downloading else 0.0,
-            seconds_left=progress.seconds_left if downloading else None,
+            bytes_per_second=progress.bytes_per_second if running else 0.0,
+            seconds_left=progress.seconds_left if running else None,
             error=str(error) if error is not None else None,
             retry_in=retry_in,
         )

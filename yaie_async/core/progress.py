@@ -18,6 +18,7 @@ from yaie_async.core.tasks import task_group
 Stage = Literal["resolving", "downloading", "stalled", "waiting", "verifying", "importing", "building", "ready"]
 BlobStage = Literal["downloading", "verifying", "waiting"]
 OnProgress = Callable[["Progress"], object]
+Within = Callable[[], tuple[float | None, float | None]]  # the share of a stage that is done, and the seconds left
 
 INTERVAL = 0.1  # seconds: more than ten events a second are of no use to a person or a log
 RATE_WINDOW = 5.0  # seconds: on a slow link a range ends only every second or so
@@ -89,6 +90,7 @@ class Meter:
         self._clock = clock
         self._lock = threading.Lock()
         self._stage: Stage = "resolving"
+        self._within: Within | None = None
         self._done = 0
         self._total = 0
         self._files_done = 0
@@ -100,8 +102,9 @@ class Meter:
         # The stage of the last event, and until when it is counted.
         self._seen: tuple[Stage, float] = "resolving", clock()
 
-    def stage(self, stage: Stage) -> None:
-        self._stage = stage
+    def stage(self, stage: Stage, within: Within | None = None) -> None:
+        """Begin a stage; `within` says how far it is."""
+        self._stage, self._within = stage, within
         self.snapshot()  # the steps count from here
 
     def expect(self, *, total: int, files: int) -> None:
@@ -162,15 +165,17 @@ class Meter:
         stall = self.stall.look(now) if stage in ("resolving", "downloading") else None
         if stall is not None:
             stage, rate = "stalled", 0.0
+        share, seconds = self._within() if self._within else (None, None)
         return Progress(
             model=self.model,
             stage=stage,
             bytes_done=min(self._done, self._total),
             bytes_total=self._total,
             bytes_per_second=rate,
-            seconds_left=left / rate if rate and not verifying else None,
+            seconds_left=left / rate if rate and not verifying else seconds,
             files_done=self._files_done,
             files_total=self._files_total,
+            stage_fraction=share,
             reason=stall.reason if stall else "",
             attempt=stall.attempt if stall else 0,
             retry_in=stall.retry_in if stall else None,

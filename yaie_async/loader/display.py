@@ -84,10 +84,13 @@ def describe(event: Progress) -> str:
     text = f"{event.model}: {stage_text(event)}"
     if event.bytes_total and event.stage in ("downloading", "verifying"):
         text += " " + ", ".join(filter(None, amounts(event)))
+    if event.stage in ("importing", "building"):
+        share = "" if event.stage_fraction is None else f"{event.stage_fraction:.0%}"
+        text += " " + ", ".join(filter(None, (share, amounts(event)[2])))
     if event.stage == "stalled":
         when = "" if event.retry_in is None else f" in {event.retry_in:.0f} s"
         text += f": {event.reason}, attempt {event.attempt}{when}"
-    return text
+    return text.rstrip()
 
 
 def stage_text(event: Progress) -> str:

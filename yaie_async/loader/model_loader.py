@@ -352,7 +352,6 @@ class ModelLoader:
                 manifest = await files.manifest(session, self._need(weights=True))
                 manifest = await files.fetch(session, manifest, meter, streamed.small_are_there)
                 streamed.all_are_there()
-            meter.stage("building")
             model = await streamed.finish(self._request(session, manifest))
             meter.stage("ready")
             self._log_ready(meter, "the model", begin)
@@ -363,15 +362,13 @@ class ModelLoader:
         async with self._working(quiet=quiet) as (session, files, meter):
             manifest = await files.manifest(session, self._need(weights=False))
             manifest = await files.fetch(session, manifest, meter)
+            from yaie_async.model.imports import import_libraries, import_progress
+            from yaie_async.model.tokenizer import build_tokenizer
+
+            meter.stage("importing", import_progress)
+            await run_detached(partial(import_libraries, responsive=self._responsive), name="imports")
             meter.stage("building")
-
-            def build() -> PreTrainedTokenizerBase:
-                from yaie_async.model.imports import import_libraries
-                from yaie_async.model.tokenizer import build_tokenizer
-
-                import_libraries(responsive=self._responsive)
-                return build_tokenizer(self._request(session, manifest))
-
+            build = partial(build_tokenizer, self._request(session, manifest))
             tokenizer = await run_detached(build, name="tokenizer")
             meter.stage("ready")
             self._log_ready(meter, "the tokenizer", begin)

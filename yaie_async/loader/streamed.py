@@ -14,8 +14,9 @@ from yaie_async.core.log import logger
 from yaie_async.core.manifest import Manifest
 from yaie_async.core.progress import Meter, Progress
 from yaie_async.core.threads import run_detached
+from yaie_async.model.build_progress import BuildProgress
 from yaie_async.model.estimate import cast_bytes, estimate_seconds
-from yaie_async.model.imports import import_libraries
+from yaie_async.model.imports import import_libraries, import_progress
 from yaie_async.model.lock import build_lock
 from yaie_async.model.model import build_model
 from yaie_async.model.preflight import check_config
@@ -44,6 +45,8 @@ class StreamedBuild:
         self._small = anyio.Event()
         self._whole = anyio.Event()
         self._model: PreTrainedModel | None = None
+        self._imported = False
+        self._progress = BuildProgress()
 
     def small_are_there(self, manifest: Manifest, arriving: tuple[ArrivingFile, ...]) -> None:
         """All files of the sharp manifest but its weights are in the cache; the weights are still arriving."""
@@ -54,6 +57,14 @@ class StreamedBuild:
     def all_are_there(self) -> None:
         """The snapshot is complete and verified: a build that has not begun gains nothing any more."""
         self._whole.set()
+        self._show()
+
+    def _show(self) -> None:
+        """The files are there: name what is still to be done."""
+        if self._imported:
+            self._meter.stage("building", self._progress)
+        else:
+            self._meter.stage("importing", import_progress)
 
     async def run(self, request_for: Callable[[Manifest], BuildRequest]) -> None:
         """Import, refuse a config that can't be loaded, and build the model when its time has come.
@@ -65,6 +76,9 @@ class StreamedBuild:
         **Raises:** LoaderError when the libraries can't be imported, or for the config.
         """
         await run_detached(partial(import_libraries, responsive=self._responsive), name="imports")
+        self._imported = True
+        if self._whole.is_set():
+            self._show()
         await self._small.wait()
         assert self._manifest is not None
         request = request_for(self._manifest)
@@ -97,7 +111,7 @@ class StreamedBuild:
 
         def build(cancelled: Callable[[], bool]) -> PreTrainedModel:
             with surroundings:
-                return build_streaming(request, arriving, cancelled=cancelled)
+                return build_streaming(request, arriving, cancelled=cancelled, progress=self._progress)
 
         try:
             self._model = await _run_build(build)
@@ -115,7 +129,7 @@ class StreamedBuild:
         if model is not None and any(arriving.failed for arriving in self._arriving):
             self._log(request.source, "some of the bytes that it was built from were fetched again")
             model = None
-        return model if model is not None else await _run_build(partial(build_model, request))
+        return model if model is not None else await _run_build(partial(build_model, request, progress=self._progress))
 
     @staticmethod
     def _log(model: str, reason: str) -> None:

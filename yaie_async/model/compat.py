@@ -92,6 +92,9 @@ OPENMP = ("libgomp*", "libiomp*", "libomp*")
 # The module whose initialisation takes longest. Under another name it is treated as all are.
 TORCH_MODULE = "torch._C"
 
+# How transformers names the progress bar over all weights. Where it has another name, how far a build is is not known.
+WEIGHTS_BAR = "Loading weights"
+
 _REMOTE = "transformers_modules."
 
 

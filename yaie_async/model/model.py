@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from yaie_async.core.errors import LoaderError
 from yaie_async.core.trace import span
 from yaie_async.model.arguments import check_model_kwargs
+from yaie_async.model.build_progress import BuildProgress
 from yaie_async.model.checkpoint import check_code, check_headers
 from yaie_async.model.failures import translate
 from yaie_async.model.imports import import_libraries
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
 
 
-def build_model(request: BuildRequest, cancelled: Callable[[], bool] = lambda: False) -> PreTrainedModel:
+def build_model(
+    request: BuildRequest, cancelled: Callable[[], bool] = lambda: False, progress: BuildProgress | None = None
+) -> PreTrainedModel:
     """Build the model as `AutoModelForCausalLM.from_pretrained` would, bit for bit, without any request.
 
     One build runs at a time in this process. `cancelled` is checked once the build lock is held; a build that has
@@ -43,8 +46,9 @@ def build_model(request: BuildRequest, cancelled: Callable[[], bool] = lambda: F
         with build_lock.acquired():
             if cancelled():
                 raise BuildCancelled
-            with span("build", "build", model=request.source):
-                return load_checked(lambda: _load(request), request)
+            progress = progress or BuildProgress()
+            with span("build", "build", model=request.source), progress.measured(request, keep=True):
+                return load_checked(lambda: _load(request), request, progress.counted)
     except BuildCancelled:
         raise
     except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,14 @@ _AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def load_checked(
-    load: Callable[[], tuple[PreTrainedModel, Mapping[str, Any]]], request: BuildRequest
+    load: Callable[[], tuple[PreTrainedModel, Mapping[str, Any]]],
+    request: BuildRequest,
+    counted: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> PreTrainedModel:
     """Load a model, refuse one that is not what its checkpoint says, and name it. The caller holds the build lock.
 
-    `load` calls `from_pretrained` and returns the model and its loading info.
+    `load` calls `from_pretrained` and returns the model and its loading info. transformers iterates the weights
+    `counted`.
 
     Raises:
         IncompatibleModelError: a part of the model is random or of another model, or torch's default dtype has changed.
@@ -36,7 +39,7 @@ def load_checked(
     """
     if request.trust_remote_code:
         compat.forget_remote_classes()
-    with _default_dtype_kept(request), no_progress_bars():
+    with _default_dtype_kept(request), no_progress_bars(counted):
         model, info = load()
     _check_loaded(info, request)
     # "org/code--modeling_x.X" is meant to run the code of another repository.

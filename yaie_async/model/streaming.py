@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from yaie_async.core.manifest import ADAPTER_CONFIG
 from yaie_async.core.trace import span
+from yaie_async.model.build_progress import BuildProgress
 from yaie_async.model.compat import add_generation, can_stream, has_extra_files, is_distributed
 from yaie_async.model.filesystem import is_local
 from yaie_async.model.imports import import_libraries
@@ -61,6 +62,7 @@ def build_streaming(
     arriving: Mapping[str, ArrivingFile],
     *,
     cancelled: Callable[[], bool] = lambda: False,
+    progress: BuildProgress | None = None,
 ) -> PreTrainedModel:
     """Build the model that `build_model` would build from the finished snapshot, bit for bit, as its weights arrive.
 
@@ -82,9 +84,10 @@ def build_streaming(
     with build_lock.acquired_if_free() as mine:
         if not mine:
             raise StreamAbandoned("another build holds the lock or waits for it")
-        files = ArrivingFiles(arriving, cancelled, build_lock.is_contended)
+        progress = progress or BuildProgress()
+        files = ArrivingFiles(arriving, cancelled, build_lock.is_contended, progress)
         try:
-            with span("build", "streaming build", model=request.source):
+            with span("build", "streaming build", model=request.source), progress.measured(request, keep=False):
                 return load_checked(lambda: _load(request, files), request)
         except Exception as error:
             # The frames of the failed build hold the half-built model.

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from yaie_async.model.build_progress import BuildProgress
 from yaie_async.model.header import HeaderError, Stored, header_length, parse_header
 from yaie_async.store.arriving_file import ArrivalError, ArrivingFile
 
@@ -33,8 +34,13 @@ class ArrivingFiles:
     """The weight files of one build, read by several threads while they arrive."""
 
     def __init__(
-        self, arriving: Mapping[str, ArrivingFile], cancelled: Callable[[], bool], unwanted: Callable[[], bool]
+        self,
+        arriving: Mapping[str, ArrivingFile],
+        cancelled: Callable[[], bool],
+        unwanted: Callable[[], bool],
+        progress: BuildProgress,
     ) -> None:
+        self.progress = progress
         self._cancelled = cancelled  # checked before every piece
         self._unwanted = unwanted  # checked while bytes are missing: whether to give up instead of waiting for them
         self._changed = threading.Condition()
@@ -59,6 +65,7 @@ class ArrivingFiles:
                 found |= {key: ArrivingTensor(self, file, stored) for key, stored in self._header(file).items()}
             except HeaderError as error:
                 raise HeaderError(f"{name}: {error}") from error
+        self.progress.expect(sum(tensor.size for tensor in found.values()))
         return found
 
     def _header(self, file: _File) -> Mapping[str, Stored]:
@@ -147,6 +154,7 @@ class ArrivingTensor:
         self._files = files
         self._file = file
         self._stored = stored
+        self.size: int = stored.stop - stored.start
 
     def __getitem__(self, index: object) -> ArrivingTensor:
         if index is not ...:
@@ -170,6 +178,7 @@ class ArrivingTensor:
 
         start, stop = self._stored.start, self._stored.stop
         self._files.wait(self._file, start, stop)
+        self._files.progress.add(self.size)
         count = (stop - start) // self._stored.item
         assert self._file.mapping is not None
         return torch.frombuffer(self._file.mapping, dtype=dtype, count=count, offset=start).view(self._stored.shape)
@@ -185,4 +194,5 @@ class ArrivingTensor:
                 first = (start - self._stored.start) // item
                 piece = torch.frombuffer(buffer, dtype=dtype, count=(stop - start) // item)
                 flat[first : first + len(piece)].copy_(piece)
+                self._files.progress.add(stop - start)
         return tensor

@@ -1,0 +1,76 @@
+"""How far the build of a model is, and how long the rest of it takes by the last one of its kind on this machine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from yaie_async.model.estimate import cast_bytes
+from yaie_async.store.history import Took, last_time, remember
+
+if TYPE_CHECKING:
+    from yaie_async.model.request import BuildRequest
+
+T = TypeVar("T")
+
+
+class BuildProgress:
+    """Counts what is placed: the bytes of tensors in a streaming build, in transformers' own their number.
+
+    `expect`, `add` and the share itself may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._done = self._total = 0
+        self._began = 0.0
+        self._last: float | None = None  # seconds of the last build, as long as this one is large
+
+    def __call__(self) -> tuple[float | None, float | None]:
+        """The share that is placed, and the seconds left; None for what is not known."""
+        with self._lock:
+            share = min(1.0, self._done / self._total) if self._total else None
+        if self._last is None:
+            return share, None
+        left = self._last * (1 - share) if share else self._last - (time.monotonic() - self._began)
+        return share, left if left >= 0 else None
+
+    @contextmanager
+    def measured(self, request: BuildRequest, *, keep: bool) -> Iterator[None]:
+        """Measure the build in the block, and `keep` its time for the next one if it succeeds."""
+        size, what = request.manifest.size, _kind(request)
+        took = last_time(what)
+        self._last = took.seconds * size / took.count if took else None
+        self._done = self._total = 0
+        self._began = time.monotonic()
+        yield
+        if keep and size:
+            remember(what, Took(time.monotonic() - self._began, size))
+
+    def expect(self, total: int) -> None:
+        self._total = total
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+
+    def counted(self, items: Iterable[T]) -> Iterator[T]:
+        """The items of a progress bar, counted as they are done."""
+        self._total = len(items) if isinstance(items, Sized) else 0
+        for item in items:
+            yield item
+            self.add(1)
+
+
+def _kind(request: BuildRequest) -> str:
+    """What builds of about the same duration have in common; by powers of two, as a part of it is the same for all."""
+    import torch
+
+    manifest = request.manifest
+    kind = "cast" if cast_bytes(manifest.size, request.dtype, manifest.stored) else "mapped"
+    devices = {str(device).partition(":")[0] for device in request.devices}
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return f"build {kind} {','.join(sorted(devices))[:40]} {found} {manifest.size.bit_length()}"
