@@ -312,6 +312,20 @@ async def test_an_error_of_the_block_comes_out_bare(anyio_backend: Any) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_load_that_fails_in_an_outage_has_stalled_to_the_end(anyio_backend: Any, clock: Clock) -> None:
+    """The last event of a load that gives up is the outage, not the download that it ended."""
+    events: list[Progress] = []
+    meter = Meter("m", clock)
+    with pytest.raises(KeyError):
+        async with reporting(meter, events.append):
+            with meter.stall.wanting():
+                clock.now += 4
+                await until(lambda: events[-1].stage == "stalled")
+                raise KeyError
+    assert events[-1].reason == "no byte for 4 s"
+
+
+@pytest.mark.anyio
 async def test_a_cancelled_block_sends_its_last_stage(anyio_backend: Any) -> None:
     """After a cancel the last event is still sent."""
     events: list[Progress] = []

@@ -72,5 +72,5 @@ def _kind(request: BuildRequest) -> str:
     manifest = request.manifest
     kind = "cast" if cast_bytes(manifest.size, request.dtype, manifest.stored) else "mapped"
     devices = {str(device).partition(":")[0] for device in request.devices}
-    found = "cuda" if torch.cuda.is_available() else "cpu"
+    found = "gpu" if devices != {"cpu"} and torch.cuda.is_available() else "cpu"
     return f"build {kind} {','.join(sorted(devices))[:40]} {found} {manifest.size.bit_length()}"
