@@ -323,6 +323,8 @@ async def test_a_load_that_fails_in_an_outage_has_stalled_to_the_end(anyio_backe
                 await until(lambda: events[-1].stage == "stalled")
                 raise KeyError
     assert events[-1].reason == "no byte for 4 s"
+    clock.now += 60
+    assert sum(seconds for _, seconds in meter.snapshot().steps) == 4
 
 
 @pytest.mark.anyio

@@ -43,13 +43,14 @@ class Progress:
             None while unknown.
         files_done: number of complete files.
         files_total: number of files of this load; 0 until the listing is known.
-        stage_fraction: share of the present stage that is done, 0.0 to 1.0: of the modules in "importing", of the bytes
-            of the tensors in "building". None where unknown, and in all other stages.
+        stage_fraction: share of the present stage that is done, 0.0 to 1.0: of the modules in "importing", of the
+            tensors in "building" (of their bytes, if it began during the download). None where unknown, and in all
+            other stages.
         reason: in "stalled", why, as one line of text for people.
         attempt: in "stalled", the number of the attempt that is under way or comes next, from 1; 0 where there is none.
         retry_in: in "stalled", seconds until the next attempt begins; None while one is under way.
         steps: seconds spent in each stage so far, by order of first entry; together the time since the load began, up
-            to "ready". They pass without an event: two events that differ in nothing else are equal.
+            to its end. They pass without an event: two events that differ in nothing else are equal.
     """
 
     model: str
@@ -101,11 +102,17 @@ class Meter:
         self._steps: dict[str, float] = {}
         # The stage of the last event, and until when it is counted.
         self._seen: tuple[Stage, float] = "resolving", clock()
+        self._ended = False
 
     def stage(self, stage: Stage, within: Within | None = None) -> None:
         """Begin a stage; `within` says how far it is."""
         self._stage, self._within = stage, within
         self.snapshot()  # the steps count from here
+
+    def end(self) -> None:
+        """The load has ended, however it did: its steps take no more time."""
+        self.snapshot()
+        self._ended = True
 
     def expect(self, *, total: int, files: int) -> None:
         """Set the size of the whole load: `total` bytes in `files` files."""
@@ -187,7 +194,7 @@ class Meter:
         with self._lock:
             before, since = self._seen
             self._seen = stage, now
-            if before != "ready":
+            if before != "ready" and not self._ended:
                 self._steps[before] = self._steps.get(before, 0.0) + now - since
             return tuple(self._steps.items())
 
@@ -248,3 +255,4 @@ async def reporting(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[
     finally:
         current_watch.set(before)
         emit()
+        meter.end()

@@ -22,18 +22,20 @@ _running: tuple[float, int, Took | None] | None = None  # when it began, the mod
 
 def import_progress() -> tuple[float | None, float | None]:
     """The share of the modules that are imported, and the seconds left, both by the last time; None where unknown."""
-    if _running is None or (last := _running[2]) is None:
+    running = _running  # read once: the import may end meanwhile
+    if running is None or (last := running[2]) is None:
         return None, None
-    began, modules, _ = _running
+    began, modules, _ = running
     left = last.seconds - (time.monotonic() - began)
-    return min(1.0, (len(sys.modules) - modules) / last.count), left if left >= 0 else None
+    share = (len(sys.modules) - modules) / last.count
+    return min(max(share, 0.0), 1.0), left if left >= 0 else None
 
 
 @contextmanager
 def _measured() -> Iterator[None]:
     """Measure the import in the block and keep its time for the next, unless a part of it was done before."""
     global _running  # noqa: PLW0603 - one import for all loads of the process
-    if {"torch", "transformers"} & sys.modules.keys():
+    if "torch" in sys.modules or "transformers" in sys.modules:
         yield
         return
     what = f"import torch {version('torch')} transformers {version('transformers')}"

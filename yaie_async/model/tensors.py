@@ -40,7 +40,7 @@ class ArrivingFiles:
         unwanted: Callable[[], bool],
         progress: BuildProgress,
     ) -> None:
-        self.progress = progress
+        self.progress: BuildProgress = progress
         self._cancelled = cancelled  # checked before every piece
         self._unwanted = unwanted  # checked while bytes are missing: whether to give up instead of waiting for them
         self._changed = threading.Condition()
