@@ -31,11 +31,11 @@ class BuildProgress:
 
     def __call__(self) -> tuple[float | None, float | None]:
         """The share that is placed, and the seconds left; None for what is not known."""
-        with self._lock:
-            share = min(1.0, self._done / self._total) if self._total else None
-        if self._last is None:
+        done, total, last = self._done, self._total, self._last  # read once: the builder's thread changes them
+        share = min(1.0, done / total) if total else None
+        if last is None:
             return share, None
-        left = self._last * (1 - share) if share else self._last - (time.monotonic() - self._began)
+        left = last * (1 - share) if share else last - (time.monotonic() - self._began)
         return share, left if left >= 0 else None
 
     @contextmanager
