@@ -200,7 +200,7 @@ class Meter:
 
 
 class Snapshots(Protocol):
-    """What `reporting` looks at."""
+    """What `following` looks at."""
 
     model: str
 
@@ -208,7 +208,25 @@ class Snapshots(Protocol):
 
 
 @asynccontextmanager
-async def reporting(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[None]:
+async def reporting(meter: Meter, on_progress: OnProgress) -> AsyncIterator[None]:
+    """As `following`, in the task whose work the meter measures: its requests report to the meter, and it ends.
+
+    **Cancellation:** as `following`.
+
+    **Raises:** what the block raises.
+    """
+    before = current_watch.get()
+    current_watch.set(meter.stall)
+    try:
+        async with following(meter, on_progress):
+            yield
+    finally:
+        current_watch.set(before)
+        meter.end()
+
+
+@asynccontextmanager
+async def following(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[None]:
     """Call `on_progress` on the loop's thread during the block: at its start and end, and on changes in between.
 
     An exception in the callback is logged once. The load then goes on without further events. A load that fails while
@@ -220,7 +238,6 @@ async def reporting(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[
     """
     last: Progress | None = None
     broken = False
-    before = current_watch.get()
 
     def emit() -> None:
         nonlocal last, broken
@@ -241,7 +258,6 @@ async def reporting(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[
             emit()
 
     emit()
-    current_watch.set(meter.stall)
     try:
         async with task_group() as group:
             group.start_soon(tick)
@@ -253,6 +269,4 @@ async def reporting(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[
         broken |= last is not None and last.stage == "stalled"  # what ended it is no download
         raise
     finally:
-        current_watch.set(before)
         emit()
-        meter.end()

@@ -15,7 +15,7 @@ import anyio
 import anyio.lowlevel
 
 from yaie_async.core.log import logger
-from yaie_async.core.progress import INTERVAL, Meter, OnProgress, Progress, reporting
+from yaie_async.core.progress import INTERVAL, Meter, OnProgress, Progress, following
 from yaie_async.core.stall import current_watch
 from yaie_async.core.tasks import SharedCall, lock, owner, task_group
 from yaie_async.core.threads import run_detached
@@ -298,7 +298,7 @@ class ModelLoader:
         if self._on_progress is None:
             yield
         else:
-            async with reporting(_Followed(self), self._on_progress):
+            async with following(_Followed(self), self._on_progress):
                 yield
 
     async def prefetch(self) -> Path:
