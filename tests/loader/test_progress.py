@@ -1,20 +1,23 @@
 """Tests of the progress events of loads with retries, failures and bad callbacks."""
 
+import gc
 import math
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from tests.loader.conftest import Put
-from tests.support.faults import Corrupt, Cut, IgnoreRange, Stall, Status
+from tests.support.faults import Corrupt, Cut, Drip, IgnoreRange, Stall, Status
 from tests.support.hub import HubServer
+from tests.support.loops import on_one_loop
 from tests.support.waiting import until
-from yaie_async import Hub, HubUnavailableError, ModelLoader, Progress
+from yaie_async import Hub, HubUnavailableError, InvalidArgumentError, ModelLoader, Progress
 from yaie_async.core import stall
 from yaie_async.core.progress import INTERVAL, Meter
 from yaie_async.fetch import retry
@@ -142,6 +145,75 @@ async def test_a_callback_that_fails_does_not_stop_the_load(
     loader = ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path, on_progress=fail)
     assert (await loader.prefetch()).exists()
     assert caplog.text.count("ValueError: mine") == 1
+
+
+@on_one_loop
+async def test_a_callback_that_blocks_for_a_second(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """It delays the events, and nothing fails for that."""
+    put_fake("org/big")
+    hub.faults.add(Drip(40 << 20), path="^/cdn/")
+    stages: list[str] = []
+
+    def block(event: Progress) -> None:
+        if event.bytes_done and "downloading" not in stages:
+            end = time.monotonic() + 1
+            while time.monotonic() < end:  # `time.sleep` is what no_blocking watches for
+                pass
+        stages.append(event.stage)
+
+    await ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path, on_progress=block).prefetch()
+    assert stages[-1] == "ready"
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_callback_may_end_the_process(
+    error: type[BaseException], hub: HubServer, put_fake: Put, tmp_path: Path
+) -> None:
+    """SystemExit and KeyboardInterrupt are no failures of a callback: the load raises them."""
+    put_fake("org/big")
+    hub.faults.add(Stall(1 << 20), path="^/cdn/")
+
+    def leave(event: Progress) -> None:
+        if event.bytes_done:
+            raise error
+
+    loader = ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path, on_progress=leave)
+    with pytest.raises(error):
+        anyio.run(loader.prefetch)
+
+
+async def async_function(_event: Progress) -> None: ...
+
+
+class AsyncCallable:
+    async def __call__(self, _event: Progress) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [async_function, AsyncCallable(), partial(async_function), "print"],
+    ids=["def", "call", "partial", "no"],
+)
+@pytest.mark.parametrize("make", [Hub, partial(ModelLoader, "org/big")], ids=["Hub", "ModelLoader"])
+def test_a_callback_that_can_t_be_called(callback: Any, make: Callable[..., object]) -> None:
+    """A coroutine function is refused when it is passed: its coroutines would never run."""
+    with pytest.raises(InvalidArgumentError, match="on_progress must be"):
+        make(on_progress=callback)
+
+
+async def test_a_callback_that_returns_a_coroutine(
+    hub: HubServer, put_fake: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is not known before the first call is logged then, and no coroutine is left that was never awaited."""
+    put_fake("org/big", 1000)
+    options: dict[str, Any] = {"endpoint": hub.url, "cache_dir": tmp_path}
+
+    def hidden(event: Progress) -> object:
+        return async_function(event)
+
+    await ModelLoader("org/big", on_progress=hidden, **options).prefetch()
+    gc.collect()
+    assert caplog.text.count("\nTypeError: it returned a coroutine") == 1
 
 
 async def test_progress_can_be_looked_at(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Progress of a load: the frozen events that users get, and the meter that they are made from."""
 
+import inspect
 import math
 import threading
 import time
@@ -246,7 +247,9 @@ async def following(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[
             return
         last = event
         try:
-            on_progress(event)
+            if inspect.iscoroutine(result := on_progress(event)):
+                result.close()
+                raise TypeError("it returned a coroutine, which would never run")
         except Exception:
             broken = True
             facts = {"model": meter.model, "stage": event.stage}

@@ -6,6 +6,7 @@ This module and `model_loader` import nothing heavy. The layers below are import
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -83,6 +84,7 @@ class Hub:
             raise invalid_argument(f"max_bytes_per_second must be above 0, not {max_bytes_per_second}.")
         if verify not in (True, False, "require"):
             raise invalid_argument(f'verify must be True, False or "require", not {verify!r}.')
+        check_on_progress(on_progress)
         self.on_progress = on_progress
         self._environment: dict[str, Any] = {  # what `read_settings` takes
             "cache_dir": cache_dir,
@@ -233,6 +235,16 @@ def invalid_argument(message: str) -> Exception:
     from yaie_async.core.errors import InvalidArgumentError
 
     return InvalidArgumentError(message)
+
+
+def check_on_progress(on_progress: OnProgress | None) -> None:
+    """Raise an InvalidArgumentError for a callback that can't be called, or that would return a coroutine."""
+    if on_progress is not None and not callable(on_progress):
+        raise invalid_argument(f"on_progress must be a function that takes a Progress, not {on_progress!r}.")
+    if any(map(inspect.iscoroutinefunction, (on_progress, getattr(on_progress, "__call__", None)))):  # noqa: B004
+        raise invalid_argument(
+            "on_progress must be a plain function: it is called, not awaited. Write def, not async def."
+        )
 
 
 async def _close(session: Session) -> None:

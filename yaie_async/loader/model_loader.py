@@ -20,7 +20,7 @@ from yaie_async.core.stall import current_watch
 from yaie_async.core.tasks import SharedCall, lock, owner, task_group
 from yaie_async.core.threads import run_detached
 from yaie_async.loader.background import Background
-from yaie_async.loader.hub import Hub, invalid_argument
+from yaie_async.loader.hub import Hub, check_on_progress, invalid_argument
 from yaie_async.model.arguments import check_model_kwargs
 from yaie_async.model.responsive import quick_switching, smooth_imports
 
@@ -102,6 +102,7 @@ class ModelLoader:
         given = [name for name, value in own.items() if value is not None]
         if hub is not None and given:
             raise invalid_argument(f"{', '.join(given)} belong to the Hub: pass them to Hub(...) instead of with hub=.")
+        check_on_progress(on_progress)
         check_model_kwargs(model_kwargs)
         safetensors = model_kwargs.pop("use_safetensors", None)
         if safetensors is False and not allow_pickle:
