@@ -9,7 +9,7 @@ from filelock import FileLock
 from tests.support.command import Command
 from tests.support.faults import Stall, StallAt
 from tests.support.hub import HubServer
-from yaie_async.loader.display import size
+from yaie_async.loader.text import size
 from yaie_async.store.blockmap import BLOCK
 from yaie_async.store.claims import resumable_bytes
 

@@ -1,22 +1,27 @@
-"""Tests of the display without `on_progress`: log lines and the table. The bar on a terminal is tested in
-test_environment.py."""
+"""Tests of the display without `on_progress`: log lines, lines on stderr and the table on a terminal."""
 
 import io
 import logging
+import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, TextIO
 
 import anyio
 import pytest
 
 from tests.loader.conftest import Put
-from tests.support.faults import Drip
+from tests.support.faults import Drip, Stall
 from tests.support.hub import HubServer
+from tests.support.terminal import Terminal, open_terminal
+from tests.support.waiting import until, wait_until
 from yaie_async import Hub, ModelLoader, Progress
-from yaie_async.loader import display
-from yaie_async.loader.display import LogLines, describe, size
+from yaie_async.loader.board import Board
+from yaie_async.loader.display import LogLines
+from yaie_async.loader.text import describe, row_of, size, total
 
 
 @pytest.mark.parametrize(
@@ -46,16 +51,15 @@ def test_sizes_are_decimal(count: int, text: str) -> None:
             "m: downloading 500 B of 2.0 kB, 300 B/s, 5 s left",
         ),
         (Progress("m", "waiting", 500, 2000), "m: waiting for another process"),
-        (
-            Progress("m", "stalled", 500, 2000, reason="HTTP 503 from cdn", attempt=3, retry_in=4.6),
-            "m: stalled: HTTP 503 from cdn, attempt 3 in 5 s",
-        ),
-        (
-            Progress("m", "stalled", 500, 2000, reason="no byte for 4 s", attempt=1),
-            "m: stalled: no byte for 4 s, attempt 1",
-        ),
+        (Progress("m", "importing", 5, 5, stage_fraction=0.4, seconds_left=3.2), "m: importing 40%, 3 s left"),
         (Progress("m", "building", 2000, 2000), "m: building"),
-        (Progress("m", "importing", 2000, 2000, stage_fraction=0.25, seconds_left=5.4), "m: importing 25%, 5 s left"),
+        (
+            Progress("m", "stalled", 5, 10, reason="refused", attempt=3, retry_in=4.4),
+            "m: stalled refused, attempt 3 in 4 s",
+        ),
+        (Progress("m", "stalled", 5, 10, reason="refused", attempt=3), "m: stalled refused, attempt 3"),
+        (Progress("m", "stalled"), "m: stalled"),
+        (Progress("m\x1b[2J\n", "resolving"), "m [2J : resolving"),
         (Progress("m", "ready", 2000, 2000), "m: ready"),
     ],
 )
@@ -105,16 +109,197 @@ def test_without_a_terminal_a_load_is_logged(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("stream", [None, "closed"])
-def test_without_a_stream_for_errors(
-    stream: str | None, hub: HubServer, put_fake: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@contextmanager
+def no_logging() -> Iterator[None]:
+    """Take the handlers of pytest away, as in a script that has not configured logging."""
+    before, logging.root.handlers = logging.root.handlers, []
+    try:
+        yield
+    finally:
+        logging.root.handlers = before
+
+
+class StandIn:
+    """A stream of a tee or an IDE, with what is given of a stream and no more."""
+
+    def __init__(self, **methods: object) -> None:
+        self.__dict__.update(methods)
+
+
+def fail(*_: object) -> None:
+    raise BrokenPipeError
+
+
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+STREAMS: dict[str, Callable[[TextIO], Any]] = {
+    "none": lambda _: None,
+    "closed": lambda _: closed(),
+    "no methods": lambda _: StandIn(),
+    "isatty fails": lambda _: StandIn(isatty=fail, write=print, flush=print),
+    "no file": lambda _: StandIn(isatty=lambda: True, write=fail, flush=fail),
+    "no descriptor": lambda _: StandIn(isatty=lambda: True, fileno=lambda: -1, write=fail, flush=fail),
+    "broken terminal": lambda t: StandIn(
+        isatty=lambda: True, fileno=t.fileno, encoding="utf-8", write=fail, flush=fail
+    ),
+    "bare terminal": lambda t: StandIn(isatty=lambda: True, fileno=t.fileno, write=t.write, flush=t.flush),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("configured", [True, False])
+def test_stderr_that_is_no_file(
+    kind: str, configured: bool, hub: HubServer, put_fake: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A daemon with closed or missing streams can load."""
+    """Whatever stands for stderr, a load ends well, and the streams are the same afterwards."""
     put_fake("org/big", 1000)
-    closed = io.StringIO()
-    closed.close()
-    monkeypatch.setattr(sys, "stderr", closed if stream else None)
-    fetch(hub, tmp_path)
+    monkeypatch.setenv("TERM", "xterm")
+    with open_terminal() as terminal:
+        stream = STREAMS[kind](terminal.stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        stdout = sys.stdout
+        with nullcontext() if configured else no_logging():
+            fetch(hub, tmp_path)
+        assert sys.stderr is stream and sys.stdout is stdout
+        monkeypatch.undo()
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    with open_terminal() as terminal:
+        yield terminal
+
+
+@contextmanager
+def stderr_is(terminal: Terminal, **environment: str) -> Iterator[None]:
+    """Make stderr a terminal of 80 columns. Not in a fixture: pytest sets stderr between those and the test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"TERM": "xterm", "COLUMNS": "80", "LINES": "24", **environment}.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "stderr", terminal.stream)
+        yield
+
+
+def load_with(hub: HubServer, put_fake: Put, cache: Path, meanwhile: Callable[[], object]) -> None:
+    """Load a model, and call a function in the middle of its download."""
+    put_fake("org/big", 1 << 20)
+    stall = Stall(1000)
+    hub.faults.add(stall, path="^/cdn/")
+    loader = ModelLoader("org/big", endpoint=hub.url, cache_dir=cache)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(loader.prefetch)
+            await until(lambda: loader.progress is not None and loader.progress.bytes_done >= 1000)
+            meanwhile()
+            stall.gate.open()
+
+    anyio.run(main)
+
+
+HIDE = "\x1b[?25l"  # the cursor, which a display of rich hides
+
+
+def test_the_table_on_a_terminal(terminal: Terminal, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """A terminal shows the table, and what is printed meanwhile above it."""
+    with stderr_is(terminal):
+        load_with(hub, put_fake, tmp_path, lambda: print("hello", file=sys.stderr))
+    wait_until(lambda: "ready" in terminal.text)
+    assert HIDE in terminal.text
+    assert "hello\r\n" in terminal.text
+    assert re.search(r"org/big +ready .*━━━━━━.* 1.0 MB of 1.0 MB", terminal.text)
+
+
+def test_a_terminal_that_is_closed_in_the_middle(
+    terminal: Terminal, hub: HubServer, put_fake: Put, tmp_path: Path
+) -> None:
+    """A load survives its terminal."""
+    with stderr_is(terminal):
+        load_with(hub, put_fake, tmp_path, terminal.stream.close)
+
+
+def test_without_color(terminal: Terminal, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """NO_COLOR is honoured, and one column is enough for a terminal."""
+    put_fake("org/big", 1000)
+    with stderr_is(terminal, NO_COLOR="1", COLUMNS="1"):
+        fetch(hub, tmp_path)
+    wait_until(lambda: "\x1b[?25h" in terminal.text)
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", terminal.text)
+
+
+def test_an_application_with_a_display_of_its_own(
+    terminal: Terminal, hub: HubServer, put_fake: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While rich shows something for the application, a load is logged: two displays would draw over each other."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    put_fake("org/big", 1000)
+    with caplog.at_level(logging.INFO, "yaie_async"), stderr_is(terminal):
+        with Bars(console=Console(file=terminal.stream)):
+            fetch(hub, tmp_path)
+        assert sys.stderr is terminal.stream
+    assert caplog.messages[-1] == "org/big: ready"
+    wait_until(lambda: "\x1b[?25h" in terminal.text)
+    assert terminal.text.count(HIDE) == 1
+
+
+def test_an_application_that_begins_to_display(
+    terminal: Terminal, hub: HubServer, put_fake: Put, tmp_path: Path
+) -> None:
+    """rich's own displays can begin and end while the table is shown."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    def show() -> None:
+        with Bars(console=Console(file=terminal.stream)) as bars:
+            bars.add_task("mine", total=1)
+
+    with stderr_is(terminal):
+        load_with(hub, put_fake, tmp_path, show)
+        assert sys.stderr is terminal.stream
+
+
+def test_streams_that_are_replaced_in_the_middle(
+    terminal: Terminal, hub: HubServer, put_fake: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that is set during a load stays set, gets no table, and stdout keeps what is printed to a file."""
+    out, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+
+    def replace() -> None:
+        print("result")
+        sys.stderr = err
+
+    with stderr_is(terminal):
+        load_with(hub, put_fake, tmp_path, replace)
+        assert (sys.stdout, sys.stderr) == (out, err)
+    assert (out.getvalue(), err.getvalue()) == ("result\n", "")
+
+
+def test_a_handler_of_logging_that_fails(
+    hub: HubServer, put_fake: Put, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An error of a handler is printed, as logging does it for its own, and the load goes on."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("no room for " + record.getMessage())
+
+    put_fake("org/big", 1000)
+    logger, handler = logging.getLogger("yaie_async"), Broken()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        fetch(hub, tmp_path)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+    assert "RuntimeError: no room for org/big: ready" in capfd.readouterr().err
 
 
 def test_the_hub_s_own_callback(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
@@ -134,52 +319,56 @@ def test_the_hub_s_own_callback(hub: HubServer, put_fake: Put, tmp_path: Path) -
         assert stages.count("ready") == 1
 
 
-def render(rows: dict[object, Progress], *, height: int = 24, ended: Mapping[object, str] | None = None) -> list[str]:
-    from rich.console import Console
-
-    table = display._Table()
-    table._rows.update({key: (event, (ended or {}).get(key, "")) for key, event in rows.items()})
-    console = Console(file=io.StringIO(), width=100, height=height, force_terminal=True, color_system=None)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().splitlines()
-
-
-def test_the_table_has_a_row_a_model_and_a_total() -> None:
-    """Each row has stage, bytes, rate and time left of its model's events, and the last row has the totals."""
-    rows: dict[object, Progress] = {
-        1: Progress("org/a", "downloading", 500_000, 2_000_000, 300_000.0, 5.0),
-        2: Progress("org/b", "downloading", 0, 4_000_000, 200_000.0, 20.0),
-        3: Progress("org/c", "resolving"),
-    }
-    shown = [" ".join(line.replace("━", "").replace("╸", "").split()) for line in render(rows)]
-    assert shown == [
-        "org/a downloading 500.0 kB of 2.0 MB 300.0 kB/s 5 s left",
-        "org/b downloading 0 B of 4.0 MB 200.0 kB/s 20 s left",
-        "org/c resolving",
-        "3 models 500.0 kB of 6.0 MB 500.0 kB/s 11 s left",
+def test_the_total() -> None:
+    """The total counts what stopped loads have, and neither bytes nor rates of those that failed."""
+    loads = [
+        (Progress("org/a", "downloading", 500_000, 2_000_000, 300_000.0, 5.0), ""),
+        (Progress("org/b", "downloading", 0, 4_000_000, 200_000.0, 20.0), ""),
+        (Progress("org/c", "resolving"), ""),
     ]
-    assert len(render({1: rows[1]})) == 1
-    shown = [" ".join(line.replace("━", "").replace("╸", "").split()) for line in render(rows, ended={2: "failed"})]
-    assert shown[2:] == ["org/b failed", "3 models 500.0 kB of 2.0 MB 300.0 kB/s 5 s left"]
+    found = total(loads)
+    assert (found.name, found.amount, found.rate, found.left) == (
+        "3 models",
+        "500.0 kB of 6.0 MB",
+        "500.0 kB/s",
+        "11 s left",
+    )
+    failed = total([loads[0], (loads[1][0], "failed"), loads[2]])
+    assert (failed.amount, failed.rate, failed.left) == ("500.0 kB of 2.0 MB", "300.0 kB/s", "5 s left")
+    stopped = total([(event, "stopped") for event, _ in loads])
+    assert (stopped.name, stopped.amount, stopped.rate, stopped.left) == ("3 models", "500.0 kB of 6.0 MB", "", "")
+    assert row_of(loads[0][0], "stopped").amount == "500.0 kB of 2.0 MB"
+
+
+class Seen(Board):
+    """Keeps what would be drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pictures: list[list[tuple[str, str]]] = []
+
+    def draw(self, *, last: bool) -> None:
+        self.pictures.append([(row.name, row.stage) for row in self.rows()])
 
 
 @pytest.mark.parametrize(("error", "word"), [(OSError, "failed"), (KeyboardInterrupt, "stopped")])
-def test_a_row_that_ends_early(error: type[BaseException], word: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_that_ends_early(error: type[BaseException], word: str) -> None:
     """Failed and stopped models stay in the table until the last load has ended."""
-    table = display._Table()
-    with table.row("other"):
-        with pytest.raises(error), table.row("org/a"):
+    board = Seen()
+    with board.row("other") as show:
+        with pytest.raises(error), board.row("org/a"):
             raise error
-        assert [(event.model, end) for event, end in table._rows.values() if end] == [("org/a", word)]
-    assert f"org/a {word}" in " ".join(capsys.readouterr().err.split())
-    assert not table._rows
+        show(Progress("other", "ready"))
+    assert board.pictures[-1] == [("other", "ready"), ("org/a", word), ("2 models", "")]
+    assert board.rows() == [] and board.running == 0
 
 
 def test_a_table_that_is_higher_than_the_terminal() -> None:
     """In a table higher than the terminal, rows of ready models are dropped and the total stays."""
-    rows: dict[object, Progress] = {
-        number: Progress(f"m{number}", "ready" if number < 30 else "downloading", 1, 1) for number in range(40)
-    }
-    shown = [line.split()[0] for line in render(rows, height=12)]
-    assert shown == [*(f"m{number}" for number in range(30, 40)), "40"]
+    board = Seen()
+    with ExitStack() as stack:
+        for number in range(40):
+            show = stack.enter_context(board.row(f"m{number}"))
+            show(Progress(f"m{number}", "ready" if number < 30 else "downloading", 1, 1))
+        assert [row.name for row in board.rows(10)] == [*(f"m{number}" for number in range(30, 40)), "40 models"]
+        assert len(board.rows(-1)) == 2

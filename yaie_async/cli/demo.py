@@ -4,7 +4,7 @@ from yaie_async.cli.extras import requires_extra
 from yaie_async.cli.result import CommandResult, print_status
 from yaie_async.cli.tables import field_lines
 from yaie_async.demo.run import Report, run_demo
-from yaie_async.loader.display import size
+from yaie_async.loader.text import size
 
 
 def demo() -> CommandResult:

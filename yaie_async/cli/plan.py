@@ -8,8 +8,8 @@ from yaie_async.cli.options import LoadOptions
 from yaie_async.cli.result import CommandResult, error_line
 from yaie_async.cli.tables import table
 from yaie_async.core.plan import Plan
-from yaie_async.loader.display import size
 from yaie_async.loader.model_loader import ModelLoader
+from yaie_async.loader.text import size
 from yaie_async.model.memory import available_memory
 
 

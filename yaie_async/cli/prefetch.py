@@ -11,7 +11,7 @@ from yaie_async.cli.options import LoadOptions
 from yaie_async.cli.result import CommandResult, error_line
 from yaie_async.cli.tables import table
 from yaie_async.core.errors import InvalidArgumentError, LoaderError, PrefetchError
-from yaie_async.loader.display import size
+from yaie_async.loader.text import size
 
 
 def prefetch(

@@ -22,7 +22,7 @@ from yaie_async.core.errors import InvalidArgumentError, OfflineError
 from yaie_async.core.names import digest_kind
 from yaie_async.fetch.digest import digest_of
 from yaie_async.fetch.settings import read_settings
-from yaie_async.loader.display import size
+from yaie_async.loader.text import size
 from yaie_async.store.cache import RepoCache
 
 # hashlib releases the GIL, so one thread per core; at most 4, since more slow down a spinning disk.

@@ -15,9 +15,10 @@ from yaie_async.core.tasks import SharedCall, task_group
 from yaie_async.core.threads import run_owned
 from yaie_async.fetch.patterns import Patterns
 from yaie_async.fetch.session import Session
-from yaie_async.loader.display import size, watching
+from yaie_async.loader.display import watching
 from yaie_async.loader.files import ModelFiles, find_files
 from yaie_async.loader.source import split_revision
+from yaie_async.loader.text import size
 from yaie_async.model.responsive import quick_switching
 from yaie_async.store.os_errors import free_bytes
 

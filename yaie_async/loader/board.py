@@ -1,0 +1,62 @@
+"""The loads of the process that one display shows: a row for each, and their total."""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from yaie_async.core.log import logger
+from yaie_async.core.progress import OnProgress, Progress
+from yaie_async.loader.text import Row, row_of, total
+
+
+class Board(ABC):
+    """Shows all loads that run at the same time. An error while drawing is logged (DEBUG) and ends no load."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._loads: dict[object, tuple[Progress, str]] = {}  # the last event, and how it ended if it did so early
+        self.running: int = 0
+
+    @contextmanager
+    def row(self, model: str) -> Iterator[OnProgress]:
+        """Show a load during the block. Its row stays until the last load has ended."""
+        key = object()
+
+        def show(event: Progress, end: str = "") -> None:
+            with self._lock:
+                self._loads[key] = event, end
+                self._draw()
+
+        with self._lock:
+            self.running += 1
+            show(Progress(model, "resolving"))
+        try:
+            yield show
+        except BaseException as error:
+            show(self._loads[key][0], "failed" if isinstance(error, Exception) else "stopped")
+            raise
+        finally:
+            with self._lock:
+                self.running -= 1
+                if not self.running:
+                    self._draw(last=True)
+                    self._loads.clear()
+
+    def rows(self, room: int | None = None) -> list[Row]:
+        """The rows of all loads, early ends last, or of `room` of them; and a row for their total."""
+        loads = shown = sorted(self._loads.values(), key=lambda load: load[1] != "")
+        if room is not None and len(loads) > room:
+            # Loads that are under way first: the total covers the others.
+            shown = sorted(loads, key=lambda load: load[1] != "" or load[0].stage == "ready")[: max(room, 1)]
+        return [row_of(*load) for load in shown] + [total(loads)] * (len(loads) > 1)
+
+    def _draw(self, *, last: bool = False) -> None:
+        try:
+            self.draw(last=last)
+        except Exception:
+            logger.debug("The progress can't be shown. The load goes on.", exc_info=True)
+
+    @abstractmethod
+    def draw(self, *, last: bool) -> None:
+        """Show the rows, or see to it that they are shown soon. After the last time, the next is on a new display."""
