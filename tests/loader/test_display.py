@@ -119,6 +119,29 @@ def no_logging() -> Iterator[None]:
         logging.root.handlers = before
 
 
+def test_lines_on_stderr_where_logging_is_not_configured(
+    hub: HubServer, put_fake: Put, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a terminal and a handler the lines go to stderr, unless bars are off or a level drops them."""
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    put_fake("org/big", 1000)
+    with no_logging():
+        fetch(hub, tmp_path)
+        out, err = capfd.readouterr()
+        assert (out, err.splitlines()[0], err.splitlines()[-1]) == ("", "org/big: resolving", "org/big: ready")
+        logger = logging.getLogger("yaie_async")
+        monkeypatch.setattr(logger, "level", logging.WARNING)
+        fetch(hub, tmp_path)
+        monkeypatch.setattr(logger, "level", logging.NOTSET)
+        disable_progress_bars()
+        try:
+            fetch(hub, tmp_path)
+        finally:
+            enable_progress_bars()
+    assert capfd.readouterr() == ("", "")
+
+
 class StandIn:
     """A stream of a tee or an IDE, with what is given of a stream and no more."""
 
@@ -220,6 +243,19 @@ def test_a_terminal_that_is_closed_in_the_middle(
     """A load survives its terminal."""
     with stderr_is(terminal):
         load_with(hub, put_fake, tmp_path, terminal.stream.close)
+
+
+@pytest.mark.parametrize("variable", ["TERM=dumb", "TTY_COMPATIBLE=0"])
+def test_a_terminal_that_can_t_move_its_cursor(
+    variable: str, terminal: Terminal, hub: HubServer, put_fake: Put, tmp_path: Path
+) -> None:
+    """Such a terminal gets plain lines."""
+    put_fake("org/big", 1000)
+    name, _, value = variable.partition("=")
+    with stderr_is(terminal, **{name: value}), no_logging():
+        fetch(hub, tmp_path)
+    wait_until(lambda: "org/big: ready" in terminal.text)
+    assert "\x1b" not in terminal.text
 
 
 def test_without_color(terminal: Terminal, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:

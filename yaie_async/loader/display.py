@@ -1,7 +1,8 @@
-"""Progress of loads without an `on_progress`: a table on a terminal, a log line every few seconds elsewhere."""
+"""Progress of loads without an `on_progress`: on a terminal, in the log, or as lines on stderr."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from yaie_async.core.log import logger
 from yaie_async.core.progress import Meter, OnProgress, Progress, reporting
 from yaie_async.core.threads import run_detached
-from yaie_async.loader.streams import is_terminal
+from yaie_async.loader.streams import Unbreakable, is_terminal
 from yaie_async.loader.text import describe
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ LOG_INTERVAL = 5.0
 
 @asynccontextmanager
 async def watching(meter: Meter, on_progress: OnProgress | None) -> AsyncIterator[None]:
-    """Report `meter` to `on_progress` during the block; without one, to the terminal or the log.
+    """Report `meter` to `on_progress` during the block; without one, to the terminal, the log or stderr.
 
     **Cancellation:** the row of the load says "stopped"; the last event is reported.
 
@@ -51,7 +52,7 @@ def _bars_wanted() -> bool:
 
 
 class LogLines:
-    """Logs a line when the stage changes, and every few seconds within a stage."""
+    """Logs a line when the stage changes, and every few seconds within a stage; on stderr without any logging."""
 
     def __init__(self) -> None:
         self._stage = ""
@@ -63,6 +64,11 @@ class LogLines:
         if event.stage == self._stage and now < self._next:
             return
         self._stage, self._next = event.stage, now + LOG_INTERVAL
+        if not _is_logging_configured():
+            if _bars_wanted():
+                Unbreakable(sys.stderr).write(f"{describe(event)}\n")
+                Unbreakable(sys.stderr).flush()
+            return
         facts = {
             "model": event.model,
             "stage": event.stage,
@@ -71,3 +77,9 @@ class LogLines:
             "seconds": now - self._begin,
         }
         logger.info("%s", describe(event), extra=facts)
+
+
+def _is_logging_configured() -> bool:
+    """Whether there is a handler for INFO records of this package, or a level that was set to have none."""
+    last = logging.lastResort
+    return logger.hasHandlers() or logger.level > logging.INFO or (last is not None and last.level <= logging.INFO)
