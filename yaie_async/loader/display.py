@@ -1,4 +1,4 @@
-"""Progress of loads without an `on_progress`: on a terminal, in the log, or as lines on stderr."""
+"""Progress of loads without an `on_progress`: in a notebook, on a terminal, in the log, or as lines on stderr."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOG_INTERVAL = 5.0
 
 @asynccontextmanager
 async def watching(meter: Meter, on_progress: OnProgress | None) -> AsyncIterator[None]:
-    """Report `meter` to `on_progress` during the block; without one, to the terminal, the log or stderr.
+    """Report `meter` to `on_progress` during the block; without one, to a notebook, the terminal, the log or stderr.
 
     **Cancellation:** the row of the load says "stopped"; the last event is reported.
 
@@ -38,8 +38,12 @@ async def watching(meter: Meter, on_progress: OnProgress | None) -> AsyncIterato
 def _choose_board() -> Board | None:
     if not _bars_wanted():
         return None
+    if _in_notebook():
+        from yaie_async.loader.notebook import notebook  # here, off the loop: these import rich
+
+        return notebook
     if is_terminal(sys.stderr):
-        from yaie_async.loader.table import table  # here, off the loop: it imports rich
+        from yaie_async.loader.table import table
 
         return table if table.has_room() else None
     return None
@@ -49,6 +53,12 @@ def _bars_wanted() -> bool:
     from huggingface_hub.utils import are_progress_bars_disabled
 
     return not are_progress_bars_disabled()
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook. Only then IPython is imported already, and has a kernel."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
 
 
 class LogLines:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -223,6 +224,8 @@ class Hub:
 
 def import_layers() -> None:
     """Import what loaders would import on the loop's thread later, and the official client with it. Blocks."""
+    # The official client's tqdm says so in notebooks, whose progress is shown without ipywidgets here.
+    warnings.filterwarnings("ignore", "IProgress not found")
     for name in _LAYERS:
         importlib.import_module(f"yaie_async.{name}")
     from yaie_async.fetch.session import import_transports
