@@ -37,6 +37,14 @@ def test_plan_of_what_is_cached_in_words(hub: HubServer, command: Command) -> No
     assert "0 B" in one
 
 
+def test_a_model_that_is_not_there(command: Command) -> None:
+    """Its row is one line too, and the reason stands below the table."""
+    done = command.run("plan", "org/one", "org/none")
+    assert done.code == 1
+    assert any(line.split() == ["org/none", "failed"] for line in done.out.splitlines())
+    assert any(line.startswith("org/none: ModelNotFoundError: ") for line in done.out.splitlines())
+
+
 def test_no_room_is_said_and_no_failure(command: Command, hub: HubServer) -> None:
     """A model larger than any disk does not fit; the exit code is 0."""
     from tests.support.faults import EditJson

@@ -18,9 +18,7 @@ def plan(models: list[str], options: LoadOptions, *, dtype: str) -> CommandResul
     plans, failures = run_for_each(models, options, ModelLoader.plan, dtype=dtype)
     free_memory = available_memory("cpu")
     rows = [
-        (model, *_row(plans[model], free_memory))
-        if model in plans
-        else (model, "", "", "", "", error_line(failures[model]))
+        (model, *_row(plans[model], free_memory)) if model in plans else (model, "", "", "", "", "failed")
         for model in dict.fromkeys(models)
     ]
     to_fetch = sum(plan.bytes_to_fetch for plan in plans.values())
@@ -41,6 +39,7 @@ def plan(models: list[str], options: LoadOptions, *, dtype: str) -> CommandResul
         if unchecked:
             more = f" and {len(unchecked) - 5} more" if len(unchecked) > 5 else ""
             lines.append(f"{model}: no digest to check {', '.join(unchecked[:5])}{more} by.")
+    lines += [f"{model}: {error_line(error)}" for model, error in failures.items()]
     if plans:
         lines.append(verdict)
         lines.append(f"Memory: {size(free_memory)} free now, without the memory of GPUs." if free_memory else "")
@@ -48,14 +47,14 @@ def plan(models: list[str], options: LoadOptions, *, dtype: str) -> CommandResul
 
 
 def _row(plan: Plan, free_memory: int | None) -> tuple[str, ...]:
-    disk = "disk ok" if plan.fits else f"disk full: {size(plan.free_disk or 0)} free"
-    memory = "" if free_memory is None else ", memory ok" if plan.memory <= free_memory else ", memory short"
+    short = free_memory is not None and plan.memory > free_memory
+    fits = ("no memory" if short else "yes") if plan.fits else "neither" if short else "no disk"
     return (
         str(len(plan.files)),
         size(plan.bytes_to_fetch),
         size(plan.bytes_cached),
         size(plan.memory),
-        disk + memory,
+        fits,
     )
 
 
