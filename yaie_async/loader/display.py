@@ -74,8 +74,9 @@ class LogLines:
         if event.stage == self._stage and now < self._next:
             return
         self._stage, self._next = event.stage, now + LOG_INTERVAL
-        if not _is_logging_configured():
-            if _bars_wanted():
+        last = logging.lastResort
+        if not (logger.hasHandlers() or logger.level > logging.INFO or (last and last.level <= logging.INFO)):
+            if _bars_wanted():  # and no logging is configured, nor switched off
                 Unbreakable(sys.stderr).write(f"{describe(event)}\n")
                 Unbreakable(sys.stderr).flush()
             return
@@ -87,9 +88,3 @@ class LogLines:
             "seconds": now - self._begin,
         }
         logger.info("%s", describe(event), extra=facts)
-
-
-def _is_logging_configured() -> bool:
-    """Whether there is a handler for INFO records of this package, or a level that was set to have none."""
-    last = logging.lastResort
-    return logger.hasHandlers() or logger.level > logging.INFO or (last is not None and last.level <= logging.INFO)

@@ -24,8 +24,7 @@ def layout(rows: Sequence[Row], width: int) -> list[str]:
         return width - sum(len(_GAP) + _widest(column) for column in (stages, amounts, rates, lefts) if any(column))
 
     bar = min(room() - longest - len(_GAP), _LONGEST_BAR)
-    if bar < _SHORTEST_BAR or all(row.bar is None for row in rows):
-        bar = 0
+    bar = bar if bar >= _SHORTEST_BAR and any(row.bar is not None for row in rows) else 0
     if room() < longest:
         rates = [""] * len(rows)
     if room() < min(longest, _SHORTEST_NAME):
@@ -39,10 +38,8 @@ def layout(rows: Sequence[Row], width: int) -> list[str]:
         cells = [set_cell_size(cut(row.name, name), name), stage.ljust(_widest(stages))]
         if row.note or row.attempt:
             cells[1] = cells[1] or row.stage
-            free = width - sum(cell_len(cell) + len(_GAP) for cell in cells if cell)
-            if row.attempt:
-                free -= len(", " + row.attempt)
-            note = cut(row.note, free) if free >= _SHORTEST_NOTE or not row.attempt else ""
+            free = width - sum(cell_len(cell) + len(_GAP) for cell in (*cells, row.attempt) if cell)
+            note = cut(row.note, free) if free >= _SHORTEST_NOTE else ""
             cells.append(", ".join(filter(None, (note, row.attempt))))
         else:
             cells.append(" " * bar if row.bar is None else _bar(row.bar, bar))

@@ -1,5 +1,6 @@
 """The loads as an output of a notebook's cell, which is updated in place."""
 
+import sys
 import time
 from html import escape
 from typing import Any
@@ -23,9 +24,7 @@ class Notebook(Board):
         stages = [(event.stage, end) for event, end in self._loads.values()]
         now = time.monotonic()
         if self._handle is None:
-            from IPython import display
-
-            self._handle = display.display(self._bundle(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+            self._handle = sys.modules["IPython"].display.display(self._bundle(), raw=True, display_id=True)
         elif last or stages != self._drawn[1] or now - self._drawn[0] >= _INTERVAL:
             self._handle.update(self._bundle(), raw=True)
         else:
