@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.demo.packages import write_gguf
+from tests.support.terminal import open_terminal
 from yaie_async.core.errors import LoaderError
 from yaie_async.demo import maker
 
@@ -18,15 +19,14 @@ def test_a_conversion_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Mo
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_a_bar_shows_the_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bar_shows_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal, with the number of tensors that are converted; the tqdm bars of transformers give it."""
     write_gguf(tmp_path / "tiny.gguf")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "200")
-    maker.make(["smollm2", str(tmp_path / "tiny.gguf")], tmp_path / "made", tmp_path)
-    shown = capsys.readouterr().err
+    with open_terminal() as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal.stream)
+        maker.make(["smollm2", str(tmp_path / "tiny.gguf")], tmp_path / "made", tmp_path)
+    shown = terminal.text
     assert "Converting the tokenizer" in shown
     assert "12/12" in shown
     assert "Done" in shown

@@ -9,6 +9,7 @@ import typer
 from yaie_async.cli import options
 from yaie_async.cli.options import LoadOptions
 from yaie_async.cli.result import EXIT_CODES, run_and_exit
+from yaie_async.loader.streams import is_terminal
 
 _DOWNLOADS_KEPT = "Downloaded bytes are kept; run the same command again to continue."
 
@@ -149,7 +150,7 @@ def verify(
 
     def agrees(question: str) -> bool:
         # Without a terminal nobody can answer.
-        return yes or (not as_json and sys.stdin.isatty() and typer.confirm(question, err=True))
+        return yes or (not as_json and is_terminal(sys.stdin) and typer.confirm(question, err=True))
 
     chosen = LoadOptions(
         cache_dir, token, endpoint, offline=False, revision=None, trust_remote_code=False, no_pickle=False

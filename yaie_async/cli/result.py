@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from yaie_async.loader.streams import is_terminal
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -94,7 +96,8 @@ def error_line(error: LoaderError) -> str:
 
 def print_status(text: str) -> None:
     """Print a line on stderr, which leaves stdout to the result."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command line prints
+    if sys.stderr is not None:  # else it would go to stdout
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command line prints
 
 
 class _ToStderr(logging.StreamHandler[Any]):
@@ -120,7 +123,7 @@ def _log_to_stderr() -> None:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print the JSON object of `--json`."""
-    print(json.dumps(document, indent=2 if sys.stdout.isatty() else None), flush=True)  # noqa: T201
+    print(json.dumps(document, indent=2 if is_terminal(sys.stdout) else None), flush=True)  # noqa: T201
 
 
 def _print_lines(lines: list[RenderableType]) -> None:
@@ -129,7 +132,7 @@ def _print_lines(lines: list[RenderableType]) -> None:
     from yaie_async.core.errors import printable
 
     # A file or a pipe has no width, so lines are not wrapped there.
-    width = None if sys.stdout.isatty() else 10_000
+    width = None if is_terminal(sys.stdout) else 10_000
     console = Console(highlight=False, markup=False, soft_wrap=True, width=width)
     for line in lines:
         console.print(printable(line, _LONGEST_LINE) if isinstance(line, str) else line)

@@ -22,6 +22,7 @@ from yaie_async.core.errors import InvalidArgumentError, OfflineError
 from yaie_async.core.names import digest_kind
 from yaie_async.fetch.digest import digest_of
 from yaie_async.fetch.settings import read_settings
+from yaie_async.loader.streams import is_terminal
 from yaie_async.loader.text import size
 from yaie_async.store.cache import RepoCache
 
@@ -189,7 +190,7 @@ def _check(task: _Task, stop: threading.Event) -> CheckedFile:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Any]:
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         with nullcontext():
             yield lambda: None
         return

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from yaie_async.core.progress import OnProgress, Progress
 from yaie_async.demo.heartbeat import Pulse
 from yaie_async.loader.display import LogLines
+from yaie_async.loader.streams import is_terminal
 
 
 @contextmanager
 def live(pulse: Pulse) -> Iterator[OnProgress]:
     """Show a load while the block runs: on a terminal a bar that moves, elsewhere a log line now and then."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield LogLines()
         return
     from rich.console import Console
@@ -49,7 +50,7 @@ def step_bar() -> Iterator[Callable[[str, int, int | None], None]]:
 
     The block gets a function that takes a step's name, how much of it is done, and of how much if that is known.
     """
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield lambda *_: None
         return
     from rich.console import Console
