@@ -38,8 +38,12 @@ class Notebook(Board):
         for row in rows:
             bar = "" if row.bar is None else f'<progress value="{row.bar:.3f}"></progress>'
             note = escape(", ".join(filter(None, (row.note, row.attempt))))
+            html += "<tr>"
             cells = escape(row.name), row.stage, bar or note, row.amount, row.rate, row.left
-            html += "<tr>" + "".join(f"<td style='text-align: left'>{cell}</td>" for cell in cells) + "</tr>"
+            for cell in cells:
+                wrap = "normal" if cell is note else "nowrap"  # numbers are not broken
+                html += f"<td style='text-align: left; white-space: {wrap}'>{cell}</td>"
+            html += "</tr>"
         return {"text/html": f"<table>{html}</table>", "text/plain": "\n".join(layout(rows, 100))}
 
 
