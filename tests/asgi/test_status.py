@@ -1,5 +1,6 @@
 """Tests of the status that probes and the page receive."""
 
+import os
 from typing import Any
 
 import pytest
@@ -55,23 +56,71 @@ def test_when_it_is_worth_asking_again(values: dict[str, Any], seconds: int) -> 
 
 def test_the_json_is_complete_and_rounded() -> None:
     """The JSON has all fields, with rounded numbers."""
-    told = Status((model(bytes_per_second=1.6, seconds_left=1 / 3, bytes_fraction=1 / 3),)).as_json()
+    measured: dict[str, Any] = {"bytes_done": 1, "bytes_total": 3, "bytes_per_second": 1.6, "seconds_left": 1 / 3}
+    told = Status((model(bytes_fraction=1 / 3, steps=(("resolving", 1 / 3),), **measured),)).as_json()
     assert told == {
         "state": "loading",
         "stage": "downloading",
         "fraction": 0.3333,
+        "bytes_done": 1,
+        "bytes_total": 3,
+        "bytes_per_second": 2,
+        "seconds_left": 1.2,
+        "pid": os.getpid(),
         "models": {
             "chat": {
                 "model": "org/name",
                 "state": "loading",
                 "stage": "downloading",
                 "fraction": 0.3333,
-                "bytes_done": 0,
-                "bytes_total": 0,
+                "bytes_done": 1,
+                "bytes_total": 3,
                 "bytes_per_second": 2,
                 "seconds_left": 0.3,
                 "error": None,
                 "retry_in": None,
+                "stage_fraction": None,
+                "reason": None,
+                "attempt": None,
+                "steps": {"resolving": 0.33},
+                "ready_since": None,
+                "seconds": None,
+                "dtype": None,
+                "device": None,
+                "memory_bytes": None,
+                "commit": None,
+                "can_retry": False,
+                "optional": False,
             }
         },
     }
+
+
+HERE: dict[str, Any] = {"bytes_done": 30, "bytes_total": 30}
+FAST = model("fast", bytes_done=20, bytes_total=50, bytes_per_second=10.0, seconds_left=3.0)
+SLOW = model("slow", bytes_done=10, bytes_total=100, bytes_per_second=5.0, seconds_left=18.0)
+
+
+@pytest.mark.parametrize(
+    ("models", "done", "total", "rate", "left"),
+    [
+        ([model(stage="resolving")], None, None, None, None),
+        ([FAST], 20, 50, 10.0, 3.0),
+        ([FAST, SLOW], 30, 150, 15.0, 8.0),  # the one that is there first leaves its share to the other
+        ([FAST, model(stage="resolving")], 20, None, 10.0, None),
+        ([FAST, model(stage="stalled", bytes_done=1, bytes_total=9, bytes_per_second=0.0)], 21, 59, 10.0, None),
+        ([FAST, model(stage="building", seconds_left=4.0, **HERE)], 50, 80, 10.0, 4.0),
+        ([FAST, model(stage="building", **HERE)], 50, 80, 10.0, None),
+        ([FAST, model(state="failed", stage="failed", bytes_done=1, bytes_total=9)], 20, 50, 10.0, 3.0),
+        ([FAST, model(stage="stopped")], 20, 50, 10.0, 3.0),
+        ([model(state="ready", stage="ready", **HERE)], 30, 30, None, None),
+        ([model(state="failed", stage="failed")], None, None, None, None),
+    ],
+)
+def test_the_sums_of_all(
+    models: list[ModelStatus], done: int | None, total: int | None, rate: float | None, left: float | None
+) -> None:
+    """Bytes, rate and time left of all models that go on; what one of them does not know is not made up."""
+    status = Status(tuple(models))
+    assert (status.bytes_done, status.bytes_total, status.bytes_per_second) == (done, total, rate)
+    assert status.seconds_left == left

@@ -180,9 +180,14 @@ async def test_an_outage_is_waited_for(
         assert answer.status_code == 503
         assert "503" in answer.json()["models"]["chat"]["error"]
         assert answer.json()["models"]["chat"]["retry_in"] is not None
+        assert answer.json()["models"]["chat"]["attempt"] >= 2
         hub.faults.clear()
         await warmup["chat"]
-        assert (await client.get("/readyz")).json()["models"]["chat"]["error"] is None
+        told = (await client.get("/readyz")).json()["models"]["chat"]
+        assert told["error"] is told["attempt"] is None
+        # The steps add up to the whole load: those of the last attempt, and the time before it.
+        assert told["steps"]["retrying"] > 0
+        assert sum(told["steps"].values()) == pytest.approx(told["seconds"], abs=0.1)
     again, *_, ready = [record.__dict__ for record in caplog.records if record.msg.startswith("warm-up")]
     assert (again["levelname"], again["model"], again["stage"], again["retries"]) == (
         "WARNING",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import random
 import time
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from yaie_async.asgi.facts import Facts, facts_of
 from yaie_async.asgi.status import ModelStatus, State
 from yaie_async.core.log import logger
 from yaie_async.core.progress import Progress
-from yaie_async.core.threads import run_detached
+from yaie_async.core.threads import run_detached, run_owned
 from yaie_async.loader.model_loader import ModelLoader
 
 if TYPE_CHECKING:
@@ -39,6 +42,9 @@ class Load:
         self._retries = 0
         self._last_failure: LoaderError | None = None  # of an attempt that is followed by another
         self._next_attempt: float | None = None  # time of the next attempt, while waiting for it
+        self._facts = Facts()
+        self._ready_since: float | None = None
+        self._seconds: float | None = None
 
     async def run(self, deadline: float | None) -> None:
         """Load the model, with retries, within `deadline` seconds for all attempts together.
@@ -57,10 +63,11 @@ class Load:
         except Exception as error:  # noqa: BLE001 - one failure stops neither the other models nor the server
             self.error = self._as_loader_error(error)
         finally:
+            self._seconds = time.monotonic() - start
             self.settled.set()
-        fields = self.log_fields | {"seconds": time.monotonic() - start, "retries": self._retries}
+        fields = self.log_fields | {"seconds": self._seconds, "retries": self._retries}
         if self.error is None:
-            logger.info("warm-up: %s is ready after %.1f s.", self, fields["seconds"], extra=fields)
+            logger.info("warm-up: %s is ready after %.1f s.", self, self._seconds, extra=fields)
         else:
             logger.error("warm-up: %s failed. %s", self, self.error, extra=fields)
 
@@ -90,7 +97,7 @@ class Load:
 
         while not self._ready:
             try:
-                await self._load()
+                model = await self._load()
             except Exception as error:
                 wait = wait_before_retry(error, self._retries + 1, random.random())  # noqa: S311 - jitter
                 if wait is None:
@@ -102,13 +109,15 @@ class Load:
                 await anyio.sleep(wait)
                 self._next_attempt = None
             else:
-                self._ready, self._last_failure = True, None
+                with suppress(Exception):  # a tensor of a kind that does not say how large it is
+                    self._facts = await run_owned(partial(facts_of, model), name="facts")
+                self._ready, self._last_failure, self._ready_since = True, None, time.time()
 
-    async def _load(self) -> None:
+    async def _load(self) -> PreTrainedModel:
         from yaie_async.core.errors import TokenizerError
 
         try:
-            await self._loader.load()
+            model, _ = await self._loader.load()
         except TokenizerError as error:
             # The app may bring its own tokenizer.
             logger.warning(
@@ -117,7 +126,8 @@ class Load:
                 error,
                 extra=self.log_fields,
             )
-            await self._loader.load_model()
+            return await self._loader.load_model()
+        return model
 
     def _deadline_error(self, deadline: float | None) -> LoaderError:
         from yaie_async.core.errors import WarmupError
@@ -146,7 +156,7 @@ class Load:
         progress = self._loader.progress or Progress(self._loader.model, "resolving")
         state: State = "loading"
         stage: str = progress.stage
-        error, retry_in = self.error, None
+        error, attempt, retry_in = self.error, progress.attempt or None, progress.retry_in
         if self._ready:
             state = stage = "ready"
         elif error is not None:
@@ -154,24 +164,42 @@ class Load:
         elif self.settled.is_set():
             stage = "stopped"
         elif self._next_attempt is not None:
-            stage, error = "retrying", self._last_failure
+            stage, error, attempt = "retrying", self._last_failure, self._retries + 1
             retry_in = max(0.0, self._next_attempt - time.monotonic())
         elif stage == "ready":
             stage = "building"  # the tokenizer may follow the model, and has no progress of its own
-        running = stage == progress.stage
+        now = progress if stage == progress.stage else None
         return ModelStatus(
             name=self.name,
             model=self._loader.model,
             state=state,
             stage=stage,
             bytes_fraction=progress.fraction,
-            bytes_done=progress.bytes_done,
-            bytes_total=progress.bytes_total,
-            bytes_per_second=progress.bytes_per_second if running else 0.0,
-            seconds_left=progress.seconds_left if running else None,
+            bytes_done=progress.bytes_done if progress.bytes_total else None,
+            bytes_total=progress.bytes_total or None,
+            bytes_per_second=now.bytes_per_second if now and stage in ("downloading", "stalled") else None,
+            seconds_left=now.seconds_left if now and state == "loading" else None,
             error=str(error) if error is not None else None,
-            retry_in=retry_in,
+            retry_in=retry_in if stage in ("retrying", "stalled") else None,
+            stage_fraction=now.stage_fraction if now else None,
+            reason=(now.reason or None) if now else None,
+            attempt=attempt if stage in ("retrying", "stalled") else None,
+            steps=self._steps(progress),
+            ready_since=self._ready_since,
+            seconds=self._seconds if state != "loading" else None,
+            dtype=self._facts.dtype,
+            device=self._facts.device,
+            memory_bytes=self._facts.memory_bytes,
+            commit=self._loader.commit,
         )
+
+    def _steps(self, progress: Progress) -> tuple[tuple[str, float], ...]:
+        """The stages that are over. The present one would change every status, and so wake every reader."""
+        steps = tuple(step for step in progress.steps if self._seconds is not None or step[0] != progress.stage)
+        if self._seconds is None or not self._retries:
+            return steps
+        # A progress begins with its attempt: the rest is the earlier ones, with the waits between.
+        return (("retrying", max(0.0, self._seconds - sum(seconds for _, seconds in steps))), *steps)
 
     @property
     def log_fields(self) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 State = Literal["loading", "ready", "failed"]
+Number = TypeVar("Number", int, float)
 
 # The largest fraction of a model that is not ready: the build follows the last byte.
 _MAX_FRACTION_NOT_READY = 0.99
@@ -13,21 +16,44 @@ _MAX_FRACTION_NOT_READY = 0.99
 # Bounds of `Retry-After`, and its value while the time left is unknown. In seconds.
 _MIN_RETRY_AFTER, _MAX_RETRY_AFTER, _DEFAULT_RETRY_AFTER = 1, 60, 5
 
+# The digits after the point in JSON; None is a whole number.
+_DIGITS = {
+    "seconds_left": 1,
+    "retry_in": 1,
+    "stage_fraction": 4,
+    "ready_since": 1,
+    "seconds": 2,
+    "bytes_per_second": None,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
     """The status of one model.
 
+    A value that is not known, or does not apply, is None; it is null in JSON.
+
     Attributes:
         name: the name of the model in the app.
         model: repo id or directory.
         state: "loading", "ready" or "failed".
-        stage: a stage of `yaie_async.Progress`, or "retrying" (during an outage of the Hub), "failed", or "stopped"
-            (by the server).
+        stage: a stage of `yaie_async.Progress`, or "retrying" (the load failed by an outage of the Hub and is repeated
+            after a wait), "failed", or "stopped" (by the server).
         bytes_fraction: the fraction of the bytes that are on disk, 0.0 to 1.0.
-        bytes_done, bytes_total, bytes_per_second, seconds_left: as in `yaie_async.Progress`.
+        bytes_done, bytes_total: as in `yaie_async.Progress`; None before the files are listed.
+        bytes_per_second: the rate, in the stages "downloading" and "stalled".
+        seconds_left: as in `yaie_async.Progress`, in the stages "downloading", "importing" and "building".
         error: the last error, in the stages "failed" and "retrying".
-        retry_in: seconds until the next attempt, in the stage "retrying".
+        retry_in: seconds until the next attempt, in the stages "retrying" and "stalled".
+        stage_fraction, reason: as in `yaie_async.Progress`.
+        attempt: the number of the present or next attempt, in the stages "retrying" and "stalled".
+        steps: seconds in each stage, in order of first entry; the present stage of a load is added when it is over.
+        ready_since: the time at which it became ready, in seconds since 1970.
+        seconds: what the whole load took.
+        dtype, device, memory_bytes: of the ready model: parameters and buffers.
+        commit: the commit of its files; None for a directory.
+        can_retry: whether "Try again" starts the load again.
+        optional: whether the others are ready without it.
     """
 
     name: str
@@ -35,12 +61,24 @@ class ModelStatus:
     state: State
     stage: str
     bytes_fraction: float = 0.0
-    bytes_done: int = 0
-    bytes_total: int = 0
-    bytes_per_second: float = 0.0
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+    bytes_per_second: float | None = None
     seconds_left: float | None = None
     error: str | None = None
     retry_in: float | None = None
+    stage_fraction: float | None = None
+    reason: str | None = None
+    attempt: int | None = None
+    steps: tuple[tuple[str, float], ...] = ()
+    ready_since: float | None = None
+    seconds: float | None = None
+    dtype: str | None = None
+    device: str | None = None
+    memory_bytes: int | None = None
+    commit: str | None = None
+    can_retry: bool = False
+    optional: bool = False
 
     @property
     def fraction(self) -> float:
@@ -61,9 +99,9 @@ class ModelStatus:
         document = asdict(self)
         del document["name"], document["bytes_fraction"]
         document["fraction"] = round(self.fraction, 4)
-        document["bytes_per_second"] = round(self.bytes_per_second)
-        for key in ("seconds_left", "retry_in"):
-            document[key] = None if document[key] is None else round(document[key], 1)
+        document["steps"] = {stage: round(seconds, 2) for stage, seconds in self.steps}
+        for key, digits in _DIGITS.items():
+            document[key] = _rounded(document[key], digits)
         return document
 
 
@@ -90,6 +128,40 @@ class Status:
         return sum(model.fraction for model in self.models) / len(self.models)
 
     @property
+    def _going(self) -> list[ModelStatus]:
+        """The models whose bytes count: one that has failed or was stopped never reaches its total."""
+        return [model for model in self.models if model.state != "failed" and model.stage != "stopped"]
+
+    @property
+    def bytes_done(self) -> int | None:
+        """The bytes on disk of all models that go on or are ready; None before any of them is known."""
+        return _sum(model.bytes_done for model in self._going)
+
+    @property
+    def bytes_total(self) -> int | None:
+        """The bytes of all models that go on or are ready; None until the last of them is known."""
+        totals = [model.bytes_total for model in self._going]
+        return None if None in totals else _sum(totals)
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        """The rate of all models together; None where nothing is downloaded."""
+        return _sum(model.bytes_per_second for model in self._going)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time until the last model is there: for downloads by the bytes and the rate of all, as they share it."""
+        loading = [model for model in self._going if model.state == "loading"]
+        if not loading or any(model.seconds_left is None for model in loading):
+            return None
+        left = [model.seconds_left or 0.0 for model in loading if not model.bytes_per_second]
+        downloads = [model for model in loading if model.bytes_per_second]
+        if downloads:
+            size = sum((model.bytes_total or 0) - (model.bytes_done or 0) for model in downloads)
+            left.append(size / sum(model.bytes_per_second or 0.0 for model in downloads))
+        return max(left)
+
+    @property
     def retry_after(self) -> int:
         """The value of `Retry-After` for all models together, in whole seconds."""
         return max(model.retry_after for model in self.models if model.state != "ready")
@@ -99,9 +171,24 @@ class Status:
             "state": self.state,
             "stage": self.stage,
             "fraction": round(self.fraction, 4),
+            "bytes_done": self.bytes_done,
+            "bytes_total": self.bytes_total,
+            "bytes_per_second": _rounded(self.bytes_per_second, None),
+            "seconds_left": _rounded(self.seconds_left, 1),
+            "pid": os.getpid(),
             "models": {model.name: model.as_json() for model in self.models},
         }
 
     def encoded(self) -> bytes:
         """The status as JSON bytes."""
         return json.dumps(self.as_json()).encode()
+
+
+def _sum(values: Iterable[Number | None]) -> Number | None:
+    """The sum of the known values; None if there are none."""
+    known = [value for value in values if value is not None]
+    return sum(known[1:], known[0]) if known else None
+
+
+def _rounded(value: float | None, digits: int | None) -> float | None:
+    return None if value is None else round(value, digits)
