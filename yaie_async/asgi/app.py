@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from yaie_async.asgi.events import stream
 from yaie_async.asgi.page import PAGE, POLICY
+from yaie_async.asgi.retry import PREFIX, answer_retry
 from yaie_async.asgi.run import Run
 from yaie_async.asgi.types import Receive, Scope, Send
 
@@ -53,7 +54,9 @@ class App:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _path_in_mount(scope)
-        if path not in ("", "/", "/livez", "/readyz", "/status", "/events"):
+        if path.startswith(PREFIX):
+            await self._retry(scope, path.removeprefix(PREFIX), send)
+        elif path not in ("", "/", "/livez", "/readyz", "/status", "/events"):
             await _send(send, scope, 404, b"Not found.\n")
         elif scope["method"] not in ("GET", "HEAD"):
             await _send(send, scope, 405, b"Only GET and HEAD are allowed.\n", headers={"allow": "GET, HEAD"})
@@ -70,6 +73,13 @@ class App:
             await stream(self._current_run(), receive, send)
         else:
             await _send(send, scope, 200, PAGE, "text/html; charset=utf-8", {"content-security-policy": POLICY})
+
+    async def _retry(self, scope: Scope, name: str, send: Send) -> None:
+        if scope["method"] == "POST":
+            code, text = answer_retry(self._current_run(), name, scope["headers"])
+            await _send(send, scope, code, text.encode() + b"\n")
+        else:
+            await _send(send, scope, 405, b"Only POST is allowed.\n", headers={"allow": "POST"})
 
     async def _readyz(self, scope: Scope, send: Send) -> None:
         status = self._current_run().status()

@@ -33,11 +33,12 @@ class Load:
         error: why the load failed; None if it has not.
     """
 
-    def __init__(self, name: str, loader: ModelLoader) -> None:
+    def __init__(self, name: str, loader: ModelLoader, *, retry: bool = False) -> None:
         self.name = name
         self.settled: anyio.Event = anyio.Event()
         self.error: LoaderError | None = None
         self._loader = loader
+        self._retry = retry
         self._ready = False
         self._retries = 0
         self._last_failure: LoaderError | None = None  # of an attempt that is followed by another
@@ -70,6 +71,10 @@ class Load:
             logger.info("warm-up: %s is ready after %.1f s.", self, self._seconds, extra=fields)
         else:
             logger.error("warm-up: %s failed. %s", self, self.error, extra=fields)
+
+    def again(self) -> Load:
+        """The same load, not yet run."""
+        return Load(self.name, self._loader, retry=self._retry)
 
     async def wait(self) -> PreTrainedModel:
         """Wait until the load has ended, and return the model.
@@ -191,6 +196,7 @@ class Load:
             device=self._facts.device,
             memory_bytes=self._facts.memory_bytes,
             commit=self._loader.commit,
+            can_retry=self._retry and state == "failed",
         )
 
     def _steps(self, progress: Progress) -> tuple[tuple[str, float], ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import anyio
+import anyio.abc
 
 from yaie_async.asgi.load import Load
 from yaie_async.asgi.signals import StopSignals
@@ -29,18 +30,28 @@ class Run:
     """Loads the models of a warm-up once. It belongs to the event loop on which it was created.
 
     Attributes:
+        can_retry: whether a failed load may be started again by the page.
         loads: the load of each model, by name.
         users: the number of open `async with` blocks; `Warmup` counts them, and stops the run after the last.
     """
 
-    def __init__(self, loaders: Mapping[str, ModelLoader], *, deadline: float | None, on_failure: OnFailure) -> None:
-        self.loads: dict[str, Load] = {name: Load(name, loader) for name, loader in loaders.items()}
+    def __init__(
+        self,
+        loaders: Mapping[str, ModelLoader],
+        *,
+        deadline: float | None,
+        on_failure: OnFailure,
+        retry: bool = False,
+    ) -> None:
+        self.can_retry: bool = retry
+        self.loads: dict[str, Load] = {name: Load(name, loader, retry=retry) for name, loader in loaders.items()}
         self.users = 0
         self._deadline = deadline
         self._on_failure: OnFailure = on_failure
         self._signals = StopSignals()
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()
+        self._task_group: anyio.abc.TaskGroup | None = None  # while the run lasts
         self._encoded: tuple[float, bytes] = (0.0, b"")
 
     def start(self) -> None:
@@ -57,6 +68,13 @@ class Run:
         self._scope.cancel()
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
+
+    def retry(self, name: str) -> None:
+        """Start a failed load again, with a new deadline. Tasks that waited for the failed one have its error."""
+        assert self._task_group is not None  # a load fails only while the run lasts
+        self.loads[name] = self.loads[name].again()
+        self._task_group.start_soon(self._one, self.loads[name])
+        self._task_group.start_soon(self._watch)
 
     @property
     def stopping(self) -> bool:
@@ -77,12 +95,12 @@ class Run:
     async def _main(self) -> None:
         try:
             with self._signals, self._scope:
-                async with task_group() as group:
+                async with task_group() as self._task_group:
                     for load in self.loads.values():
-                        group.start_soon(self._one, load)
-                    group.start_soon(self._watch)
-                # Keep watching for signals until `stop`, which restores the handlers.
-                await anyio.sleep_forever()
+                        self._task_group.start_soon(self._one, load)
+                    self._task_group.start_soon(self._watch)
+                    # Until `stop`: signals are watched, and a failed load may be started again.
+                    await anyio.sleep_forever()
         finally:
             self._ended.set()
 

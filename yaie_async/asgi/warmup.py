@@ -31,6 +31,7 @@ class Warmup:
         deadline: seconds until a model that is not ready counts as failed; None for no limit.
         on_failure: "keep-serving" keeps the server running, with the error in its status; "exit" sends SIGTERM to
             this process, so that the server shuts down and its supervisor notices.
+        retry: True lets the page start a failed load again, by a button and `POST /retry/<name>` from the same origin.
         named: loaders by name.
 
     During an outage of the Hub, loads are retried with growing waits until the deadline. Permanent failures (a missing
@@ -49,6 +50,7 @@ class Warmup:
         *,
         deadline: float | None = None,
         on_failure: OnFailure = "keep-serving",
+        retry: bool = False,
         **named: ModelLoader,
     ) -> None:
         loaders = dict(loaders or {})
@@ -67,6 +69,7 @@ class Warmup:
             raise invalid_argument(f'on_failure must be "keep-serving" or "exit", not {on_failure!r}.')
         self._deadline = deadline
         self._on_failure: OnFailure = on_failure
+        self._retry = retry
         self._run: anyio.lowlevel.RunVar[Run | None] = anyio.lowlevel.RunVar("yaie_async_warmup", None)
         self.app: App = App(self._current_run, lambda: self)
 
@@ -170,7 +173,7 @@ class Warmup:
         """The run of this event loop; starts one if there is none."""
         run = self._run.get()
         if run is None:
-            run = Run(self._loaders, deadline=self._deadline, on_failure=self._on_failure)
+            run = Run(self._loaders, deadline=self._deadline, on_failure=self._on_failure, retry=self._retry)
             self._run.set(run)
             run.start()
         return run
