@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 from tests.support import models
 from tests.support.hub import HubServer
+from tests.support.programs import require_program
 from yaie_async import ModelLoader
 from yaie_async.asgi import Warmup
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 MakeLoader = Callable[..., ModelLoader]
 Put = Callable[[str], Path]
+Visit = Callable[..., "Page"]
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +68,54 @@ async def asked(warmup: Warmup) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(warmup.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium. Until the module's end playwright keeps an event loop running on this thread."""
+    program = require_program("chromium", "chromium")
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=60_000)  # milliseconds; the machine may be busy
+    with sync_playwright() as playwright:
+        # CI runs as root, for which Chromium has no sandbox.
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """Opens a page. At the end its console must be empty, and all its requests must be to its own origin."""
+    said: list[str] = []
+    asked: list[str] = []
+    contexts = []
+    origin = ""
+
+    def visit(url: str, **options: Any) -> Page:
+        nonlocal origin
+        origin = url
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url + "/")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    # The browser itself logs a lost connection.
+    assert [line for line in said if "ERR_" not in line and "502" not in line] == []
+    assert [url for url in asked if not url.startswith((origin, "data:"))] == []
+
+
+def accessible(page: Page) -> None:
+    """Check that axe-core finds no accessibility violations."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
