@@ -134,6 +134,9 @@ SCENES = [
     Scene("verifying", (VERIFYING,), "Loading the model"),
     Scene("building", (BUILDING,), "Loading the model", ("chat",), ((replace(BUILDING, seconds_left=None),),)),
     Scene("ready", (READY,), "The model is ready"),
+    Scene(
+        "warm", (replace(READY, steps=(("resolving", 0.06), ("building", 0.2)), seconds=0.27),), "The model is ready"
+    ),
     Scene("failed", (FAILED,), "The model failed"),
     Scene(
         "retrying", (RETRYING,), "The model is stalled", ("chat",), ((replace(RETRYING, retry_in=1e4, attempt=99),),)
@@ -177,6 +180,8 @@ _MISPLACED = """() => {
         const outer = card.getBoundingClientRect();
         for (const element of card.querySelectorAll('*')) {
             if (element.matches('.fill, .note *') || !element.checkVisibility()) continue;
+            if (element.matches('.times') && element.lastChild.getBoundingClientRect().right < element.getBoundingClientRect().right - 1)
+                found.push('the times of the steps do not fill their line');
             if (element.matches('h2, .model') && element.scrollWidth > element.clientWidth)
                 found.push(`${element.tagName} is cut at its side`);
             const inner = element.getBoundingClientRect();
@@ -230,7 +235,11 @@ def pages(browser: Browser, stage: Stage) -> Iterator[dict[str, Page]]:
     interval, events.INTERVAL = events.INTERVAL, 0.02
     phone = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
     desktop = {"viewport": {"width": 1280, "height": 800}}
-    views: dict[str, Any] = {"phone": phone, "desktop": desktop, "dark": phone | {"color_scheme": "dark"}}
+    views: dict[str, Any] = {
+        "phone": phone,
+        "desktop": desktop,
+        "dark": phone | {"color_scheme": "dark", "device_scale_factor": 1},
+    }
     try:
         with running(App(lambda: cast("Run", stage), nullcontext)) as url:
             pages, said = {}, list[str]()
@@ -306,6 +315,7 @@ def test_failed_cards_are_first_and_text_is_text(pages: dict[str, Page], stage: 
     heard = stage.say((named("a", NEW), named("b", READY), named("typo", FAST)), {})
     expect(page.locator("#pid")).to_have_text(heard)
     assert page.locator("#models h2").all_text_contents() == ["a", "b", "typo"]
+    expect(page.get_by_role("status")).to_have_text("1 of 3 is ready. typo: Downloading, 25 percent")  # only the news
 
 
 def test_a_lost_connection(pages: dict[str, Page], stage: Stage, folder: Path) -> None:
