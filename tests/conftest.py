@@ -20,6 +20,7 @@ os.environ |= {
     # The discard port: a test that does not set an endpoint is refused at once.
     "HF_ENDPOINT": "http://127.0.0.1:9",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "XDG_RUNTIME_DIR": _HOME,
 }
 
 # A shell without a terminal starts commands that ignore SIGINT, and theirs inherit it; Python then raises no

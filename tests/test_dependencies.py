@@ -137,7 +137,9 @@ def _needed(trees: Iterator[ast.AST]) -> set[str]:
 def test_what_is_imported_is_declared() -> None:
     """And the other way round, but for gguf, which transformers reads the demo's model with."""
     extras = _PROJECT["optional-dependencies"]
-    declared = _distributions(_PROJECT["dependencies"]) | _distributions(extras["serve"] + extras["demo"])
+    declared = _distributions(_PROJECT["dependencies"]) | _distributions(
+        extras["serve"] + extras["demo"] + extras["metrics"]
+    )
     assert _needed(iter(_TREES.values())) == declared - {"gguf"}
     serve = [tree for path, tree in _TREES.items() if not path.startswith(("localhub/", "asgi/"))]
     assert _needed(iter(serve)) <= _distributions(_PROJECT["dependencies"])
@@ -147,7 +149,7 @@ def test_what_the_tests_import_is_declared() -> None:
     tests = (ast.parse(path.read_text("utf-8")) for path in (_ROOT / "tests").rglob("*.py"))
     extras = _PROJECT["optional-dependencies"]
     assert _needed(tests) <= _distributions(
-        _PROJECT["dependencies"] + extras["serve"] + extras["demo"] + extras["test"]
+        _PROJECT["dependencies"] + extras["serve"] + extras["demo"] + extras["metrics"] + extras["test"]
     )
 
 

@@ -136,7 +136,7 @@ print(json.dumps([yaie_async.__all__, shown, yaie_async.asgi.__all__, yaie_async
     assert names == [
         public,
         sorted([*public, "TYPE_CHECKING", "annotations", "importlib"]),
-        ["Warmup"],
+        ["ModelStatus", "Status", "Warmup"],
         ["LocalHub", "running"],
     ]
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 
 from tests.asgi.conftest import MakeLoader, Put, asked
@@ -62,7 +63,9 @@ async def answers(warmup: Warmup, scope: Message, receive: Callable[[], Awaitabl
         ("/wärm\nup", "/wärm\nup", 307),
         ("/", "", 200),
         ("/warmuplivez", "/warmup", 404),
-        ("/livez/", "", 404),
+        ("/livez/", "", 200),
+        ("/livez//", "", 404),
+        ("/readyz/caht", "", 404),
         ("/../livez", "", 404),
     ],
 )
@@ -72,6 +75,38 @@ async def test_paths_are_below_the_mount(warmup: Warmup, path: str, root: str, s
     assert start["status"] == status
     if status == 307:
         assert dict(start["headers"])[b"location"] in (b"/warmup/", b"/w%C3%A4rm%0Aup/")
+
+
+async def test_litestar_adds_a_slash(loader: MakeLoader, put: Put) -> None:
+    """All paths work in a mount of Litestar, which adds a slash to each; the mount point itself redirects to it."""
+    from litestar import Litestar
+    from litestar import asgi as mount
+
+    put("org/name")
+    warmup = Warmup(chat=loader())
+    app: Any = Litestar([mount("/api/warm up", is_mount=True, copy_scope=True)(_typed(warmup))], openapi_config=None)
+    async with (
+        warmup,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app/api/warm up") as client,
+    ):
+        await warmup["chat"]
+        for path in ("/livez", "/readyz", "/readyz/chat", "/status"):
+            assert (await client.get(path)).status_code == 200
+        assert (await client.get("/")).content == PAGE
+        redirect = await client.get("http://app/api/warm%20up")
+        assert (redirect.status_code, redirect.headers["location"]) == (307, "/api/warm%20up/")
+        start, _ = await answers(warmup, {**scope("/"), "raw_path": b"//elsewhere.example/warmup\\"})
+        assert dict(start["headers"])[b"location"] == b"/elsewhere.example/warmup%5C/"
+
+
+def _typed(warmup: Warmup) -> Any:
+    from litestar.types import Receive, Scope, Send
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await warmup.app(scope, receive, send)  # type: ignore[arg-type]
+
+    app.__annotations__ |= {"scope": Scope, "receive": Receive, "send": Send}
+    return app
 
 
 async def test_only_reading(warmup: Warmup) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,10 +21,11 @@ from tests.asgi.conftest import Put
 from tests.support.command import Command
 from tests.support.faults import Drip
 from tests.support.hub import HubServer
-from tests.support.web import GUNICORN, UVICORN, web_server
+from tests.support.web import GRANIAN, GUNICORN, HYPERCORN, UVICORN, web_server
 
 APP = """\
 import logging
+from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -34,12 +39,19 @@ warmup = Warmup(chat=ModelLoader("org/name"))
 wait_for_chat = warmup.dependency("chat", wait=60)
 
 
+@asynccontextmanager
+async def lifespan(app):
+    async with warmup:
+        yield
+    logging.info("the lifespan has ended")
+
+
 async def chat(request):
     model = await wait_for_chat()
     return PlainTextResponse(type(model).__name__)
 
 
-app = Starlette(lifespan=warmup.lifespan, routes=[Route("/chat", chat), Mount("/warmup", warmup.app)])
+app = Starlette(lifespan=lifespan, routes=[Route("/chat", chat), Mount("/warmup", warmup.app)])
 """
 
 # Bytes that may be fetched again after a stop during a download: at most one block per connection.
@@ -144,27 +156,51 @@ def test_a_worker_that_has_answered_enough(hub: HubServer, command: Command) -> 
     assert "Application shutdown complete" in server.text
 
 
-@pytest.mark.parametrize("server_command", [UVICORN, GUNICORN], ids=["uvicorn", "gunicorn"])
-def test_a_failure_ends_the_process_that_should(
-    server_command: tuple[str, ...], hub: HubServer, tmp_path: Path
+@pytest.mark.parametrize(
+    ("server_command", "codes", "graceful"),
+    [
+        (UVICORN, (3,), True),
+        ((*UVICORN, "--workers", "2"), (0,), True),  # it has no code of its own for this
+        ((*GUNICORN, "-w", "2"), (3, 1), True),  # 1 if another worker ends like this while it stops
+        ((*HYPERCORN, "-w", "2"), (0, 3), False),  # its code is the last worker's; they do not handle SIGTERM
+        ((*HYPERCORN, "-w", "2", "-k", "trio"), (0, 3), False),
+        ((*GRANIAN, "--workers", "2"), (1,), True),
+    ],
+    ids=["uvicorn", "uvicorn, 2 workers", "gunicorn", "hypercorn", "hypercorn, trio", "granian"],
+)
+def test_a_failure_ends_the_server(
+    server_command: tuple[str, ...], codes: tuple[int, ...], graceful: bool, hub: HubServer, tmp_path: Path
 ) -> None:
-    """With on_failure="exit" the process logs the reason and shuts down; gunicorn then starts another worker."""
+    """With on_failure="exit" a worker logs the reason, shuts down and exits with 3, and its supervisor starts no more.
+
+    No signal is sent to a parent, which may be a shell: the one here would end before it prints the code.
+    """
     app = APP.replace('loader("org/name")', "").replace(
         'ModelLoader("org/name")', 'ModelLoader("no/such"), on_failure="exit"'
     )
     (tmp_path / "app.py").write_text(app)
-    command = Command(tmp_path, hub.url)
-    with web_server(tmp_path, command.environment, *server_command) as server:
-        if server_command == GUNICORN:
-            server.until(lambda: server.text.count("Booting worker") >= 2)
-            assert server.stop() < 10
-        else:
-            server.process.wait(60)
-            assert server.process.returncode == -signal.SIGTERM
-        server.stop()
-    assert "The Hub has no public model 'no/such'" in server.text
-    assert "on_failure is 'exit': this process ends" in server.text
-    assert "Application shutdown complete" in server.text
+    shell = 'python=$1; shift; "$python" -m "$@"; echo "code $?"'
+    with subprocess.Popen(
+        ["sh", "-c", shell, "sh", sys.executable, *server_command],
+        cwd=tmp_path,
+        env=dict(Command(tmp_path, hub.url).environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, text = process.communicate(timeout=90)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    text += out
+    assert out.splitlines()[-1] in [f"code {code}" for code in codes], text
+    assert text.count("on_failure is 'exit'") <= 2, text
+    assert "The Hub has no public model 'no/such'" in text
+    assert "on_failure is 'exit': this process ends" in text
+    assert ("the lifespan has ended" in text) == graceful, text
 
 
 class Reader:

@@ -1,6 +1,7 @@
 """Tests of the status that probes and the page receive."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,6 +29,9 @@ BUILDING = model("building", stage="building", bytes_fraction=1.0)
         ([BUILDING], "loading", "building", 0.99),
         ([BUILDING, HALF], "loading", "downloading", 0.745),
         ([READY, FAILED, HALF], "failed", "failed", 2 / 3),
+        ([READY, replace(FAILED, optional=True)], "ready", "ready", 1.0),
+        ([HALF, replace(READY, optional=True)], "loading", "downloading", 0.5),
+        ([replace(HALF, optional=True)], "ready", "downloading", 0.5),
     ],
 )
 def test_all_models_together(models: list[ModelStatus], state: str, stage: str, fraction: float) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.asgi.conftest import MakeLoader, Put, asked
 from tests.support.faults import Drip, Fault, Stall, Status
 from tests.support.hub import HubServer
+from tests.support.process import started
 from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import until
 from yaie_async import (
@@ -244,6 +246,84 @@ async def test_a_dependency_waits_or_says_when_to_come_back(loader: MakeLoader, 
         assert model is await warmup["chat"] is await warmup.dependency("chat", wait=0)()
 
 
+async def test_an_optional_model(loader: MakeLoader, put: Put, handled: list[int]) -> None:
+    """An optional model that failed neither holds back the others nor ends the process; it has a probe of its own."""
+    put("org/name")
+    loaders = {"chat": loader(), "org/typo": loader("org/no-such-model")}
+    warmup = Warmup(loaders, optional=["org/typo"], on_failure="exit")
+    async with warmup, asked(warmup) as client:
+        with pytest.raises(ModelNotFoundError):
+            await warmup["org/typo"]
+        await warmup["chat"]
+        answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["state"]) == (200, "ready")
+        assert answer.json()["models"]["org/typo"]["optional"]
+        assert (await client.get("/readyz/chat")).json() == answer.json()["models"]["chat"]
+        probe = await client.get("/readyz/org/typo")
+        assert (probe.status_code, probe.json()["state"]) == (500, "failed")
+        unknown = await client.get("/readyz/caht")
+        assert (unknown.status_code, unknown.text) == (404, "No model is named 'caht'; there are: chat, org/typo.\n")
+        assert warmup.status().as_json() == (await client.get("/status")).json()
+        assert warmup.status().models[0].state == "ready"
+    assert not handled
+
+
+async def test_a_hook_runs_before_a_model_is_ready(loader: MakeLoader, put: Put) -> None:
+    """`warm` gets the model and its tokenizer, None where there is none; until it ends the model is not ready."""
+    put("org/name")
+    for file in put("org/bare").glob("*token*"):
+        file.unlink()
+    go, got = anyio.Event(), []
+
+    async def warm(model: object, tokenizer: object) -> None:
+        got.append((model, tokenizer))
+        await go.wait()
+
+    warmup = Warmup(chat=loader(), bare=loader("org/bare"), warm=warm)
+    async with warmup, asked(warmup) as client:
+        await until(lambda: len(got) == 2)
+        assert {model.stage for model in warmup.status().models} == {"building"}
+        assert (await client.get("/readyz")).status_code == 503
+        go.set()
+        assert {await warmup["chat"], await warmup["bare"]} == {model for model, _ in got}
+        assert (await client.get("/readyz")).status_code == 200
+        assert [tokenizer for _, tokenizer in got].count(None) == 1
+
+
+async def test_a_hook_fails(loader: MakeLoader, put: Put) -> None:
+    """A model whose hook fails has failed at once, with the hook's error as the cause."""
+    put("org/name")
+
+    async def warm(_model: object, _tokenizer: object) -> None:
+        raise HubUnavailableError("no outage of our load", status=503)
+
+    async with Warmup(chat=loader(), warm=warm) as warmup:
+        with pytest.raises(
+            WarmupError, match=r"chat .org/name. was loaded, but the hook warm= failed: Hub.*: no outage"
+        ):
+            await warmup["chat"]
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_a_hook_never_ends(in_thread: bool, loader: MakeLoader, put: Put) -> None:
+    """The deadline is met all the same, even by a hook that can't be cancelled."""
+    put("org/name")
+    ended = threading.Event()
+
+    async def warm(_model: object, _tokenizer: object) -> None:
+        if in_thread:
+            await anyio.to_thread.run_sync(ended.wait)
+        else:
+            await anyio.sleep_forever()
+
+    one = loader()
+    await one.load()  # so that the deadline is the hook's
+    async with Warmup(chat=one, warm=warm, deadline=0.1) as warmup:
+        with pytest.raises(WarmupError, match=r"not ready within 0.1 s .building"):
+            await warmup["chat"]
+        ended.set()
+
+
 async def test_it_is_entered_twice(loader: MakeLoader, put: Put, hub: HubServer) -> None:
     """A warm-up can be entered by an app and by a part of it; leaving the outer block stops it."""
     put("org/name")
@@ -294,6 +374,13 @@ async def test_what_is_wrong_with_a_warmup(loader: MakeLoader) -> None:
     for deadline in (0, -1, float("nan")):
         with pytest.raises(InvalidArgumentError, match="deadline"):
             Warmup(chat=one, deadline=deadline)
+    with pytest.raises(InvalidArgumentError, match="group is the name"):
+        Warmup(chat=one, group=one)  # type: ignore[arg-type]
+    for optional in ("chat", ["caht"]):
+        with pytest.raises(InvalidArgumentError, match="optional is a tuple of models' names, of these: chat"):
+            Warmup(chat=one, optional=optional)
+    with pytest.raises(InvalidArgumentError, match="warm is an async function"):
+        Warmup(chat=one, warm=True)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="on_failure"):
         Warmup(chat=one, on_failure="panic")  # type: ignore[arg-type]
     asks: list[Callable[[Warmup], object]] = [
@@ -335,15 +422,49 @@ async def test_a_signal_to_stop_ends_it_before_the_server_does(
     hub.clear()
 
 
-async def test_a_failure_can_end_the_process(
-    loader: MakeLoader, handled: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
-    """With on_failure="exit" a failure sends one SIGTERM to this process and logs the reason."""
-    warmup = Warmup({"typo": loader("org/no-such-model"), "other": loader("org/neither")}, on_failure="exit")
-    async with warmup:
-        await until(lambda: handled)
-        await until(lambda: warmup._run.get().stopping)  # type: ignore[union-attr]
-    assert handled == [signal.SIGTERM]
-    (line,) = [record for record in caplog.records if record.levelno == logging.CRITICAL]
-    assert "on_failure is 'exit'" in line.getMessage()
-    assert "The Hub has no public model" in caplog.text
+def test_a_failure_can_end_the_process() -> None:
+    """With on_failure="exit" the first failure sends one SIGTERM to this process, which then ends with code 3.
+
+    Although it raises the signal again, as uvicorn does, its exit functions run and its output is complete.
+    """
+    code = """if True:
+        import atexit, logging, signal
+        from yaie_async import ModelLoader
+        from yaie_async.asgi import Warmup
+
+        async def main():
+            seen = []
+            signal.signal(signal.SIGTERM, lambda number, _frame: seen.append(number))
+            loaders = {name: ModelLoader(f"org/{name}", local_files_only=True) for name in ("typo", "other")}
+            async with Warmup(loaders, on_failure="exit") as warmup:
+                while not warmup._run.get().stopping:
+                    await anyio.sleep(0.01)
+            print("handled", seen)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+            print("ends", end=" ")
+
+        logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
+        atexit.register(print, "in order", end="")
+        anyio.run(main)"""
+    done = started(code)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout.endswith("handled [15]\nends in order")
+    assert done.stdout.count("CRITICAL") == 1
+    assert "on_failure is 'exit'" in done.stdout
+
+
+def test_a_failure_ends_a_process_that_handles_no_signal() -> None:
+    """Where SIGTERM has no handler there is no shutdown to run, and the process ends with code 3 at once."""
+    code = """if True:
+        from yaie_async import ModelLoader
+        from yaie_async.asgi import Warmup
+
+        async def main():
+            async with Warmup(typo=ModelLoader("org/typo", local_files_only=True), on_failure="exit"):
+                await anyio.sleep_forever()
+
+        print("not lost", end=" ")
+        anyio.run(main)"""
+    done = started(code)
+    assert (done.returncode, done.stdout) == (3, "not lost ")

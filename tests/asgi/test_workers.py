@@ -136,7 +136,7 @@ def test_gunicorn(hub: HubServer, command: Command) -> None:
         blob = (Path(snapshot.strip()) / "model.safetensors").resolve(strict=True)
         share_pages(pids(server, "has read"), blob)
         assert len(pids(server, r"warm-up: chat \(org/name\) is ready")) == 8
-        assert server.ready()
+        server.until(server.ready)
 
 
 def test_uvicorn(hub: HubServer, command: Command) -> None:
@@ -162,5 +162,5 @@ def test_uvicorn(hub: HubServer, command: Command) -> None:
         assert seconds < 2
         # uvicorn has replaced the killed worker.
         server.until(lambda: len(pids(server, r"has read \d+ weights") - {owner}) >= 8)
-        assert server.ready()
+        server.until(server.ready)
         assert sent_by_file(hub)["model.safetensors"] <= size + _CONNECTIONS * _BLOCK

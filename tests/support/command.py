@@ -60,6 +60,7 @@ class Command:
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
+            "XDG_RUNTIME_DIR": str(self.home),
             "HF_HOME": str(self.home / "hf"),
             "HF_ENDPOINT": self.endpoint,
             "HF_HUB_DISABLE_TELEMETRY": "1",

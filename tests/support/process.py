@@ -14,12 +14,19 @@ _ROOT = Path(__file__).parents[2]
 
 def in_a_new_process(code: str, *arguments: str) -> Any:
     """Run `code` and return the JSON that it prints. `sys.argv[1:]` are the arguments; warnings are errors."""
-    done = subprocess.run(
+    done = started(code, *arguments)
+    print(done.stderr, file=sys.stderr)
+    done.check_returncode()
+    return json.loads(done.stdout)
+
+
+def started(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` to its end, whatever that is."""
+    return subprocess.run(
         [sys.executable, "-W", "error", "-c", "import json, sys, threading, gc, anyio\n" + code, *arguments],
         env=os.environ | {"PYTHONPATH": str(_ROOT)},
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
-        check=True,
+        check=False,
         timeout=100,
     )
-    return json.loads(done.stdout)

@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 UVICORN = ("uvicorn", "app:app", "--port", "0")
 GUNICORN = ("gunicorn", "app:app", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:0")
+HYPERCORN = ("hypercorn", "app:app", "-b", "127.0.0.1:0")
+GRANIAN = ("granian", "app:app", "--interface", "asgi")
 
 
 class WebServer:
@@ -49,8 +51,8 @@ class WebServer:
             return one.connect_ex(("127.0.0.1", int(self.url.rsplit(":", 1)[1]))) == 0
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
             self.lines.append(line)
 
     def ready(self) -> bool:
@@ -92,8 +94,8 @@ def web_server(folder: Path, environment: Mapping[str, str], *command: str) -> I
         cwd=folder,
         env=dict(environment),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     ) as process:

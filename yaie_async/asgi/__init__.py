@@ -7,6 +7,7 @@
 This package imports none of these frameworks.
 """
 
+from yaie_async.asgi.status import ModelStatus, Status
 from yaie_async.asgi.warmup import Warmup
 
-__all__ = ["Warmup"]
+__all__ = ["ModelStatus", "Status", "Warmup"]

@@ -1,16 +1,28 @@
 """The ASGI application of a warm-up: probes, the status as JSON and as events, and the page."""
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from urllib.parse import quote
+from functools import partial
+from typing import get_args
+from urllib.parse import parse_qs, quote
 
 from yaie_async.asgi.events import stream
+from yaie_async.asgi.metrics import exposition
 from yaie_async.asgi.page import PAGE, POLICY
 from yaie_async.asgi.retry import PREFIX, answer_retry
 from yaie_async.asgi.run import Run
+from yaie_async.asgi.status import ModelStatus, Status
 from yaie_async.asgi.types import Receive, Scope, Send
+from yaie_async.asgi.worker_state import WorkerScope
+from yaie_async.core.threads import run_owned
 
 _JSON = "application/json"
+
+_PATHS = {"", "/", "/livez", "/readyz", "/status", "/events", "/metrics"}
+
+# The path of the probe of one model begins with this.
+_READYZ = "/readyz/"
 
 
 class App:
@@ -54,21 +66,31 @@ class App:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _path_in_mount(scope)
+        page = quote(scope.get("root_path", "")) + "/"
+        raw = (scope.get("raw_path") or b"/").decode("latin-1")
+        if path == "/" and not raw.endswith("/"):  # Litestar adds a slash to every path in a mount
+            path, page = "", "/" + quote(raw.strip("/"), safe="/%") + "/"
+        elif path != "/":
+            path = path.removesuffix("/")
         if path.startswith(PREFIX):
             await self._retry(scope, path.removeprefix(PREFIX), send)
-        elif path not in ("", "/", "/livez", "/readyz", "/status", "/events"):
+        elif path not in _PATHS and not path.startswith(_READYZ):
             await _send(send, scope, 404, b"Not found.\n")
         elif scope["method"] not in ("GET", "HEAD"):
             await _send(send, scope, 405, b"Only GET and HEAD are allowed.\n", headers={"allow": "GET, HEAD"})
         elif path == "":
             # The page requests the relative URL "events", which needs the slash.
-            await _send(send, scope, 307, b"", headers={"location": quote(scope.get("root_path", "")) + "/"})
+            await _send(send, scope, 307, b"", headers={"location": page})
         elif path == "/livez":
             await _send(send, scope, 200, b"ok\n")
-        elif path == "/readyz":
-            await self._readyz(scope, send)
+        elif path == "/readyz" or path.startswith(_READYZ):
+            await self._readyz(scope, path.removeprefix("/readyz").removeprefix("/"), send)
         elif path == "/status":
-            await _send(send, scope, 200, self._current_run().status().encoded(), _JSON)
+            run = self._current_run()
+            await run.look()
+            await _send(send, scope, 200, run.status().encoded(), _JSON)
+        elif path == "/metrics":
+            await self._metrics(scope, send)
         elif path == "/events" and scope["method"] == "GET":
             await stream(self._current_run(), receive, send)
         else:
@@ -81,11 +103,31 @@ class App:
         else:
             await _send(send, scope, 405, b"Only POST is allowed.\n", headers={"allow": "POST"})
 
-    async def _readyz(self, scope: Scope, send: Send) -> None:
-        status = self._current_run().status()
-        code = {"ready": 200, "loading": 503, "failed": 500}[status.state]
+    async def _readyz(self, scope: Scope, name: str, send: Send) -> None:
+        asked = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("worker", ["any"])[-1]
+        if asked not in get_args(WorkerScope):
+            await _send(send, scope, 400, b"worker is self, all or any: /readyz?worker=self\n")
+            return
+        run = self._current_run()
+        if name and name not in run.loads:
+            text = f"No model is named {name!r}; there are: {', '.join(run.loads)}.\n"
+            await _send(send, scope, 404, text.encode())
+            return
+        state = await run.state([name] if name else run.required, asked)
+        status: Status | ModelStatus = run.loads[name].status() if name else run.status()
+        code = {"ready": 200, "loading": 503, "failed": 500}[state]
         headers = {"retry-after": str(status.retry_after)} if code == 503 else {}
-        await _send(send, scope, code, status.encoded(), _JSON, headers)
+        await _send(send, scope, code, json.dumps(status.as_json()).encode(), _JSON, headers)
+
+    async def _metrics(self, scope: Scope, send: Send) -> None:
+        workers = await self._current_run().workers()
+        try:
+            text, content_type = await run_owned(partial(exposition, workers), name="metrics")
+        except ImportError:
+            text = b"Install the extra: pip install 'yaie-async[metrics]', or pip install '.[metrics]' in a checkout.\n"
+            await _send(send, scope, 404, text)
+        else:
+            await _send(send, scope, 200, text, content_type)
 
 
 def _path_in_mount(scope: Scope) -> str:

@@ -57,6 +57,7 @@ async def _send_events(run: Run, send: Send) -> None:
     last, start = b"", time.monotonic()
     sent = start
     while not run.stopping and time.monotonic() - start < LIFETIME:
+        await run.look()
         status = run.encoded_status()
         if status != last:
             text += b"data: " + status + b"\n\n"

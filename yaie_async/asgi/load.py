@@ -13,14 +13,16 @@ import anyio
 
 from yaie_async.asgi.facts import Facts, facts_of
 from yaie_async.asgi.status import ModelStatus, State
+from yaie_async.asgi.warm_hook import run_hook
 from yaie_async.core.log import logger
 from yaie_async.core.progress import Progress
 from yaie_async.core.threads import run_detached, run_owned
 from yaie_async.loader.model_loader import ModelLoader
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from yaie_async.asgi.warm_hook import WarmHook
     from yaie_async.core.errors import LoaderError
 
 
@@ -33,12 +35,22 @@ class Load:
         error: why the load failed; None if it has not.
     """
 
-    def __init__(self, name: str, loader: ModelLoader, *, retry: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        loader: ModelLoader,
+        *,
+        retry: bool = False,
+        optional: bool = False,
+        warm: WarmHook | None = None,
+    ) -> None:
         self.name = name
         self.settled: anyio.Event = anyio.Event()
         self.error: LoaderError | None = None
         self._loader = loader
         self._retry = retry
+        self._optional = optional
+        self._warm = warm
         self._ready = False
         self._retries = 0
         self._last_failure: LoaderError | None = None  # of an attempt that is followed by another
@@ -74,7 +86,7 @@ class Load:
 
     def again(self) -> Load:
         """The same load, not yet run."""
-        return Load(self.name, self._loader, retry=self._retry)
+        return Load(self.name, self._loader, retry=self._retry, optional=self._optional, warm=self._warm)
 
     async def wait(self) -> PreTrainedModel:
         """Wait until the load has ended, and return the model.
@@ -102,7 +114,8 @@ class Load:
 
         while not self._ready:
             try:
-                model = await self._load()
+                model, tokenizer = await self._load()
+                await self._run_hook(model, tokenizer)
             except Exception as error:
                 wait = wait_before_retry(error, self._retries + 1, random.random())  # noqa: S311 - jitter
                 if wait is None:
@@ -118,11 +131,11 @@ class Load:
                     self._facts = await run_owned(partial(facts_of, model), name="facts")
                 self._ready, self._last_failure, self._ready_since = True, None, time.time()
 
-    async def _load(self) -> PreTrainedModel:
+    async def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
         from yaie_async.core.errors import TokenizerError
 
         try:
-            model, _ = await self._loader.load()
+            return await self._loader.load()
         except TokenizerError as error:
             # The app may bring its own tokenizer.
             logger.warning(
@@ -131,8 +144,17 @@ class Load:
                 error,
                 extra=self.log_fields,
             )
-            return await self._loader.load_model()
-        return model
+            return await self._loader.load_model(), None
+
+    async def _run_hook(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        if self._warm is not None:
+            try:
+                await run_hook(self._warm, model, tokenizer)
+            except Exception as error:
+                from yaie_async.core.errors import WarmupError
+
+                text = f"{self} was loaded, but the hook warm= failed: {type(error).__name__}: {error}"
+                raise WarmupError(text, model=self._loader.model) from error
 
     def _deadline_error(self, deadline: float | None) -> LoaderError:
         from yaie_async.core.errors import WarmupError
@@ -197,6 +219,8 @@ class Load:
             memory_bytes=self._facts.memory_bytes,
             commit=self._loader.commit,
             can_retry=self._retry and state == "failed",
+            optional=self._optional,
+            retries=self._retries,
         )
 
     def _steps(self, progress: Progress) -> tuple[tuple[str, float], ...]:

@@ -10,7 +10,7 @@ PREFIX = "/retry/"
 
 def answer_retry(run: Run, name: str, headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, str]:
     """Start the failed load `name` again where that is allowed, and return the HTTP status and its text."""
-    if not run.can_retry:
+    if not run.options.retry:
         return 403, "Loads are not started again from here: Warmup(retry=True) allows it."
     if not _same_origin(dict(headers)):
         return 403, "Only a page of this server may start a load again."

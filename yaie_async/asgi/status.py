@@ -1,11 +1,16 @@
 """The status of a warm-up, as probes and the page receive it: plain data and derived numbers. Pure."""
 
+from __future__ import annotations
+
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from yaie_async.asgi.worker_state import WorkerState
 
 State = Literal["loading", "ready", "failed"]
 Number = TypeVar("Number", int, float)
@@ -54,6 +59,7 @@ class ModelStatus:
         commit: the commit of its files; None for a directory.
         can_retry: whether "Try again" starts the load again.
         optional: whether the others are ready without it.
+        retries: how often the load was repeated after an outage of the Hub; not in JSON.
     """
 
     name: str
@@ -79,6 +85,7 @@ class ModelStatus:
     commit: str | None = None
     can_retry: bool = False
     optional: bool = False
+    retries: int = 0
 
     @property
     def fraction(self) -> float:
@@ -97,7 +104,7 @@ class ModelStatus:
 
     def as_json(self) -> dict[str, Any]:
         document = asdict(self)
-        del document["name"], document["bytes_fraction"]
+        del document["name"], document["bytes_fraction"], document["retries"]
         document["fraction"] = round(self.fraction, 4)
         document["steps"] = {stage: round(seconds, 2) for stage, seconds in self.steps}
         for key, digits in _DIGITS.items():
@@ -107,25 +114,37 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The status of all models of a warm-up."""
+    """The status of all models of a warm-up.
+
+    Attributes:
+        models: the models, in this worker.
+        workers: what the workers of this server show each other; empty where there is only one.
+    """
 
     models: tuple[ModelStatus, ...]
+    workers: tuple[WorkerState, ...] = ()
+
+    @property
+    def required(self) -> Sequence[ModelStatus]:
+        """The models that are not optional."""
+        return [model for model in self.models if not model.optional]
 
     @property
     def state(self) -> State:
-        """The state of all: "failed" once any model has failed, "ready" once all are ready, else "loading"."""
-        states = {model.state for model in self.models}
+        """The state of all but the optional: "failed" once one has failed, "ready" once all are, else "loading"."""
+        states = {model.state for model in self.required}
         return "failed" if "failed" in states else "loading" if "loading" in states else "ready"
 
     @property
     def stage(self) -> str:
         """The stage of a failed model if there is one, else of the model with the smallest fraction."""
-        return min(self.models, key=lambda model: (model.state != "failed", model.fraction)).stage
+        return min(self.required or self.models, key=lambda model: (model.state != "failed", model.fraction)).stage
 
     @property
     def fraction(self) -> float:
         """The mean of the models' fractions. It never falls when the size of another model becomes known."""
-        return sum(model.fraction for model in self.models) / len(self.models)
+        models = self.required or self.models
+        return sum(model.fraction for model in models) / len(models)
 
     @property
     def _going(self) -> list[ModelStatus]:
@@ -164,9 +183,11 @@ class Status:
     @property
     def retry_after(self) -> int:
         """The value of `Retry-After` for all models together, in whole seconds."""
-        return max(model.retry_after for model in self.models if model.state != "ready")
+        waits = [model.retry_after for model in self.required if model.state != "ready"]
+        return max(waits, default=_MIN_RETRY_AFTER)  # another worker is not ready
 
     def as_json(self) -> dict[str, Any]:
+        required = [model.name for model in self.required]
         return {
             "state": self.state,
             "stage": self.stage,
@@ -177,6 +198,7 @@ class Status:
             "seconds_left": _rounded(self.seconds_left, 1),
             "pid": os.getpid(),
             "models": {model.name: model.as_json() for model in self.models},
+            **({"workers": [worker.as_json(required) for worker in self.workers]} if self.workers else {}),
         }
 
     def encoded(self) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -11,12 +11,15 @@ import anyio
 import anyio.lowlevel
 
 from yaie_async.asgi.app import App
-from yaie_async.asgi.run import OnFailure, Run
+from yaie_async.asgi.run import OnFailure, Options, Run
+from yaie_async.asgi.status import Status
 from yaie_async.loader.hub import invalid_argument
 from yaie_async.loader.model_loader import ModelLoader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from yaie_async.asgi.warm_hook import WarmHook
 
 
 class Warmup:
@@ -29,9 +32,15 @@ class Warmup:
     Args:
         loaders: loaders by name, for names that are not Python keywords. It may be combined with `named`.
         deadline: seconds until a model that is not ready counts as failed; None for no limit.
-        on_failure: "keep-serving" keeps the server running, with the error in its status; "exit" sends SIGTERM to
-            this process, so that the server shuts down and its supervisor notices.
+        on_failure: "keep-serving" keeps the server running, with the error in its status; "exit" shuts the
+            server down as SIGTERM does, and ends this process with exit code 3, at which supervisors stop.
         retry: True lets the page start a failed load again, by a button and `POST /retry/<name>` from the same origin.
+        group: marks the workers of one server, which share their states, where they can't be known by their listening
+            socket. Any text that no other server of this user has.
+        optional: names of models without which the app is ready too, and whose failure ends no process.
+        warm: `async def warm(model, tokenizer)`, which runs after each load and before the model is ready, for example
+            a first short generation. It counts for the deadline, and a model for which it fails has failed. The
+            tokenizer is None where the model has none. Like all async code it must not block the event loop.
         named: loaders by name.
 
     During an outage of the Hub, loads are retried with growing waits until the deadline. Permanent failures (a missing
@@ -51,6 +60,9 @@ class Warmup:
         deadline: float | None = None,
         on_failure: OnFailure = "keep-serving",
         retry: bool = False,
+        group: str | None = None,
+        optional: Collection[str] = (),
+        warm: WarmHook | None = None,
         **named: ModelLoader,
     ) -> None:
         loaders = dict(loaders or {})
@@ -67,9 +79,14 @@ class Warmup:
             raise invalid_argument(f"deadline must be greater than 0 seconds, not {deadline}.")
         if on_failure not in get_args(OnFailure):
             raise invalid_argument(f'on_failure must be "keep-serving" or "exit", not {on_failure!r}.')
-        self._deadline = deadline
-        self._on_failure: OnFailure = on_failure
-        self._retry = retry
+        if group is not None and not isinstance(group, str):
+            raise invalid_argument(f"group is the name of a group of workers, as text, not {group!r}.")
+        if isinstance(optional, str) or not set(optional) <= self._loaders.keys():
+            names = ", ".join(self._loaders)
+            raise invalid_argument(f"optional is a tuple of models' names, of these: {names}; not {optional!r}.")
+        if warm is not None and not callable(warm):
+            raise invalid_argument(f"warm is an async function of a model and its tokenizer, not {warm!r}.")
+        self._options = Options(deadline, on_failure, retry, group, frozenset(optional), warm)
         self._run: anyio.lowlevel.RunVar[Run | None] = anyio.lowlevel.RunVar("yaie_async_warmup", None)
         self.app: App = App(self._current_run, lambda: self)
 
@@ -133,6 +150,13 @@ class Warmup:
             raise KeyError(f"No model is named {name!r}; there are: {', '.join(self._loaders)}")
         return self._loaders[name]
 
+    def status(self) -> Status:
+        """Return the status of all models, which `/status` answers as JSON (`Status.as_json`).
+
+        Like any first use, it starts the warm-up where no lifespan has. It is called on the event loop.
+        """
+        return self._current_run().status()
+
     def dependency(self, name: str, *, wait: float = 5.0) -> Callable[[], Awaitable[Any]]:
         """Return a FastAPI dependency, for `Depends(warmup.dependency("chat"))`.
 
@@ -173,7 +197,7 @@ class Warmup:
         """The run of this event loop; starts one if there is none."""
         run = self._run.get()
         if run is None:
-            run = Run(self._loaders, deadline=self._deadline, on_failure=self._on_failure, retry=self._retry)
+            run = Run(self._loaders, self._options)
             self._run.set(run)
             run.start()
         return run

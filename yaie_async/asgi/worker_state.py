@@ -1,0 +1,155 @@
+"""The states of a server's workers, and what they are together. Pure."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from yaie_async.asgi.status import State
+
+WorkerScope = Literal["any", "self", "all"]
+
+# Seconds in which the workers of a server appear, where its supervisor does not show how many there are. gunicorn takes
+# up to 0.1 s for each.
+SETTLING = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerModel:
+    """The state of one model in one worker.
+
+    Attributes:
+        state, stage, fraction: as in `ModelStatus`.
+        been_ready: whether it has been ready in this worker.
+        agreed: whether this worker knows that it has been ready in all.
+        bytes_done, bytes_total, memory_bytes, retries, steps: as in `ModelStatus`; for /metrics.
+    """
+
+    state: State
+    stage: str
+    fraction: float
+    been_ready: bool
+    agreed: bool
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+    memory_bytes: int | None = None
+    retries: int = 0
+    steps: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, document: Any) -> "WorkerModel":
+        state = document["state"]
+        if state not in get_args(State):
+            raise ValueError(state)
+        # NaN, which is no JSON, becomes 0.0.
+        fraction = min(1.0, max(0.0, float(document["fraction"])))
+        return cls(
+            state=state,
+            stage=str(document["stage"]),
+            fraction=fraction,
+            been_ready=bool(document["been_ready"]),
+            agreed=bool(document["agreed"]),
+            bytes_done=_size(document["bytes_done"]),
+            bytes_total=_size(document["bytes_total"]),
+            memory_bytes=_size(document["memory_bytes"]),
+            retries=int(document["retries"]),
+            steps={str(stage): float(seconds) for stage, seconds in document["steps"].items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """The state of one worker, as it is shared with the others.
+
+    Attributes:
+        pid: its process.
+        started: when its warm-up began, by the system's monotonic clock.
+        keys: what marks the workers of the same server; any in common is enough.
+        models: the state of each model, by name.
+    """
+
+    pid: int
+    started: float
+    keys: frozenset[str]
+    models: dict[str, WorkerModel]
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self) | {"keys": sorted(self.keys)}
+
+    @classmethod
+    def parse(cls, document: Any) -> "WorkerState | None":
+        """Return the state in a document, or None if there is none in it, as in one of another version."""
+        try:
+            models = {str(name): WorkerModel.parse(model) for name, model in document["models"].items()}
+            return cls(int(document["pid"]), float(document["started"]), frozenset(document["keys"]), models)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            return None
+
+    def state(self, names: Collection[str]) -> State:
+        """The state of these models together."""
+        states = {self.models[name].state for name in names}
+        return "failed" if "failed" in states else "loading" if "loading" in states else "ready"
+
+    def is_beside(self, other: "WorkerState") -> bool:
+        """Whether both are workers of one server, with the same models. Two warm-ups of one process are not."""
+        return bool(self.pid != other.pid and self.keys & other.keys and self.models.keys() == other.models.keys())
+
+    def as_json(self, required: Collection[str]) -> dict[str, Any]:
+        models = {
+            name: {"state": model.state, "stage": model.stage, "fraction": round(model.fraction, 4)}
+            for name, model in self.models.items()
+        }
+        return {"pid": self.pid, "state": self.state(required), "models": models}
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The workers of a server.
+
+    Attributes:
+        own: this worker.
+        others: the others that live.
+        expected: how many there are or will be; None while more may appear.
+    """
+
+    own: WorkerState
+    others: tuple[WorkerState, ...] = ()
+    expected: int | None = 1
+
+    @property
+    def all(self) -> Sequence[WorkerState]:
+        return sorted((self.own, *self.others), key=lambda worker: worker.pid)
+
+    def agree(self, name: str) -> bool:
+        """Whether all expected workers have had this model ready once, as far as any of them knows."""
+        models = [worker.models[name] for worker in self.all]
+        ready = sum(model.been_ready for model in models)
+        return any(model.agreed for model in models) or (self.expected is not None and ready >= self.expected)
+
+    def state(self, names: Collection[str], scope: WorkerScope) -> State:
+        """The state of these models: in this worker, in all, or of the server.
+
+        A server is ready once all its workers have been, and while any of them is: a recycled worker changes nothing.
+        """
+        if scope == "self":
+            return self.own.state(names)
+        states = [worker.state(names) for worker in self.all]
+        if scope == "any" and all(self.agree(name) for name in names):
+            return "ready" if "ready" in states else self.own.state(names)
+        if "failed" in states:
+            return "failed"
+        complete = scope == "all" and self.expected is not None and len(states) >= self.expected
+        return "ready" if complete and set(states) == {"ready"} else "loading"
+
+
+def _size(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def expected_workers(own: WorkerState, others: Sequence[WorkerState], supervised: int | None, now: float) -> int | None:
+    """Return how many workers a server has, or None while more may appear.
+
+    `supervised` is the count of its supervisor: 0 where there is none, None where that is not known.
+    """
+    seen = 1 + len(others)
+    newest = max(worker.started for worker in (own, *others))
+    return max(seen, supervised or 1) if supervised == 0 or now - newest >= SETTLING else None
