@@ -324,7 +324,7 @@ def test_equal_models_never_differ_by_more_than_two_ranges(
         oldest = next(one for one in running if one.file.model == model)
         running.remove(oldest)
         _finish(scheduler, oldest, 0.0)
-    assert len(set(handed.values())) == 1
+    assert max(handed.values()) - min(handed.values()) <= 2  # a last block may come in a request of its own or not
 
 
 def test_a_newcomer_gets_its_share_and_not_all_that_it_missed() -> None:

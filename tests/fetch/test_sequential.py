@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from tests.fetch.fetching import bodies, fetch, put
-from tests.support.faults import Drip, StallAt
+from tests.support.faults import Both, Cut, Drip, StallAt
 from tests.support.hub import HubServer
 from tests.support.programs import require_program
 from tests.support.waiting import wait_until
@@ -72,15 +72,17 @@ def _begin(blobs: Path, content: bytes) -> None:
     partial.keep()
 
 
-@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("begun", ["not begun", "begun earlier", "cut once"])
 async def test_a_cache_that_reads_from_the_start(
-    resumed: bool, anyio_backend: Any, hub_root: Path, tmp_path: Path
+    begun: str, anyio_backend: Any, hub_root: Path, tmp_path: Path
 ) -> None:
     """The file comes by one request once that is seen, where no range from its middle would ever begin."""
     content, cache = put(hub_root, SIZE), tmp_path / "cache"
-    if resumed:  # then no range moves
+    if begun == "begun earlier":  # then no range moves
         await anyio.to_thread.run_sync(_begin, cache / "models--org--big" / "blobs", content)
     with HubServer(hub_root, cdn=False) as hub, _nginx(tmp_path / "nginx", hub.url) as front:
+        if begun == "cut once":  # then the front goes on from the middle of the first block
+            hub.faults.add(Both(Drip(_RATE), Cut(1 << 20)), method="GET", path="safetensors$", times=2)
         hub.faults.add(Drip(_RATE), method="GET", path="safetensors$", times=None)
         assert await fetch(hub, cache, endpoint=front, stall=_STALL) == content
         requests = [request for request in hub.requests if request.path.endswith("safetensors")]

@@ -74,6 +74,7 @@ class Assembly:
         self._moved = anyio.Event()
         self._counted = 0  # bytes that the meter has counted for it
         self._requests: dict[Range, int] = {}  # where the running request of each range began
+        self._begun = 0  # the front at the start
         self._reached = 0  # the furthest beginning of a request that has brought bytes
 
     async def run(self, *, whole: bool) -> None:
@@ -95,6 +96,7 @@ class Assembly:
             async with task_group() as self._group:
                 try:
                     self._downloader.enter(wanted, owner=self)
+                    self._begun = self._downloader.front(self._key)
                     self.moved()  # the file may be complete already
                     self._group.start_soon(self._keep_alive)
                     self._group.start_soon(self._sync_behind)
@@ -134,9 +136,10 @@ class Assembly:
                     least=max(1, least(self.location.timeout)),
                 )
         except BaseException as error:
+            trial = of.state.is_trial(of) and self._downloader.front(self._key) > self._begun
             # Before the range is given back: a file that is ending would get the range again.
             self._downloader.leave(self._key)
-            if isinstance(error, StalledError) and of.position == of.start > 0 and not self._furthest():
+            if isinstance(error, StalledError) and of.position == of.start > 0 and (trial or not self._furthest()):
                 raise SequentialError from error  # the last resort, for the rest of a file that was begun earlier
             raise
         finally:
@@ -153,8 +156,11 @@ class Assembly:
             if error.status in (429, 503):
                 self._downloader.throttled(sent)
             moved = self._downloader.front(self._key) > front
-            if error.kind == "stall" and of.position == begin and moved and self._is_sequential(begin):
+            trial = of.state.is_trial(of)
+            if error.kind == "stall" and of.position == begin and moved and (trial or self._is_sequential(begin)):
                 raise SequentialError from error
+            if trial and error.status is not None:
+                of.state.end_trial()  # that is an answer, if a bad one
             raise
         finally:
             self._reached = self._furthest()

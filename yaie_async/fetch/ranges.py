@@ -178,7 +178,16 @@ class FileState:
 
     def see(self, one: Range) -> None:
         """Learn from one of its ranges, running or ended, whether the server sends what is ahead of the front."""
-        self._proved |= one.start == self._last and one.position > one.start
+        if one.start == self._last and one.position > one.start:
+            self.end_trial()
+
+    def end_trial(self) -> None:
+        """Go on with the rest of it: the server has answered for the last block."""
+        self._proved = True
+
+    def is_trial(self, one: Range) -> bool:
+        """Whether this range is the last block's, which has not brought a byte."""
+        return self.is_on_trial and one.start == self._last
 
     @property
     def missing(self) -> int:
