@@ -251,21 +251,34 @@ def test_an_address_with_more_than_half_of_the_places_makes_room(
         for reader in readers:
             assert reader.recv(10) == b"HTTP/1.1 2"
         assert connect(url).recv(12) == b"HTTP/1.1 429"
-        others: list[socket.socket] = []
-
-        def half_is_theirs() -> bool:
-            other = connect(url, ask, "127.0.0.2")
-            with contextlib.suppress(ConnectionError):
-                if other.recv(12) == b"HTTP/1.1 200":
-                    others.append(other)
-            return len(others) == 2
-
-        # The server is at work for a reader until its connection is full.
-        wait_until(half_is_theirs)
+        others = [connect(url, ask, "127.0.0.2") for _ in range(2)]
+        for other in others:
+            assert other.recv(12) == b"HTTP/1.1 200"
         assert connect(url, address="127.0.0.3").recv(12) == b"HTTP/1.1 429"
         assert connect(url).recv(12) == b"HTTP/1.1 429"
         for other in others:
             assert len(read(other, 32 << 20)) >= 32 << 20
+
+
+def test_an_address_that_keeps_the_server_at_work_makes_room_for_others(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 500 requests for a file that is being hashed: the youngest goes first, until the address has half."""
+    monkeypatch.setattr(connections, "_MOST", 4)
+    holding = Holding()
+    with running(holding) as url:
+        crowd = [connect(url, GET % b"a") for _ in range(4)]
+        wait_until(lambda: holding.asked == 4)
+        others = []
+        for youngest in (crowd[3], crowd[2]):
+            others.append(connect(url, GET % b"a", "127.0.0.2"))
+            assert read(youngest) == b""
+        wait_until(lambda: holding.asked == 6)
+        for address in ("127.0.0.1", "127.0.0.3"):
+            assert connect(url, address=address).recv(12) == b"HTTP/1.1 429"
+        holding.release.set()
+        for connection in crowd[:2] + others:
+            assert connection.recv(15) == b"HTTP/1.1 200 OK"
 
 
 def test_where_the_server_is_at_work_for_all_a_new_client_is_refused(

@@ -36,7 +36,7 @@ class Connections:
 
     Beyond, a new one takes the place of the one that has kept the server waiting for longest; where the server is at
     work for all of them, the new one is answered 429. An address that holds more than half of the places makes room
-    itself: for others at once.
+    itself: for others at once, also where the server is at work for it.
     """
 
     def __init__(self, most: int) -> None:
@@ -112,15 +112,15 @@ class _Connection(asyncio.Protocol):
 
     def _slowest(self) -> _Connection | None:
         """Return the connection that makes room for this one; None where the server is at work for all that could."""
-        address, places = Counter(each.address for each in self._open.values()).most_common(1)[0]
-        crowd = address if 2 * places > self._most else None
-        yields_at = {
-            each: each.yields_at(0 if each.address == crowd != self.address else _GRACE)
-            for each in self._open.values()
-            if self.address != crowd or each.address == crowd
-        }
-        slowest = min(yields_at, key=yields_at.__getitem__)
-        return slowest if yields_at[slowest] <= self._loop.time() else None
+        # The youngest first: `min` takes it where the server is at work for all, which loses the least work.
+        could = list(reversed(self._open.values()))
+        address, places = Counter(each.address for each in could).most_common(1)[0]
+        if 2 * places > self._most:
+            could = [each for each in could if each.address == address]
+            if address != self.address:
+                return min(could, key=lambda each: each.yields_at(0))
+        slowest = min(could, key=lambda each: each.yields_at(_GRACE))
+        return slowest if slowest.yields_at(_GRACE) <= self._loop.time() else None
 
     def drop(self) -> None:
         """Close the connection, with what the client has not read."""
