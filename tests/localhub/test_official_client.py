@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +234,28 @@ def test_an_hf_cache_is_a_hub(hub: HubServer, tmp_path: Path) -> None:
     blobs = [{path.name for path in cache.glob("*/blobs/*")} for cache in (first, second)]
     assert blobs[0] == blobs[1]
     assert len(blobs[0]) == len(FILES)
+
+
+@pytest.mark.parametrize("removed", ["", "snapshots/*/config.json"])
+def test_a_snapshot_that_is_fetched_again_is_served_when_it_is_whole(
+    hub: HubServer, tmp_path: Path, removed: str
+) -> None:
+    """Also where it was whole before: its repository was removed, or a file."""
+    cache = tmp_path / "cache"
+    commit = Path(snapshot_download("org/name", endpoint=hub.url, cache_dir=cache)).name
+    with HubServer(cache) as mirror:
+        urls = [f"{mirror.url}/api/models/org/name/revision/{commit}"]
+        urls.append(f"{mirror.url}/org/name/resolve/{commit}/empty.txt")
+        assert [httpx.get(url).status_code for url in urls] == [200, 200]
+        if removed:
+            [file] = (cache / "models--org--name").glob(removed)
+            file.unlink()
+        else:
+            shutil.rmtree(cache / "models--org--name")
+            snapshot_download("org/name", endpoint=hub.url, cache_dir=cache, allow_patterns="empty.txt")
+        assert [httpx.get(url).headers.get("x-error-code") for url in urls] == ["RevisionNotFound"] * 2
+        snapshot_download("org/name", endpoint=hub.url, cache_dir=cache)
+        assert [httpx.get(url).status_code for url in urls] == [200, 200]
 
 
 @pytest.mark.parametrize("absolute", [False, True])

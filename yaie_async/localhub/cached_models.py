@@ -1,6 +1,5 @@
 """The models of an HF cache."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,10 +8,12 @@ from yaie_async.core.manifest import Need
 from yaie_async.core.names import check_path
 from yaie_async.localhub.models import (
     File,
+    FolderState,
     ModelMissing,
     RevisionMissing,
     Snapshot,
     Unreadable,
+    folder_state,
     folders,
     is_beneath,
     listing,
@@ -31,7 +32,7 @@ class CachedModels:
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
-        self._complete: set[Path] = set()
+        self._complete: dict[Path, FolderState] = {}  # as it was when its files were found to be all there
 
     def names(self) -> list[str]:
         """Return the models that have a complete snapshot."""
@@ -51,44 +52,41 @@ class CachedModels:
 
     def snapshot(self, model: str, revision: str) -> Snapshot:
         """Return a model at a cached revision; see `Models.snapshot`."""
-        cache, top = self._find(model, revision)
+        cache, top, state = self._find(model, revision)
         # First: it is bounded.
         files = listing(top, self._root)
-        if not self._is_complete(cache, top, files):
+        if not _is_complete(cache, top, files):
             raise RevisionMissing(f"{revision} (some of its files are not cached here)")
+        self._complete[top] = state
         return Snapshot(model, top.name, files)
 
     def with_file(self, model: str, revision: str, path: str) -> Snapshot:
         """Return a cached revision with this file alone if it is known to be complete; see `Models.with_file`."""
-        _, top = self._find(model, revision)
-        if top in self._complete:
+        _, top, state = self._find(model, revision)
+        if self._complete.get(top) == state:
             return Snapshot(model, top.name, one_file(path, top, self._root))
         return self.snapshot(model, revision)
 
-    def _find(self, model: str, revision: str) -> tuple[RepoCache, Path]:
+    def _find(self, model: str, revision: str) -> tuple[RepoCache, Path, FolderState]:
         if "--" in model:
             raise ModelMissing(model)
         segments(model)
         cache = RepoCache(self._root, model)
-        if not os.path.isdir(cache.folder / "snapshots"):  # unlike Path.is_dir also where it may not be looked at
+        if folder_state(cache.folder / "snapshots") is None:
             raise ModelMissing(model)
         top = cache.snapshot(_commit_of(cache, revision))
-        if not os.path.isdir(top) or not is_beneath(self._root, top):
+        state = folder_state(top)
+        if state is None or not is_beneath(self._root, top):
             raise RevisionMissing(revision)
-        return cache, top
+        return cache, top, state
 
-    def _is_complete(self, cache: RepoCache, top: Path, files: Mapping[str, File]) -> bool:
-        """Whether the snapshot has all files of the official client's listing, or all files that a load needs."""
-        if top not in self._complete:
-            tree = cache.tree(top.name)
-            everything = tree is not None and tree.keys() <= files.keys()
-            if (
-                not everything
-                and snapshot_state(cache, top.name, Need(weights=True)).completeness is Completeness.MISSING
-            ):
-                return False
-            self._complete.add(top)
+
+def _is_complete(cache: RepoCache, top: Path, files: Mapping[str, File]) -> bool:
+    """Whether the snapshot has all files of the official client's listing, or all files that a load needs."""
+    tree = cache.tree(top.name)
+    if tree is not None and tree.keys() <= files.keys():
         return True
+    return snapshot_state(cache, top.name, Need(weights=True)).completeness is not Completeness.MISSING
 
 
 def _commit_of(cache: RepoCache, revision: str) -> str:

@@ -33,6 +33,8 @@ _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAME
 # Folders of git and of `hf download --local-dir`, which are not part of the repository.
 _NOT_LISTED = frozenset({".git", ".cache"})
 
+FolderState = tuple[int, int, int]
+
 
 class ModelMissing(LookupError):
     """Raised when a model does not exist."""
@@ -209,6 +211,16 @@ class PlainModels:
 def is_beneath(root: Path, folder: Path) -> bool:
     """Whether a folder is in `root`, and no link to elsewhere: of such a one no file would be listed."""
     return Path(os.path.realpath(folder)).is_relative_to(root)
+
+
+def folder_state(folder: Path) -> FolderState | None:
+    """Return what differs once a folder was made anew or an entry of it changed; None where there is no folder."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    # With the time of the change: a new folder may get the inode of the old one.
+    return (status.st_dev, status.st_ino, status.st_ctime_ns) if stat.S_ISDIR(status.st_mode) else None
 
 
 def segments(model: str) -> list[str]:
