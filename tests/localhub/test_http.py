@@ -320,23 +320,49 @@ def test_a_snapshot_that_is_a_link_to_elsewhere_is_not_found(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not read a folder")
-@pytest.mark.parametrize("closed", ["sub", "sub/dir/vocab.txt", "model.safetensors"])
-def test_what_the_server_may_not_read_is_said_by_name(hub_root: Path, closed: str) -> None:
+@pytest.mark.parametrize(
+    ("closed", "mode"), [("", 0), ("", 0o444), ("sub", 0), ("sub/dir/vocab.txt", 0), ("model.safetensors", 0)]
+)
+def test_what_the_server_may_not_read_is_said_by_name(hub_root: Path, closed: str, mode: int) -> None:
     """A model without one of its files would be taken for the whole; the path on this machine is not told."""
     with tempfile.TemporaryDirectory() as parent:  # tmp_path is closed to other users
         Path(parent).chmod(0o755)
         root = Path(shutil.copytree(hub_root, Path(parent, "models")))
-        (root / "org" / "name" / closed).chmod(0)
-        with HubServer(root, cdn=False) as hub, httpx.Client(base_url=hub.url) as client:
-            client.get("/gpt2/resolve/main/config.json")  # whatever is imported for a request is imported by now
-            os.seteuid(65534)
-            try:
-                answers = [client.get(path) for path in ("/api/models/org/name?blobs=true", URL + closed)]
-            finally:
-                os.seteuid(0)
+        (root / "org" / "name" / closed).chmod(mode)
+        paths = ("/api/models/org/name?blobs=true", URL + (closed or "config.json"))
+        _assert_refused(
+            root, Path("org/name", closed), paths, names=["gpt2", "org/name"] if closed or mode else ["gpt2"]
+        )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not read a folder")
+@pytest.mark.parametrize("closed", [".", "snapshots", "snapshots/*"])
+def test_what_the_server_may_not_read_of_a_cache_is_said_by_name(hub: HubServer, closed: str) -> None:
+    """Its model is not missing: a client would ask for a token."""
+    with tempfile.TemporaryDirectory() as parent:
+        Path(parent).chmod(0o755)
+        root = Path(parent, "cache")
+        snapshot_download("org/name", endpoint=hub.url, cache_dir=root)
+        model = root / "models--org--name"
+        [folder] = model.glob(closed) if closed != "." else [model]
+        folder.chmod(0)
+        _assert_refused(root, folder.relative_to(root), ("/api/models/org/name", URL + "config.json"), names=[])
+
+
+def _assert_refused(root: Path, closed: Path, paths: tuple[str, ...], *, names: list[str]) -> None:
+    """Assert that a server that is another user answers 403 to each request, and names `closed` or what is in it."""
+    with HubServer(root, cdn=False) as hub, httpx.Client(base_url=hub.url) as client:
+        client.get("/gpt2/resolve/main/config.json")  # whatever is imported for a request is imported by now
+        os.seteuid(65534)
+        try:
+            answers = [client.get(path) for path in paths]
+            assert hub.app.names() == names
+        finally:
+            os.seteuid(0)
     for answer in answers:
-        said = f"The server can't read org/name/{closed}: Permission denied. Check the folder that it serves."
-        assert (answer.status_code, answer.json()) == (403, {"error": said})
+        said = answer.json()["error"]
+        assert (answer.status_code, said.startswith(f"The server can't read {closed}")) == (403, True), said
+        assert said.endswith(": Permission denied. Check the folder that it serves.")
 
 
 @pytest.mark.parametrize("kind", ["many", "deep"])

@@ -72,10 +72,10 @@ class CachedModels:
             raise ModelMissing(model)
         segments(model)
         cache = RepoCache(self._root, model)
-        if folder_state(cache.folder / "snapshots") is None:
+        if folder_state(cache.folder / "snapshots", self._root) is None:
             raise ModelMissing(model)
         top = cache.snapshot(_commit_of(cache, revision))
-        state = folder_state(top)
+        state = folder_state(top, self._root)
         if state is None or not is_beneath(self._root, top):
             raise RevisionMissing(revision)
         return cache, top, state

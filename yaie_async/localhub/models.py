@@ -13,6 +13,7 @@ import re
 import stat
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -163,15 +164,15 @@ class PlainModels:
 
     def names(self) -> list[str]:
         """Return the folders that contain files, and those inside a folder that contains none."""
-        tops = [(name, self._has_files(name)) for name in folders(self._root)]
+        tops = [(name, self._is_model(name)) for name in folders(self._root)]
         below = [f"{org}/{name}" for org, is_model in tops if not is_model for name in folders(self._root / org)]
-        return [name for name, is_model in tops if is_model] + [n for n in below if self._has_files(n)]
+        return [name for name, is_model in tops if is_model] + [n for n in below if self._is_model(n)]
 
     def snapshot(self, model: str, revision: str) -> Snapshot:
         """Return a model at `main` or at its commit; see `Models.snapshot`."""
         parts = segments(model)
         # A folder inside a model, such as gpt2/onnx, is not a model.
-        if not self._has_files(model) or (len(parts) == 2 and self._has_files(parts[0])):
+        if not self._has_files(model) or (len(parts) == 2 and self._is_model(parts[0])):
             raise ModelMissing(model)
         files = listing(self._root / model, self._root)
         if not files:
@@ -200,11 +201,20 @@ class PlainModels:
             while sum(len(each.files) for each in self._listed.values()) > _MOST_ENTRIES:
                 del self._listed[next(iter(self._listed))]
 
+    def _is_model(self, name: str) -> bool:
+        with suppress(Unreadable):
+            return self._has_files(name)
+        return False
+
     def _has_files(self, name: str) -> bool:
+        if not is_beneath(self._root, self._root / name):
+            return False
         try:
             with os.scandir(self._root / name) as entries:
-                return is_beneath(self._root, self._root / name) and any(map(os.path.isfile, entries))
-        except OSError:
+                # The names of files in a folder may be readable where the files are not.
+                return any(entry.is_file(follow_symlinks=False) or os.path.isfile(entry) for entry in entries)
+        except OSError as error:
+            _check_refused(error, name)
             return False
 
 
@@ -213,14 +223,25 @@ def is_beneath(root: Path, folder: Path) -> bool:
     return Path(os.path.realpath(folder)).is_relative_to(root)
 
 
-def folder_state(folder: Path) -> FolderState | None:
-    """Return what differs once a folder was made anew or an entry of it changed; None where there is no folder."""
+def folder_state(folder: Path, root: Path) -> FolderState | None:
+    """Return what differs once a folder was made anew or an entry of it changed; None where there is no folder.
+
+    Raises:
+        Unreadable: the server may not look at it.
+    """
     try:
         status = os.stat(folder)
-    except OSError:
+    except OSError as error:
+        _check_refused(error, folder.relative_to(root))
         return None
     # With the time of the change: a new folder may get the inode of the old one.
     return (status.st_dev, status.st_ino, status.st_ctime_ns) if stat.S_ISDIR(status.st_mode) else None
+
+
+def _check_refused(error: OSError, what: str | Path, *also: int) -> None:
+    """Raise Unreadable, which names `what`, if the system refused it to the server."""
+    if error.errno in _REFUSED.union(also):
+        raise Unreadable(f"{what}: {error.strerror}") from error
 
 
 def segments(model: str) -> list[str]:
@@ -274,9 +295,8 @@ def _names(top: Path, root: Path) -> Iterator[str]:
         except (FileNotFoundError, NotADirectoryError):
             continue  # removed just now
         except OSError as error:
-            if error.errno not in _REFUSED | {errno.ENAMETOOLONG}:
-                raise
-            raise Unreadable(f"{(top / folder).relative_to(root)}: {error.strerror}") from error
+            _check_refused(error, (top / folder).relative_to(root), errno.ENAMETOOLONG)
+            raise
 
 
 def one_file(path: str, top: Path, root: Path) -> dict[str, File]:
@@ -318,8 +338,7 @@ def _open(root: Path, source: str, flags: int) -> tuple[int, tuple[int, int]]:
         # It was removed, or replaced by a link that leads outside.
         if error.errno in _NOT_THERE:
             raise FileChanged(source) from error
-        if error.errno in _REFUSED:
-            raise Unreadable(f"{source}: {error.strerror}") from error
+        _check_refused(error, source)
         raise
     status = os.fstat(opened)
     if not stat.S_ISREG(status.st_mode):  # FIFOs and devices have no contents
