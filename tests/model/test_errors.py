@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import Gemma3Config, LlamaConfig
 
 from tests.support import models
 from tests.support.requests import request_of
@@ -220,6 +220,13 @@ def test_the_meta_device(checkpoint: Copy, device_map: Any) -> None:
         {"attn_implementation": "paged|org/kernel"},
         {"attn_implementation": {"": "sdpa", "text_config": "org/kernel"}},
         {"text_config": {"inner_config": {"_attn_implementation": "org/kernel"}}},
+        {"text_config": [{"_attn_implementation": "org/kernel"}]},
+        {"attn_implementation": {"text_config": {"": "org/kernel"}}},
+        {"experts_implementation": {"": {"": {"": "org/kernel"}}}},
+        {"attribute_map": {"foo": "_attn_implementation"}, "foo": "org/kernel"},
+        {"attribute_map": {"foo": "_experts_implementation_internal"}, "foo": "org/kernel"},
+        {"attribute_map": {"_attn_implementation_internal": "foo"}, "foo": "org/kernel"},
+        {"attribute_map": {"foo": "attribute_map"}, "foo": {"bar": "_attn_implementation"}, "bar": "org/kernel"},
     ],
 )
 def test_a_kernel_that_the_config_names(own_copy: Copy, changes: dict[str, Any]) -> None:
@@ -228,6 +235,30 @@ def test_a_kernel_that_the_config_names(own_copy: Copy, changes: dict[str, Any])
     edit_config(directory, **changes)
     raised = fail(errors.UnsafeFileError, "names the kernel '.*org/kernel", directory)
     assert raised.file == "config.json"
+
+
+def test_a_kernel_under_another_name_in_a_part(own_copy: Copy) -> None:
+    """It is found in the text model too, where the caller can consent to it."""
+    directory = own_copy("llama")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config={**sizes, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 300},
+        vision_config={**sizes, "image_size": 28, "patch_size": 14},
+    )
+    hidden = {"attribute_map": {"foo": "_attn_implementation"}, "foo": {"text_config": {"": "org/kernel"}}}
+    (directory / "config.json").write_text(json.dumps(config.to_dict() | hidden))
+    fail(errors.UnsafeFileError, "names the kernel 'org/kernel'", directory)
+    consent = {"attn_implementation": {"text_config": {"": "org/kernel"}}}
+    fail(errors.IncompatibleModelError, "`kernels` is either not installed", directory, model_kwargs=consent)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_experts_implementation"])
+@pytest.mark.parametrize("value", [5, True, ["sdpa"], {"": [1]}], ids=str)
+def test_an_implementation_that_is_no_name(own_copy: Copy, key: str, value: Any) -> None:
+    """What is wrong is said, and what to pass instead."""
+    directory = own_copy("llama")
+    edit_config(directory, **{key: value})
+    fail(errors.IncompatibleModelError, rf"its {key.strip('_')} is .*no name; pass {key.strip('_')}='", directory)
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])

@@ -8,10 +8,11 @@ decides whether a model is right, the safe way is taken: no build during the dow
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +153,23 @@ def knows_quantisation(method: Any) -> bool:
     """Return whether transformers knows a quantisation method; True without the table, as for stock."""
     methods = NAMES.find(_QUANTISATIONS)
     return methods is None or (isinstance(method, str) and method in methods)
+
+
+def implementations(
+    config: Mapping[str, Any], passed: Mapping[str, Any], keywords: Iterable[str]
+) -> dict[str, list[Any]]:
+    """Return what `from_pretrained(**passed)` takes for each of `keywords`, in all parts of the model of a config.json.
+
+    Without the table nothing is found.
+    """
+    from transformers import PreTrainedConfig
+
+    model_type, parts = config["model_type"], []
+    if (configs := NAMES.find(_CONFIGS)) is not None and model_type in configs:
+        parts.append(configs[model_type].from_dict(copy.deepcopy({**config}), **passed))
+    for part in parts:
+        parts += [each for each in vars(part).values() if isinstance(each, PreTrainedConfig)]
+    return {keyword: [getattr(part, f"_{keyword}", None) for part in parts] for keyword in keywords}
 
 
 def forget_remote_classes() -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yaie_async.core.errors import IncompatibleModelError, InvalidArgumentError, UnsafeFileError
 from yaie_async.core.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from yaie_async.model import compat
 from yaie_async.model.checkpoint import code_file, repo_of
 from yaie_async.model.dtypes import float_dtype, resolve_dtype
-from yaie_async.model.failures import incompatible
+from yaie_async.model.failures import incompatible, translate
 from yaie_async.model.imports import import_libraries
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Implementations of attention and of experts that torch brings.
 _BUILT_IN = {"eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm"}
+# The keywords that choose one, each with one that fetches nothing.
+_OTHERS = {"attn_implementation": "sdpa", "experts_implementation": "grouped_mm"}
 
 
 def check_config(request: BuildRequest) -> list[str]:
@@ -31,12 +33,16 @@ def check_config(request: BuildRequest) -> list[str]:
             model=request.source,
         )
     _check_stored_dtype(request)
-    _check_kernels(request)
+    own_config = request.model_kwargs.get("config") is not None
+    if not own_config:
+        _check_kernels(request, {key: _in_json(request, key) for key in _OTHERS})
     import_libraries()
     warnings: list[str] = []
     if not _uses_remote_code(request):
         _check_model_type(request)
         warnings += _check_architecture(request)
+        if not own_config:
+            _check_kernels(request, _in_object(request))
     _check_quantisation(request)
     return [*warnings, *_check_adapter(request)]
 
@@ -63,26 +69,50 @@ def _check_stored_dtype(request: BuildRequest) -> None:
         raise _incompatible(request, f"its config names the dtype {stored!r}, {advice}")
 
 
-def _check_kernels(request: BuildRequest) -> None:
-    """Refuse compiled code from the Hub that config.json names and the caller does not."""
-    if request.model_kwargs.get("config") is not None:
-        return
-    for key, other in (("attn_implementation", "sdpa"), ("experts_implementation", "grouped_mm")):
-        asked = request.model_kwargs.get(key)
-        named, parts = [request.config.get(f"_{key}")], [request.config]
-        while parts and not isinstance(asked, str):  # which takes the place of all others
-            part = parts.pop()
-            parts += [value for value in part.values() if isinstance(value, Mapping)]
-            named += [part.get(key), part.get(f"_{key}")]
-        for value in named:
-            for kernel in value.values() if isinstance(value, Mapping) else [value]:
-                if isinstance(kernel, str) and kernel != asked and _may_be_fetched(kernel):
-                    message = (
-                        f"config.json of {request.source} names the kernel {kernel!r}, which may be compiled code from "
-                        f"the Hub, and nothing was fetched or run. If you trust it, pass {key}={kernel!r}; else "
-                        f"{key}={other!r}, or a config object without it as config=."
-                    )
-                    raise UnsafeFileError(message, model=request.source, file="config.json")
+def _check_kernels(request: BuildRequest, named: Mapping[str, Iterable[Any]]) -> None:
+    """Refuse compiled code from the Hub that config.json names, by keyword, and the caller does not."""
+    for key, other in _OTHERS.items():
+        asked = [None, *_leaves(request.model_kwargs.get(key), key, under=True)]
+        for kernel in named[key]:
+            if kernel in asked:
+                continue
+            if not isinstance(kernel, str):
+                raise _incompatible(request, f"its {key} is {kernel!r:.80}, which is no name; pass {key}={other!r}")
+            if _may_be_fetched(kernel):
+                message = (
+                    f"config.json of {request.source} names the kernel {kernel!r}, which may be compiled code from "
+                    f"the Hub, and nothing was fetched or run. If you trust it, pass {key}={kernel!r}; else "
+                    f"{key}={other!r}, or a config object without it as config=."
+                )
+                raise UnsafeFileError(message, model=request.source, file="config.json")
+
+
+def _in_json(request: BuildRequest, key: str) -> Iterator[Any]:
+    if isinstance(request.model_kwargs.get(key), str):  # which takes the place of all others
+        return _leaves(request.config.get(f"_{key}"), key, under=True)
+    return _leaves(request.config, key)
+
+
+def _leaves(part: Any, key: str, *, under: bool = False) -> Iterator[Any]:
+    """What lies under a key, at any depth: transformers hands each dict on to a part of the config."""
+    parts = [(part, under)]
+    while parts:
+        part, under = parts.pop()
+        if isinstance(part, Mapping):
+            parts += [(value, under or name in (key, f"_{key}")) for name, value in part.items()]
+        elif under:
+            yield part
+        elif isinstance(part, list):
+            parts += [(value, False) for value in part]
+
+
+def _in_object(request: BuildRequest) -> Mapping[str, Iterable[Any]]:
+    """As transformers understands config.json, which can give its attributes other names (`attribute_map`)."""
+    dtype = {} if request.dtype == "auto" else {"dtype": resolve_dtype(request.dtype)}
+    try:
+        return compat.implementations(request.config, {**request.model_kwargs, **dtype}, _OTHERS)
+    except Exception as error:
+        raise translate(error, request) from error
 
 
 def _may_be_fetched(kernel: str) -> bool:
