@@ -17,7 +17,7 @@ from yaie_async.core.errors import (
     ModelFileNotFoundError,
     UnsafeFileError,
 )
-from yaie_async.core.manifest import Listing, Manifest, Need, RepoFile, WeightRules, draft
+from yaie_async.core.manifest import Listing, Manifest, Need, RepoFile, WeightRules, check_small, draft
 
 BASE = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -157,6 +157,11 @@ def test_small_files_have_a_limit(count: int, size: int, suffix: str) -> None:
     assert small(None) == count
     del files["x0" + suffix]
     assert small("0" * 40) == count - 1
+
+
+def test_weights_among_the_small_files_are_no_code() -> None:
+    """Those of an adapter may be of any size."""
+    check_small([RepoFile("adapter_model.safetensors", 10**9)], model="org/name")
 
 
 @pytest.mark.parametrize(

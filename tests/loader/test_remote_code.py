@@ -11,7 +11,7 @@ import pytest
 
 from tests.loader.conftest import Put
 from tests.model.test_model import assert_same_parts, stock_model
-from tests.support.faults import Corrupt, StallAt
+from tests.support.faults import Corrupt, Headers, StallAt, without_blobs
 from tests.support.hub import HubServer
 from tests.support.layouts import edit_json
 from tests.support.loops import on_one_loop
@@ -181,6 +181,21 @@ async def test_too_much_code_is_not_requested(
     with pytest.raises(UnsafeFileError, match=rf"org/{place} has 1,00\d small files.* `hf download org/{place}`"):
         await loader.load_model()
     assert not [request for request in hub.requests if request.path.endswith((".py", ".safetensors"))]
+
+
+@pytest.mark.parametrize("place", ["model", "code"])
+async def test_too_many_bytes_of_code_from_a_mirror_without_sizes(
+    place: str, anyio_backend: Any, elsewhere: Path, hub: HubServer, tmp_path: Path
+) -> None:
+    """They are refused once the HEADs have told the sizes, before any of it is requested."""
+    for number in range(3):
+        (elsewhere.parent / place / f"x{number}.py").touch()
+    hub.faults.add(without_blobs(), path="^/api/", times=None)
+    hub.faults.add(Headers({"X-Linked-Size": "90000000"}), method="HEAD", path=r"/x\d\.py$", times=None)
+    loader = ModelLoader("org/model", endpoint=hub.url, cache_dir=tmp_path, trust_remote_code=True)
+    with pytest.raises(UnsafeFileError, match=rf"org/{place} has .* with 270 MB of code"):
+        await loader.load_model()
+    assert not [line for line in hub.lines if line.startswith("GET") and line.endswith((".py", ".safetensors"))]
 
 
 async def test_what_the_code_reads_beside_it_comes_too(

@@ -256,7 +256,7 @@ def _small(files: _Files, *, code: bool) -> tuple[RepoFile, ...]:
 
 def check_small(files: Sequence[RepoFile], *, model: str) -> None:
     """Refuse, by an UnsafeFileError, to fetch more small files, or more bytes of code, than a model can need."""
-    code = sum(file.size or 0 for file in files if not _SMALL.fullmatch(file.path))
+    code = sum(file.size or 0 for file in files if not (_SMALL.fullmatch(file.path) or _HEAVY.fullmatch(file.path)))
     if len(files) > _MOST_FILES or code > _MOST_BYTES:
         raise UnsafeFileError(
             f"{model} has {len(files):,} small files, with {code / 1e6:,.0f} MB of code and what lies beside it. None "

@@ -8,7 +8,7 @@ import anyio
 
 from yaie_async.core.errors import GatedModelError, HubUnavailableError, LoaderError, ModelNotFoundError, OfflineError
 from yaie_async.core.log import logger
-from yaie_async.core.manifest import Listing, Manifest, Need, RepoFile
+from yaie_async.core.manifest import Listing, Manifest, Need, RepoFile, check_small
 from yaie_async.core.names import is_commit
 from yaie_async.core.tasks import task_group
 from yaie_async.core.threads import run_owned
@@ -132,7 +132,7 @@ async def with_sizes(session: Session, manifest: Manifest) -> Manifest:
 
     **Cancellation:** nothing is left behind.
 
-    **Raises:** as `yaie_async.fetch.metadata.complete`.
+    **Raises:** as `yaie_async.fetch.metadata.complete` and `check_small`.
     """
     known: dict[str, RepoFile] = {}
     commit = manifest.commit
@@ -150,7 +150,10 @@ async def with_sizes(session: Session, manifest: Manifest) -> Manifest:
         for file in manifest.files:
             if known.get(file.path, file).size is None:
                 group.start_soon(one, file)
-    return manifest.with_sizes(known) if known else manifest
+    if known:
+        manifest = manifest.with_sizes(known)
+        check_small(manifest.small, model=manifest.model)
+    return manifest
 
 
 def refusal(session: Session, cache: RepoCache, resolution: Resolution) -> LoaderError | None:
