@@ -237,6 +237,16 @@ def test_a_kernel_that_the_config_names(own_copy: Copy, changes: dict[str, Any])
     assert raised.file == "config.json"
 
 
+def test_a_kernel_that_another_config_file_names(own_copy: Copy) -> None:
+    """transformers reads the file that config.json names for its release."""
+    directory = own_copy("llama")
+    shutil.copy(directory / "config.json", directory / "config.4.0.0.json")
+    edit_config(directory, configuration_files=["config.4.0.0.json"])
+    other = json.loads((directory / "config.4.0.0.json").read_text()) | {"attn_implementation": "org/kernel"}
+    (directory / "config.4.0.0.json").write_text(json.dumps(other))
+    fail(errors.UnsafeFileError, "names the kernel 'org/kernel'", directory)
+
+
 def test_a_kernel_under_another_name_in_a_part(own_copy: Copy) -> None:
     """It is found in the text model too, where the caller can consent to it."""
     directory = own_copy("llama")

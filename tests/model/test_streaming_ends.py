@@ -18,6 +18,8 @@ import torch
 
 from tests.model.arrivals import Arrival
 from tests.model.test_streaming import assert_same
+from tests.support import models
+from tests.support.layouts import edit_json
 from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import wait_until
 from yaie_async.core import errors
@@ -298,3 +300,12 @@ def _target(fd: Path) -> str:
         return str(fd.readlink())
     except FileNotFoundError:  # that of the listing itself
         return ""
+
+
+def test_a_kernel_under_another_name_is_not_built(arrival: Make, tmp_path: Path) -> None:
+    """It is found before transformers would ask the Hub for it; the build that follows says so."""
+    directory = models.llama(tmp_path / "llama")
+    hidden = {"attribute_map": {"foo": "_attn_implementation"}, "foo": "org/kernel"}
+    edit_json(directory / "config.json", lambda config: config.update(hidden))
+    with pytest.raises(StreamAbandoned, match="UnsafeFileError: .* names the kernel 'org/kernel'"):
+        arrival(directory).stream()

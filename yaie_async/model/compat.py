@@ -8,7 +8,6 @@ decides whether a model is right, the safe way is taken: no build during the dow
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import sys
@@ -155,18 +154,11 @@ def knows_quantisation(method: Any) -> bool:
     return methods is None or (isinstance(method, str) and method in methods)
 
 
-def implementations(
-    config: Mapping[str, Any], passed: Mapping[str, Any], keywords: Iterable[str]
-) -> dict[str, list[Any]]:
-    """Return what `from_pretrained(**passed)` takes for each of `keywords`, in all parts of the model of a config.json.
-
-    Without the table nothing is found.
-    """
+def implementations(config: object, keywords: Iterable[str]) -> dict[str, list[Any]]:
+    """Return what a config object has for each of these keywords of `from_pretrained`, in all parts of its model."""
     from transformers import PreTrainedConfig
 
-    model_type, parts = config["model_type"], []
-    if (configs := NAMES.find(_CONFIGS)) is not None and model_type in configs:
-        parts.append(configs[model_type].from_dict(copy.deepcopy({**config}), **passed))
+    parts = [config]
     for part in parts:
         parts += [each for each in vars(part).values() if isinstance(each, PreTrainedConfig)]
     return {keyword: [getattr(part, f"_{keyword}", None) for part in parts] for keyword in keywords}

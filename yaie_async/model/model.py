@@ -15,7 +15,7 @@ from yaie_async.model.checkpoint import check_code, check_headers
 from yaie_async.model.failures import translate
 from yaie_async.model.imports import import_libraries
 from yaie_async.model.lock import BuildCancelled, build_lock
-from yaie_async.model.preflight import check_config
+from yaie_async.model.preflight import check_config, check_config_object
 from yaie_async.model.pretrained import load_checked, pretrained_arguments
 
 if TYPE_CHECKING:
@@ -63,4 +63,5 @@ def _load(request: BuildRequest) -> Any:
     from transformers import AutoModelForCausalLM
 
     arguments = pretrained_arguments(request, request.folder, pickled=request.manifest.pickled)
+    check_config_object(request, arguments)
     return AutoModelForCausalLM.from_pretrained(**arguments)

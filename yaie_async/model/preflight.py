@@ -11,8 +11,9 @@ from yaie_async.core.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from yaie_async.model import compat
 from yaie_async.model.checkpoint import code_file, repo_of
 from yaie_async.model.dtypes import float_dtype, resolve_dtype
-from yaie_async.model.failures import incompatible, translate
+from yaie_async.model.failures import incompatible
 from yaie_async.model.imports import import_libraries
+from yaie_async.model.skeleton import config_of
 
 if TYPE_CHECKING:
     from yaie_async.model.request import BuildRequest
@@ -33,18 +34,23 @@ def check_config(request: BuildRequest) -> list[str]:
             model=request.source,
         )
     _check_stored_dtype(request)
-    own_config = request.model_kwargs.get("config") is not None
-    if not own_config:
-        _check_kernels(request, {key: _in_json(request, key) for key in _OTHERS})
+    _check_kernels(request, {key: _in_json(request, key) for key in _OTHERS})
     import_libraries()
     warnings: list[str] = []
     if not _uses_remote_code(request):
         _check_model_type(request)
         warnings += _check_architecture(request)
-        if not own_config:
-            _check_kernels(request, _in_object(request))
     _check_quantisation(request)
     return [*warnings, *_check_adapter(request)]
+
+
+def check_config_object(request: BuildRequest, arguments: Mapping[str, Any]) -> None:
+    """Refuse a kernel that only the config shows which `from_pretrained(**arguments)` is about to make.
+
+    config.json can give its attributes other names (`attribute_map`), and name another file (`configuration_files`).
+    """
+    if request.model_kwargs.get("config") is None and not _uses_remote_code(request):
+        _check_kernels(request, compat.implementations(config_of(arguments)[0], _OTHERS))
 
 
 def _check_adapter(request: BuildRequest) -> Iterator[str]:
@@ -71,6 +77,8 @@ def _check_stored_dtype(request: BuildRequest) -> None:
 
 def _check_kernels(request: BuildRequest, named: Mapping[str, Iterable[Any]]) -> None:
     """Refuse compiled code from the Hub that config.json names, by keyword, and the caller does not."""
+    if request.model_kwargs.get("config") is not None:
+        return
     for key, other in _OTHERS.items():
         asked = [None, *_leaves(request.model_kwargs.get(key), key, under=True)]
         for kernel in named[key]:
@@ -104,15 +112,6 @@ def _leaves(part: Any, key: str, *, under: bool = False) -> Iterator[Any]:
             yield part
         elif isinstance(part, list):
             parts += [(value, False) for value in part]
-
-
-def _in_object(request: BuildRequest) -> Mapping[str, Iterable[Any]]:
-    """As transformers understands config.json, which can give its attributes other names (`attribute_map`)."""
-    dtype = {} if request.dtype == "auto" else {"dtype": resolve_dtype(request.dtype)}
-    try:
-        return compat.implementations(request.config, {**request.model_kwargs, **dtype}, _OTHERS)
-    except Exception as error:
-        raise translate(error, request) from error
 
 
 def _may_be_fetched(kernel: str) -> bool:

@@ -29,6 +29,15 @@ def view_of(snapshot: Path, config: Mapping[str, Any]) -> Iterator[Path]:
         yield view
 
 
+def config_of(arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the config that `AutoModelForCausalLM.from_pretrained(**arguments)` makes, and what it leaves of them."""
+    from transformers import AutoConfig
+
+    passed = {name: value for name, value in arguments.items() if (name, value) != ("dtype", "auto")}
+    config, rest = AutoConfig.from_pretrained(**passed, return_unused_kwargs=True)
+    return config, rest
+
+
 def model_class(arguments: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     """Return what `AutoModelForCausalLM.from_pretrained(**arguments)` calls: a class, its config, other arguments.
 
@@ -36,12 +45,10 @@ def model_class(arguments: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]
     on the meta device, which makes no tensors, and runs remote code too where the caller has consented.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    passed = dict(arguments)
-    trust, dtype = passed["trust_remote_code"], passed.pop("dtype")
-    concrete = {} if dtype == "auto" else {"dtype": dtype}
-    config, rest = AutoConfig.from_pretrained(**passed, **concrete, return_unused_kwargs=True)
+    trust, dtype = arguments["trust_remote_code"], arguments["dtype"]
+    config, rest = config_of(arguments)
     with torch.device("meta"):
         skeleton: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust)
     found = type(skeleton)

@@ -19,6 +19,7 @@ from yaie_async.model.compat import add_generation, can_stream, has_extra_files,
 from yaie_async.model.filesystem import is_local
 from yaie_async.model.imports import import_libraries
 from yaie_async.model.lock import BuildCancelled, build_lock
+from yaie_async.model.preflight import check_config_object
 from yaie_async.model.pretrained import load_checked, pretrained_arguments
 from yaie_async.model.skeleton import model_class, view_of
 from yaie_async.model.tensors import ArrivingFiles
@@ -103,6 +104,7 @@ def _load(request: BuildRequest, files: ArrivingFiles) -> tuple[Any, Mapping[str
     _check_surroundings(request.folder)
     with view_of(request.folder, request.config) as view:
         arguments = pretrained_arguments(request, view, pickled=False)
+        check_config_object(request, arguments)
         found, found_config, rest = model_class(arguments)
         if has_extra_files(found_config):
             raise StreamAbandoned("it has more weight files than its index names")
