@@ -214,6 +214,9 @@ class Stage:
         self._document = json.dumps(Status(models).as_json() | {"pid": pid} | more).encode()
         return f"Worker {pid}"
 
+    async def look(self) -> None:
+        """The other workers are in what it is told to say."""
+
     def encoded_status(self) -> bytes:
         return self._document
 

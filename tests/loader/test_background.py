@@ -269,12 +269,13 @@ async def test_a_slow_reader_does_not_load_again(loader: Callable[..., ModelLoad
     """What has been unloaded while it looked away stays unloaded. A prefetch has events of its own."""
     one = loader()
     async with aclosing(one.events()) as events:
-        await anext(events)
+        stages = [(await anext(events)).stage]
         model, _ = await one.load()
         await one.unload()
         await one.prefetch()
-        stages = [event.stage async for event in events]
-    assert stages == ["ready"]
+        stages += [event.stage async for event in events]
+    assert stages[-1] == "ready"
+    assert len(stages) <= 2
     assert one._built_model.result is None
     assert model is not None
 
