@@ -61,7 +61,8 @@ class _Flight:
 # Set in the tasks that do work on behalf of something that may be stopped, which then fails its waiters.
 owner: ContextVar[object] = ContextVar("owner", default=None)
 
-lock = threading.Lock()  # of the whole process, for a few lines that never wait
+# Of the whole process, for a few lines that never wait. Used by this name only: a forked child has another.
+lock: threading.Lock = threading.Lock()
 
 
 def _renew() -> None:

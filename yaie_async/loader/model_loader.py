@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 import anyio.lowlevel
 
+from yaie_async.core import tasks
 from yaie_async.core.log import logger
 from yaie_async.core.progress import INTERVAL, Meter, OnProgress, Progress, following
 from yaie_async.core.stall import current_watch
-from yaie_async.core.tasks import SharedCall, lock, owner, task_group
+from yaie_async.core.tasks import SharedCall, owner, task_group
 from yaie_async.core.threads import run_detached
 from yaie_async.loader.background import Background
 from yaie_async.loader.hub import Hub, check_on_progress, invalid_argument
@@ -195,7 +196,7 @@ class ModelLoader:
             InvalidArgumentError: no event loop is running.
         """
         try:
-            with lock:  # two threads may begin at once
+            with tasks.lock:  # two threads may begin at once
                 if self._background is None or not self._background.is_running:
                     self._background = Background(self._load_in_background, f"yaie_async load of {self.model}")
         except RuntimeError as error:
