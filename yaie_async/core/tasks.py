@@ -61,13 +61,14 @@ class _Flight:
 # Set in the tasks that do work on behalf of something that may be stopped, which then fails its waiters.
 owner: ContextVar[object] = ContextVar("owner", default=None)
 
-# Of the whole process, for a few lines that never wait. Used by this name only: a forked child has another.
-lock: threading.Lock = threading.Lock()
+# Of the whole process, for a few lines that never wait; an eager task runs within them. Used by this name only: a
+# forked child has another.
+lock: threading.RLock = threading.RLock()
 
 
 def _renew() -> None:
     global lock  # noqa: PLW0603 - a thread that a forked child does not have may hold it
-    lock = threading.Lock()
+    lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew)
