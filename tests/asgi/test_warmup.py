@@ -4,6 +4,8 @@ import logging
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,7 +29,7 @@ from yaie_async import (
     ModelNotFoundError,
     WarmupError,
 )
-from yaie_async.asgi import Warmup, backoff
+from yaie_async.asgi import Warmup, backoff, exit_code
 from yaie_async.fetch import metadata, retry
 
 pytestmark = pytest.mark.anyio
@@ -454,9 +456,11 @@ def test_a_failure_can_end_the_process() -> None:
     assert "on_failure is 'exit'" in done.stdout
 
 
-def test_a_failure_ends_a_process_that_handles_no_signal() -> None:
+@pytest.mark.parametrize("action", ["SIG_DFL", "SIG_IGN"])
+def test_a_failure_ends_a_process_that_handles_no_signal(action: str) -> None:
     """Where SIGTERM has no handler there is no shutdown to run, and the process ends with code 3 at once."""
-    code = """if True:
+    code = f"""if True:
+        import signal
         from yaie_async import ModelLoader
         from yaie_async.asgi import Warmup
 
@@ -465,6 +469,64 @@ def test_a_failure_ends_a_process_that_handles_no_signal() -> None:
                 await anyio.sleep_forever()
 
         print("not lost", end=" ")
+        signal.signal(signal.SIGTERM, signal.{action})
         anyio.run(main)"""
     done = started(code)
     assert (done.returncode, done.stdout) == (3, "not lost ")
+
+
+@pytest.mark.parametrize("left", ["thread", "executor"])
+def test_a_failure_ends_a_process_whose_threads_do_not(left: str) -> None:
+    """Neither a thread that never ends, nor a loop that waits for one at its close, keeps the process from its end."""
+    code = f"""if True:
+        import asyncio, signal, threading
+        from yaie_async import ModelLoader
+        from yaie_async.asgi import Warmup, exit_code
+
+        async def main():
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            never = threading.Event()
+            if {left!r} == "thread":
+                threading.Thread(target=never.wait).start()
+            else:
+                asyncio.get_running_loop().run_in_executor(None, never.wait)
+            async with Warmup(typo=ModelLoader("org/typo", local_files_only=True), on_failure="exit") as warmup:
+                while not warmup._run.get().stopping:
+                    await anyio.sleep(0.01)
+            print("has shut down", end=" ")
+
+        exit_code._GRACE = exit_code._LONGEST = 0.1
+        anyio.run(main)"""
+    done = started(code)
+    assert (done.returncode, done.stdout) == (3, "has shut down ")
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_failure_ends_a_child_of_multiprocessing(method: str, tmp_path: Path) -> None:
+    """Its code is 3 too, however it was started."""
+    (tmp_path / "main.py").write_text("""if True:
+        import multiprocessing, signal, sys
+        import anyio
+        from yaie_async import ModelLoader
+        from yaie_async.asgi import Warmup
+
+        async def main():
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            async with Warmup(typo=ModelLoader("org/typo", local_files_only=True), on_failure="exit") as warmup:
+                while not warmup._run.get().stopping:
+                    await anyio.sleep(0.01)
+
+        def work():
+            anyio.run(main)
+
+        if __name__ == "__main__":
+            process = multiprocessing.get_context(sys.argv[1]).Process(target=work)
+            process.start()
+            process.join()
+            print(process.exitcode)
+    """)
+    environment = os.environ | {"PYTHONPATH": str(Path(exit_code.__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "main.py", method], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "3\n", done.stderr

@@ -164,6 +164,7 @@ class Run:
                     await self._group.close()
             finally:
                 self._ended.set()
+                exit_code.limit_shutdown()
 
     async def _one(self, load: Load) -> None:
         await load.run(self.options.deadline)
