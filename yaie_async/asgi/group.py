@@ -36,6 +36,7 @@ class Group:
         self._agreed: set[str] = set()
         self._listening = Listening()
         self._written: WorkerState | None = None
+        self._shared = False  # whether it has seen the others once
         self._warned = False
         self._closed = False
         self._found = Workers(self._own(models))
@@ -111,25 +112,30 @@ class Group:
 
     def _exchange(self, own: WorkerState) -> None:
         """Write, read and decide. Blocks."""
-        if not self._agreed:  # the server may begin to listen later than the warm-up begins
-            self._listening = listening()
-            own = replace(own, keys=self._keys)
-        others: list[WorkerState] = []
-        if own.keys:
-            try:
+        try:
+            if not self._agreed:  # the server may begin to listen later than the warm-up begins
+                self._listening = listening()
+                own = replace(own, keys=self._keys)
+            others: list[WorkerState] = []
+            if own.keys:
                 if own != self._written:
                     self._file.write(own.document())
                     self._written = own
                 found = map(WorkerState.parse, self._file.others())
                 others = [other for other in found if other is not None and own.is_beside(other)]
-            except OSError as error:
-                self._warn(error)
-        self._found = Workers(own, tuple(others), self._expected(own, others))
+            expected = self._expected(own, others)
+        except OSError as error:
+            # Nothing is agreed on what could not be seen.
+            self._warn(error)
+            self._found = replace(self._found, own=own) if self._shared else Workers(own)
+            return
+        self._found = Workers(own, tuple(others), expected)
         if own.keys:
+            self._shared = True
             self._agreed.update(name for name in own.models if self._found.agree(name))
 
     def _expected(self, own: WorkerState, others: Sequence[WorkerState]) -> int | None:
-        if not own.keys or self._written is None:
+        if not own.keys:
             return 1
         count = None if self._name is not None else supervised(self._listening.sockets)
         if count == 0 and self._listening.addresses:
@@ -141,7 +147,7 @@ class Group:
         if not self._warned:
             self._warned = True
             text = (
-                "warm-up: the workers of this server can't share their states (%s), so each answers for itself. "
-                "XDG_RUNTIME_DIR can name a folder that only this user can read and write."
+                "warm-up: the workers of this server can't share their states (%s), so each answers for itself, or by "
+                "what it has seen last. XDG_RUNTIME_DIR can name a folder that only this user can read and write."
             )
             logger.warning(text, error)

@@ -27,9 +27,13 @@ class Listening:
 
 
 def listening() -> Listening:
-    """Find the sockets of this process that listen, or are bound so that they will."""
+    """Find the sockets of this process that listen, or are bound so that they will.
+
+    Raises:
+        OSError: they can't be seen now, for example without a free descriptor.
+    """
     sockets, addresses = set(), set()
-    with suppress(OSError):  # no /proc
+    with suppress(FileNotFoundError):  # no /proc
         network = os.readlink("/proc/self/ns/net")
         for fd in sorted(int(name) for name in os.listdir("/proc/self/fd"))[:_MOST]:
             with suppress(OSError):  # closed meanwhile
@@ -71,7 +75,10 @@ def _is_bound_only(one: socket.socket) -> bool:
 def supervised(sockets: frozenset[str]) -> int | None:
     """Count the workers of this process's supervisor: its children with one of these sockets, this one among them.
 
-    0 if the parent has none of the sockets, and so is no supervisor; None if that can't be seen.
+    0 if the parent has none of the sockets, and so is no supervisor; None if that can never be seen.
+
+    Raises:
+        OSError: it can't be seen now.
     """
     parent = os.getppid()
     try:
@@ -83,18 +90,18 @@ def supervised(sockets: frozenset[str]) -> int | None:
                 children.update(map(int, file.read().split()))
     except FileNotFoundError:
         return 0 if parent <= 1 else None
-    except OSError:  # another user's, as under gunicorn's --user
+    except PermissionError:  # another user's, as under gunicorn's --user
         return None
     count = 0
     for child in children:
-        with suppress(OSError):
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended
             count += _has(child, sockets)
     return max(count, 1)
 
 
 def _has(pid: int, sockets: frozenset[str]) -> bool:
     for name in os.listdir(f"/proc/{pid}/fd"):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # closed meanwhile
             if os.readlink(f"/proc/{pid}/fd/{name}") in sockets:
                 return True
     return False

@@ -26,6 +26,10 @@ _HEADER = 18  # checksum and length of the text that follows, in hexadecimal
 _MOST, _LARGEST = 1024, 1 << 20
 
 
+# Errors that say nothing about the file.
+_TEMPORARY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
+
+
 class WorkerFile:
     """The file of this worker, and a view of the others. A forked child gets one of its own."""
 
@@ -60,8 +64,12 @@ class WorkerFile:
             found = []
             for name in names:
                 if name != self._name:
-                    with suppress(OSError, ValueError):  # it has just ended, or is no file of ours
+                    try:
                         found.append(_read(folder, name))
+                    except (OSError, ValueError) as error:
+                        if isinstance(error, OSError) and error.errno in _TEMPORARY:
+                            raise
+                        # It has just ended, or is no file of ours.
             return found
 
     def close(self) -> None:

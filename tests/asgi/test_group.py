@@ -1,0 +1,119 @@
+"""Tests of a worker's view of the others."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from yaie_async.asgi.group import Group
+from yaie_async.asgi.listening import listening, supervised
+from yaie_async.asgi.status import ModelStatus
+from yaie_async.asgi.worker_file import WorkerFile
+from yaie_async.asgi.worker_state import SETTLING
+
+LOADING, READY = (
+    [ModelStatus("chat", "org/name", "loading", "building")],
+    [ModelStatus("chat", "org/name", "ready", "ready")],
+)
+
+
+class Other:
+    """Another worker, whose file this process writes."""
+
+    def __init__(self, group: Group) -> None:
+        self._file = WorkerFile()
+        (model,) = group.workers.own.models.values()
+        self._state = replace(group.workers.own, pid=-1, models={"chat": replace(model, been_ready=False)})
+        self.show()
+
+    def show(self, **changes: object) -> None:
+        models = {"chat": replace(self._state.models["chat"], **changes)}  # type: ignore[arg-type]
+        self._state = replace(self._state, models=models)
+        self._file.write(self._state.document())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return tmp_path / "yaie-async"
+
+
+@pytest.fixture
+def group(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Group:
+    """A group that began long ago."""
+    group = Group("name", LOADING)
+    monkeypatch.setattr(group, "_began", group._began - SETTLING)
+    look(group, LOADING)
+    return group
+
+
+def look(group: Group, models: list[ModelStatus]) -> None:
+    anyio.run(group.look, models)
+
+
+def state(group: Group) -> str:
+    return group.workers.state(["chat"], "any")
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_folder_fails_for_a_moment(group: Group, folder: Path) -> None:
+    """What was seen last holds, and nothing is agreed meanwhile."""
+    other = Other(group)
+    look(group, READY)
+    assert state(group) == "loading"
+    folder.chmod(0o755)
+    look(group, READY)
+    assert state(group) == "loading"
+    folder.chmod(0o700)
+    look(group, READY)
+    assert state(group) == "loading"
+    other.show(been_ready=True)
+    look(group, READY)
+    assert state(group) == "ready"
+    other.close()
+
+
+def test_the_first_look_fails(group: Group, folder: Path) -> None:
+    """Each worker answers for itself only as long as it has to."""
+    other = Other(group)
+    late = Group("name", LOADING)
+    folder.chmod(0o755)
+    look(late, READY)
+    assert state(late) == "ready"
+    folder.chmod(0o700)
+    look(late, READY)
+    assert state(late) == "loading"
+    other.close()
+
+
+def test_no_descriptor_is_free(group: Group) -> None:
+    """That says nothing about the sockets, the supervisor, or the other workers."""
+    other = Other(group)
+    file = WorkerFile()
+    file.others()
+    with no_descriptors():
+        for use in (listening, lambda: supervised(frozenset({"socket:[1]"})), file.others):
+            with pytest.raises(OSError, match="Too many open files"):
+                use()
+    other.close()
