@@ -117,3 +117,28 @@ def test_no_descriptor_is_free(group: Group) -> None:
             with pytest.raises(OSError, match="Too many open files"):
                 use()
     other.close()
+
+
+def test_a_worker_is_killed(group: Group) -> None:
+    """A server with a worker that is not ready is not ready for a moment when that one is killed."""
+    other = Other(group)
+    look(group, READY)
+    other.close()
+    look(group, READY)
+    assert [worker.pid for worker in group.workers.all] == [os.getpid()]
+    assert state(group) == "loading"
+
+
+def test_all_workers_are_replaced(group: Group) -> None:
+    """What workers have agreed on, which their successors knew, ends with the last of them."""
+    other = Other(group)
+    other.show(been_ready=True, agreed=True)
+    anyio.run(group.show, LOADING)
+    anyio.run(group.look, LOADING)
+    assert group.workers.agree("chat")
+    other.show(been_ready=False, agreed=False)
+    group._looked = 0.0
+    anyio.run(group.show, LOADING)  # without a probe
+    look(group, READY)
+    assert not group.workers.agree("chat")
+    other.close()

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from yaie_async.asgi.status import State
-from yaie_async.asgi.worker_state import SETTLING, WorkerModel, Workers, WorkerScope, WorkerState, expected_workers
+from yaie_async.asgi.worker_state import (
+    SETTLING,
+    Count,
+    WorkerModel,
+    Workers,
+    WorkerScope,
+    WorkerState,
+    expected_workers,
+)
 
 LOADING, READY = WorkerModel("loading", "building", 0.5, False, False), WorkerModel("ready", "ready", 1.0, True, False)
 FAILED = WorkerModel("failed", "failed", 0.5, False, False)
@@ -43,6 +51,14 @@ def states(own: WorkerModel, others: list[WorkerModel], expected: int | None) ->
         (LOADING, [AGREED], None, "ready", "loading", "loading"),
         (READY, [RELOADS], 2, "ready", "ready", "loading"),
         (RELOADS, [RELOADS], 2, "loading", "loading", "loading"),
+        (
+            replace(LOADING, agreed=True),
+            [replace(LOADING, agreed=True)],
+            2,
+            "loading",
+            "loading",
+            "loading",
+        ),  # a reload
         (READY, [FAILED], 2, "failed", "ready", "failed"),
         (FAILED, [AGREED], 2, "ready", "failed", "failed"),
         (replace(FAILED, agreed=True), [LOADING], 2, "failed", "failed", "failed"),
@@ -73,6 +89,19 @@ def test_how_many_workers_there_are(starts: list[float], supervised: int | None,
     """The supervisor's count, at least those that were seen; and no answer while gunicorn may still start some."""
     own, *others = [worker(READY, pid=number, started=start) for number, start in enumerate(starts)]
     assert expected_workers(own, others, supervised, now=0.0) == expected
+
+
+def test_a_count_falls_once_it_has_stayed_lower() -> None:
+    """A worker that is being replaced counts; one that is gone counts for the settling time."""
+    count = Count()
+    assert count.settle(3, 0.0) == 3
+    assert count.settle(2, 1.0) == 3
+    assert count.settle(3, 1.1) == 3
+    assert count.settle(2, 4.0) == 3
+    assert count.settle(1, 4.1) == 3
+    assert count.settle(1, 4.0 + SETTLING) == 2  # there were two of them a moment ago
+    assert count.settle(1, 5.0 + SETTLING) == 2
+    assert count.settle(4, 5.1 + SETTLING) == 4
 
 
 def test_who_belongs_together() -> None:

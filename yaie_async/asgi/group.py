@@ -11,7 +11,7 @@ import anyio
 from yaie_async.asgi.listening import Listening, listening, supervised
 from yaie_async.asgi.status import ModelStatus
 from yaie_async.asgi.worker_file import WorkerFile
-from yaie_async.asgi.worker_state import WorkerModel, Workers, WorkerState, expected_workers
+from yaie_async.asgi.worker_state import Count, WorkerModel, Workers, WorkerState, expected_workers
 from yaie_async.core.log import logger
 from yaie_async.core.threads import run_owned
 
@@ -34,6 +34,7 @@ class Group:
         self._looked = -_LIFETIME
         self._been_ready: set[str] = set()
         self._agreed: set[str] = set()
+        self._count = Count()
         self._listening = Listening()
         self._written: WorkerState | None = None
         self._shared = False  # whether it has seen the others once
@@ -62,13 +63,13 @@ class Group:
                 self._looked = time.monotonic()
 
     async def show(self, models: Sequence[ModelStatus]) -> None:
-        """Look if there is news for the others, or if it is open whether all have been ready.
+        """Look if there is news for the others, or if it is open whether all have been ready, or goes on to be so.
 
         **Cancellation:** as `look`.
 
         **Raises:** nothing.
         """
-        if self._own(models) != self._written or len(self._agreed) < len(models):
+        if self._own(models) != self._written or len(self._agreed & self._been_ready) < len(models):
             await self.look(models, again=False)
 
     async def close(self) -> None:
@@ -132,7 +133,7 @@ class Group:
         self._found = Workers(own, tuple(others), expected)
         if own.keys:
             self._shared = True
-            self._agreed.update(name for name in own.models if self._found.agree(name))
+            self._agreed = {name for name in own.models if self._found.agree(name)}
 
     def _expected(self, own: WorkerState, others: Sequence[WorkerState]) -> int | None:
         if not own.keys:
@@ -140,7 +141,9 @@ class Group:
         count = None if self._name is not None else supervised(self._listening.sockets)
         if count == 0 and self._listening.addresses:
             count = None  # each of the workers may have a socket of its own
-        return expected_workers(own, others, count, time.monotonic())
+        now = time.monotonic()
+        expected = expected_workers(own, others, count, now)
+        return expected and self._count.settle(expected, now)
 
     def _warn(self, error: OSError) -> None:
         self._written = None

@@ -120,10 +120,14 @@ class Workers:
         return sorted((self.own, *self.others), key=lambda worker: worker.pid)
 
     def agree(self, name: str) -> bool:
-        """Whether all expected workers have had this model ready once, as far as any of them knows."""
+        """Whether all expected workers have had this model ready once, as far as any of them knows.
+
+        It ends with the last of those that have had it ready: after a reload of the server all begin anew.
+        """
         models = [worker.models[name] for worker in self.all]
         ready = sum(model.been_ready for model in models)
-        return any(model.agreed for model in models) or (self.expected is not None and ready >= self.expected)
+        known = any(model.agreed for model in models)
+        return ready > 0 and (known or (self.expected is not None and ready >= self.expected))
 
     def state(self, names: Collection[str], scope: WorkerScope) -> State:
         """The state of these models: in this worker, in all, or of the server.
@@ -153,3 +157,22 @@ def expected_workers(own: WorkerState, others: Sequence[WorkerState], supervised
     seen = 1 + len(others)
     newest = max(worker.started for worker in (own, *others))
     return max(seen, supervised or 1) if supervised == 0 or now - newest >= SETTLING else None
+
+
+class Count:
+    """A count of workers that falls only once it has stayed lower: one that was killed is soon replaced."""
+
+    def __init__(self) -> None:
+        self._value = 0
+        self._lower: tuple[float, int] | None = None  # since when, and the largest count since then
+
+    def settle(self, count: int, now: float) -> int:
+        """Take the count of this moment, and return the one that holds."""
+        if count >= self._value:
+            self._value, self._lower = count, None
+            return count
+        since, most = self._lower or (now, count)
+        self._lower = since, max(most, count)
+        if now - since >= SETTLING:
+            self._value, self._lower = self._lower[1], None
+        return self._value
