@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.support.process import started
 from yaie_async.asgi.group import Group
 from yaie_async.asgi.listening import listening, supervised
 from yaie_async.asgi.status import ModelStatus
@@ -30,7 +31,7 @@ class Other:
     def __init__(self, group: Group) -> None:
         self._file = WorkerFile()
         (model,) = group.workers.own.models.values()
-        self._state = replace(group.workers.own, pid=-1, models={"chat": replace(model, been_ready=False)})
+        self._state = replace(group.workers.own, process="other", models={"chat": replace(model, been_ready=False)})
         self.show()
 
     def show(self, **changes: object) -> None:
@@ -125,7 +126,7 @@ def test_a_worker_is_killed(group: Group) -> None:
     look(group, READY)
     other.close()
     look(group, READY)
-    assert [worker.pid for worker in group.workers.all] == [os.getpid()]
+    assert not group.workers.others
     assert state(group) == "loading"
 
 
@@ -142,3 +143,18 @@ def test_all_workers_are_replaced(group: Group) -> None:
     look(group, READY)
     assert not group.workers.agree("chat")
     other.close()
+
+
+def test_a_forked_child_is_another_process() -> None:
+    """Workers that gunicorn forks from one that has imported the app are told apart."""
+    code = """if True:
+        import os
+        from yaie_async.asgi.group import Group
+
+        group = Group("name", ())
+        if os.fork():
+            os.wait()
+        print(group.workers.own.process, group._own(()).process, flush=True)
+    """
+    (made, child), (_, parent) = (line.split() for line in started(code).stdout.splitlines())
+    assert made == parent != child

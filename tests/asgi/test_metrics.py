@@ -42,7 +42,7 @@ def samples(text: str) -> dict[tuple[str, ...], float]:
 def test_all_workers_are_shown() -> None:
     """Each sample has the labels worker and model; what is not known has none."""
     strange = 'a "name"\\ \n'
-    workers = [WorkerState(pid, 0.0, frozenset(), {strange: model}) for pid, model in ((7, FULL), (8, MODEL))]
+    workers = [WorkerState(pid, 0.0, frozenset(), {strange: model}, "") for pid, model in ((7, FULL), (8, MODEL))]
     assert samples(exposition(workers)[0].decode()) == {
         ("state", "7", strange, "loading"): 0,
         ("state", "7", strange, "ready"): 1,
@@ -58,6 +58,8 @@ def test_all_workers_are_shown() -> None:
         ("state", "8", strange, "failed"): 0,
         ("retries_total", "8", strange): 0,
     }
+    alike = [replace(workers[0], process=process) for process in ("a", "b")]
+    assert {key[1] for key in samples(exposition(alike)[0].decode())} == {"7-a", "7-b"}
 
 
 @pytest.mark.anyio

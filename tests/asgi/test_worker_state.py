@@ -28,7 +28,7 @@ KEYS = frozenset({"socket:[7]"})
 
 
 def worker(*models: WorkerModel, pid: int = 1, started: float = 0.0, keys: frozenset[str] = KEYS) -> WorkerState:
-    return WorkerState(pid, started, keys, {f"m{number}": model for number, model in enumerate(models)})
+    return WorkerState(pid, started, keys, {f"m{number}": model for number, model in enumerate(models)}, f"p{pid}")
 
 
 def states(own: WorkerModel, others: list[WorkerModel], expected: int | None) -> dict[WorkerScope, State]:
@@ -111,6 +111,7 @@ def test_who_belongs_together() -> None:
     assert not one.is_beside(worker(READY, pid=2, keys=frozenset({"socket:[8]"})))
     assert not one.is_beside(worker(READY))
     assert not one.is_beside(worker(READY, READY, pid=2))
+    assert one.is_beside(replace(one, process="in another container"))
 
 
 DOCUMENT: dict[str, Any] = json.loads(json.dumps(worker(READY, LOADING).document()))
@@ -135,6 +136,7 @@ def test_a_document_is_read_back() -> None:
         {**DOCUMENT, "pid": float("inf")},
         {**DOCUMENT, "keys": 1},
         {**DOCUMENT, "keys": [[]]},
+        {key: value for key, value in DOCUMENT.items() if key != "process"},
         {**DOCUMENT, "models": []},
         {**DOCUMENT, "models": {"m0": None}},
         {**DOCUMENT, "models": {"m0": {}}},

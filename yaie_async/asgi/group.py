@@ -1,6 +1,7 @@
 """What this worker knows of the other workers of its server, and shows them."""
 
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,19 @@ from yaie_async.core.threads import run_owned
 
 # Seconds for which the states of the others are not read again, however many readers of events there are.
 _LIFETIME = 0.1
+
+
+_process = ""
+
+
+def _name_process() -> None:
+    global _process  # noqa: PLW0603 - a process has one
+    _process = secrets.token_hex(8)
+
+
+_name_process()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_name_process)
 
 
 class Group:
@@ -104,6 +118,7 @@ class Group:
                 )
                 for model in models
             },
+            process=_process,
         )
 
     @property

@@ -43,9 +43,12 @@ class _Collector:
             "yaie_async_model_stage_seconds", "Seconds that a stage of the load took.", labels=[*labels, "stage"]
         )
         retries = CounterMetricFamily("yaie_async_model_retries", "Loads repeated after an outage.", labels=labels)
+        pids = [worker.pid for worker in self._workers]
         for worker in self._workers:
+            # Two workers with the same labels would be refused.
+            label = str(worker.pid) if pids.count(worker.pid) == 1 else f"{worker.pid}-{worker.process}"
             for name, model in worker.models.items():
-                key = [str(worker.pid), name]
+                key = [label, name]
                 for one in get_args(State):
                     state.add_metric([*key, one], model.state == one)
                 sizes = (done, model.bytes_done), (size, model.bytes_total), (memory, model.memory_bytes)

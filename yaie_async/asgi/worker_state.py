@@ -65,12 +65,14 @@ class WorkerState:
         started: when its warm-up began, by the system's monotonic clock.
         keys: what marks the workers of the same server; any in common is enough.
         models: the state of each model, by name.
+        process: a random text of its process; containers may have a pid in common.
     """
 
     pid: int
     started: float
     keys: frozenset[str]
     models: dict[str, WorkerModel]
+    process: str
 
     def document(self) -> dict[str, Any]:
         return asdict(self) | {"keys": sorted(self.keys)}
@@ -80,7 +82,8 @@ class WorkerState:
         """Return the state in a document, or None if there is none in it, as in one of another version."""
         try:
             models = {str(name): WorkerModel.parse(model) for name, model in document["models"].items()}
-            return cls(int(document["pid"]), float(document["started"]), frozenset(document["keys"]), models)
+            pid, started, keys = int(document["pid"]), float(document["started"]), frozenset(document["keys"])
+            return cls(pid, started, keys, models, str(document["process"]))
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             return None
 
@@ -91,7 +94,8 @@ class WorkerState:
 
     def is_beside(self, other: "WorkerState") -> bool:
         """Whether both are workers of one server, with the same models. Two warm-ups of one process are not."""
-        return bool(self.pid != other.pid and self.keys & other.keys and self.models.keys() == other.models.keys())
+        beside = self.process != other.process and self.keys & other.keys
+        return bool(beside and self.models.keys() == other.models.keys())
 
     def as_json(self, required: Collection[str]) -> dict[str, Any]:
         models = {
