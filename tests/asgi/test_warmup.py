@@ -1,5 +1,6 @@
 """Tests of Warmup as an app uses it, on all event loops."""
 
+import asyncio
 import logging
 import os
 import re
@@ -303,6 +304,21 @@ async def test_a_hook_fails(loader: MakeLoader, put: Put) -> None:
         with pytest.raises(
             WarmupError, match=r"chat .org/name. was loaded, but the hook warm= failed: Hub.*: no outage"
         ):
+            await warmup["chat"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_hook_is_cancelled(loader: MakeLoader, put: Put) -> None:
+    """A hook that ends by the cancellation of its own task has not succeeded."""
+    put("org/name")
+
+    async def warm(_model: object, _tokenizer: object) -> None:
+        task = asyncio.create_task(anyio.sleep_forever())
+        task.cancel()
+        await task
+
+    async with Warmup(chat=loader(), warm=warm) as warmup:
+        with pytest.raises(WarmupError, match="the hook warm= failed: .* it ended by CancelledError"):
             await warmup["chat"]
 
 

@@ -21,17 +21,19 @@ async def run_hook(hook: WarmHook, model: PreTrainedModel, tokenizer: PreTrained
     **Cancellation:** the hook is cancelled too, and control returns at once, even if it waits for a thread that never
     ends: a deadline has to be met.
 
-    **Raises:** what the hook raises.
+    **Raises:** what the hook raises; RuntimeError if it ends by the cancellation of a task of its own.
     """
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
     scope, ended = anyio.CancelScope(), anyio.Event()
 
     async def work() -> None:
         try:
             with scope:
                 await hook(model, tokenizer)
-        except Exception as error:  # noqa: BLE001 - raised below
+        except BaseException as error:
             failures.append(error)
+            if not isinstance(error, Exception):
+                raise
         finally:
             ended.set()
 
@@ -41,4 +43,6 @@ async def run_hook(hook: WarmHook, model: PreTrainedModel, tokenizer: PreTrained
     finally:
         scope.cancel()
     for failure in failures:
-        raise failure
+        if isinstance(failure, Exception):
+            raise failure
+        raise RuntimeError(f"it ended by {type(failure).__name__}") from failure
