@@ -171,9 +171,9 @@ def test_a_group_has_a_name(tmp_path: Path) -> None:
 
 def test_a_runtime_folder_that_cannot_be_written(tmp_path: Path) -> None:
     """Each worker then answers for itself, and says why, once."""
-    (tmp_path / "file").touch()
+    (tmp_path / "yaie-async").touch()
     (tmp_path / "app.py").write_text(_APP)
-    environment = {**Command(tmp_path).environment, "XDG_RUNTIME_DIR": str(tmp_path / "file")}
+    environment = {**Command(tmp_path).environment, "XDG_RUNTIME_DIR": str(tmp_path)}
     with web_server(tmp_path, environment, *UVICORN, "--workers", "2") as server:
         workers = Workers(server, tmp_path)
         server.until(lambda: len(workers.waiting()) == 2)
@@ -185,4 +185,4 @@ def test_a_runtime_folder_that_cannot_be_written(tmp_path: Path) -> None:
         server.until(lambda: {workers.ask().status_code for _ in range(20)} == {200})
         assert workers.status() == []
     assert server.text.count("can't share their states") == 2
-    assert "file/yaie-async" in server.text
+    assert f"{tmp_path}/yaie-async" in server.text

@@ -170,3 +170,15 @@ def test_a_planted_folder_is_refused(planted: str, tmp_path: Path, monkeypatch: 
     file.write({})
     assert list((tmp_path / "private" / folder.name).iterdir())
     file.close()
+
+
+@pytest.mark.parametrize("what", ["missing", "not for us"])
+def test_a_runtime_folder_that_is_of_no_use(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a service that has inherited XDG_RUNTIME_DIR: the folder for temporary files holds the states."""
+    (tmp_path / "not for us").touch(0o400)  # which root can't enter either
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / what))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    file = WorkerFile()
+    file.write({})
+    assert list((tmp_path / f"yaie-async-{os.geteuid()}").iterdir())
+    file.close()

@@ -146,8 +146,8 @@ def _folder() -> Iterator[int]:
         raise OSError(errno.ENOSYS, "not on this system")
     user = os.geteuid()
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    # The XDG specification: a relative path is invalid and ignored.
-    own = os.path.isabs(runtime)
+    # The XDG specification: a relative path is invalid and ignored. The session's own may not exist in a service.
+    own = os.path.isabs(runtime) and os.access(runtime, os.W_OK | os.X_OK)
     path = os.path.join(runtime, "yaie-async") if own else os.path.join(tempfile.gettempdir(), f"yaie-async-{user}")
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
