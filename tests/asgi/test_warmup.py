@@ -253,7 +253,7 @@ async def test_an_optional_model(loader: MakeLoader, put: Put, handled: list[int
     """An optional model that failed neither holds back the others nor ends the process; it has a probe of its own."""
     put("org/name")
     loaders = {"chat": loader(), "org/typo": loader("org/no-such-model")}
-    warmup = Warmup(loaders, optional=["org/typo"], on_failure="exit")
+    warmup = Warmup(loaders, optional=(name for name in ("org/typo",)), on_failure="exit")  # type: ignore[arg-type]
     async with warmup, asked(warmup) as client:
         with pytest.raises(ModelNotFoundError):
             await warmup["org/typo"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -182,3 +183,19 @@ def test_a_runtime_folder_that_is_of_no_use(what: str, tmp_path: Path, monkeypat
     file.write({})
     assert list((tmp_path / f"yaie-async-{os.geteuid()}").iterdir())
     file.close()
+
+
+def test_the_disk_is_full_in_the_middle(reader: WorkerFile) -> None:
+    """A state of which only a part was written is an error, as the others can't read it; the next one is whole."""
+    other = WorkerFile()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            other.write({"text": "x" * 200})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert reader.others() == []
+    other.write({"text": "x" * 200})
+    assert reader.others() == [{"text": "x" * 200}]
+    other.close()

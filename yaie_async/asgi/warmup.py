@@ -81,12 +81,13 @@ class Warmup:
             raise invalid_argument(f'on_failure must be "keep-serving" or "exit", not {on_failure!r}.')
         if group is not None and not isinstance(group, str):
             raise invalid_argument(f"group is the name of a group of workers, as text, not {group!r}.")
-        if isinstance(optional, str) or not set(optional) <= self._loaders.keys():
+        of_optional = frozenset(optional)  # which may be a generator
+        if isinstance(optional, str) or not of_optional <= self._loaders.keys():
             names = ", ".join(self._loaders)
             raise invalid_argument(f"optional is a tuple of models' names, of these: {names}; not {optional!r}.")
         if warm is not None and not callable(warm):
             raise invalid_argument(f"warm is an async function of a model and its tokenizer, not {warm!r}.")
-        self._options = Options(deadline, on_failure, retry, group, frozenset(optional), warm)
+        self._options = Options(deadline, on_failure, retry, group, of_optional, warm)
         self._run: anyio.lowlevel.RunVar[Run | None] = anyio.lowlevel.RunVar("yaie_async_warmup", None)
         self.app: App = App(self._current_run, lambda: self)
 

@@ -50,7 +50,9 @@ class WorkerFile:
                 self._drop()
                 self._create(folder)
             assert self._fd is not None
-            os.pwrite(self._fd, b"%08x %08x " % (zlib.crc32(text), len(text)) + text, 0)
+            data = b"%08x %08x " % (zlib.crc32(text), len(text)) + text
+            if os.pwrite(self._fd, data, 0) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._name)
 
     def others(self) -> list[Any]:
         """Return what the other living workers of this user have written, of all servers. It may be any JSON.
