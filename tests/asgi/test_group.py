@@ -158,3 +158,17 @@ def test_a_forked_child_is_another_process() -> None:
     """
     (made, child), (_, parent) = (line.split() for line in started(code).stdout.splitlines())
     assert made == parent != child
+
+
+def test_another_worker_fails(group: Group) -> None:
+    """The answer has its error; that of a worker without one has none."""
+    other = Other(group)
+    failed = replace(LOADING[0], state="failed", stage="failed", error="no such model")
+    look(group, [failed])
+    assert group.workers.own.as_json(["chat"])["models"]["chat"]["error"] == "no such model"
+    other.show(state="failed", error="no such model")
+    look(group, LOADING)
+    assert state(group) == "failed"
+    errors = [worker.as_json(["chat"])["models"]["chat"].get("error") for worker in group.workers.all]
+    assert sorted(errors, key=str) == [None, "no such model"]
+    other.close()

@@ -19,6 +19,9 @@ from yaie_async.core.threads import run_owned
 # Seconds for which the states of the others are not read again, however many readers of events there are.
 _LIFETIME = 0.1
 
+# Characters of an error that the others are shown: what they read of a worker is limited.
+_LONGEST_ERROR = 2000
+
 
 _process = ""
 
@@ -115,6 +118,7 @@ class Group:
                     memory_bytes=model.memory_bytes,
                     retries=model.retries,
                     steps=dict(model.steps),
+                    error=model.error and model.error[:_LONGEST_ERROR],
                 )
                 for model in models
             },

@@ -22,6 +22,7 @@ class WorkerModel:
         been_ready: whether it has been ready in this worker.
         agreed: whether this worker knows that it has been ready in all.
         bytes_done, bytes_total, memory_bytes, retries, steps: as in `ModelStatus`; for /metrics.
+        error: as in `ModelStatus`.
     """
 
     state: State
@@ -34,6 +35,7 @@ class WorkerModel:
     memory_bytes: int | None = None
     retries: int = 0
     steps: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
 
     @classmethod
     def parse(cls, document: Any) -> "WorkerModel":
@@ -53,6 +55,7 @@ class WorkerModel:
             memory_bytes=_size(document["memory_bytes"]),
             retries=int(document["retries"]),
             steps={str(stage): float(seconds) for stage, seconds in document["steps"].items()},
+            error=document["error"] and str(document["error"]),
         )
 
 
@@ -98,10 +101,13 @@ class WorkerState:
         return bool(beside and self.models.keys() == other.models.keys())
 
     def as_json(self, required: Collection[str]) -> dict[str, Any]:
-        models = {
+        models: dict[str, dict[str, Any]] = {
             name: {"state": model.state, "stage": model.stage, "fraction": round(model.fraction, 4)}
             for name, model in self.models.items()
         }
+        for name, model in self.models.items():
+            if model.error:
+                models[name]["error"] = model.error
         return {"pid": self.pid, "state": self.state(required), "models": models}
 
 
