@@ -10,8 +10,10 @@ import pytest
 
 from yaie_async.asgi.status import State
 from yaie_async.asgi.worker_state import (
+    PATIENCE,
     SETTLING,
     Count,
+    Silent,
     WorkerModel,
     Workers,
     WorkerScope,
@@ -102,6 +104,16 @@ def test_a_count_falls_once_it_has_stayed_lower() -> None:
     assert count.settle(1, 4.0 + SETTLING) == 2  # there were two of them a moment ago
     assert count.settle(1, 5.0 + SETTLING) == 2
     assert count.settle(4, 5.1 + SETTLING) == 4
+
+
+def test_a_child_of_the_supervisor_that_is_no_worker() -> None:
+    """A process that shows no state within half a minute is none; one that is slow has that time again."""
+    silent, pids = Silent(), frozenset({1, 2, 3})
+    assert silent.of(pids, {1}, 0.0) == set()
+    assert silent.of(pids, {1, 3}, PATIENCE - 1) == set()
+    assert silent.of(pids, {1}, PATIENCE) == {2}
+    assert silent.of(pids, {1, 2}, PATIENCE + 1) == set()
+    assert silent.of(frozenset({1, 3}), {1}, 2 * PATIENCE) == {3}
 
 
 def test_who_belongs_together() -> None:

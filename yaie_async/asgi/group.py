@@ -12,7 +12,7 @@ import anyio
 from yaie_async.asgi.listening import Listening, listening, supervised
 from yaie_async.asgi.status import ModelStatus
 from yaie_async.asgi.worker_file import WorkerFile
-from yaie_async.asgi.worker_state import Count, WorkerModel, Workers, WorkerState, expected_workers
+from yaie_async.asgi.worker_state import Count, Silent, WorkerModel, Workers, WorkerState, expected_workers
 from yaie_async.core.log import logger
 from yaie_async.core.threads import run_owned
 
@@ -52,6 +52,8 @@ class Group:
         self._been_ready: set[str] = set()
         self._agreed: set[str] = set()
         self._count = Count()
+        self._silent = Silent()
+        self._warned_of: set[int] = set()
         self._listening = Listening()
         self._written: WorkerState | None = None
         self._shared = False  # whether it has seen the others once
@@ -157,12 +159,21 @@ class Group:
     def _expected(self, own: WorkerState, others: Sequence[WorkerState]) -> int | None:
         if not own.keys:
             return 1
-        count = None if self._name is not None else supervised(self._listening.sockets)
-        if count == 0 and self._listening.addresses:
-            count = None  # each of the workers may have a socket of its own
         now = time.monotonic()
+        pids = None if self._name is not None else supervised(self._listening.sockets)
+        count = None  # and so where each of the workers may have a socket of its own
+        if pids is not None and (pids or not self._listening.addresses):
+            silent = self._silent.of(pids, {own.pid, *(other.pid for other in others)}, now)
+            self._warn_of(silent)
+            count = len(pids - silent)
         expected = expected_workers(own, others, count, now)
         return expected and self._count.settle(expected, now)
+
+    def _warn_of(self, silent: set[int]) -> None:
+        if silent - self._warned_of:
+            self._warned_of |= silent
+            text = "warm-up: processes that have this server's socket show no warm-up, and count as no workers: %s."
+            logger.warning(text, ", ".join(map(str, sorted(silent))))
 
     def _warn(self, error: OSError) -> None:
         self._written = None

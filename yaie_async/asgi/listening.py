@@ -72,10 +72,10 @@ def _is_bound_only(one: socket.socket) -> bool:
     return False
 
 
-def supervised(sockets: frozenset[str]) -> int | None:
-    """Count the workers of this process's supervisor: its children with one of these sockets, this one among them.
+def supervised(sockets: frozenset[str]) -> frozenset[int] | None:
+    """Find the workers of this process's supervisor: its children with one of these sockets, this one among them.
 
-    0 if the parent has none of the sockets, and so is no supervisor; None if that can never be seen.
+    There are none if the parent has none of the sockets, and so is no supervisor. None if that can never be seen.
 
     Raises:
         OSError: it can't be seen now.
@@ -83,20 +83,21 @@ def supervised(sockets: frozenset[str]) -> int | None:
     parent = os.getppid()
     try:
         if not _has(parent, sockets):
-            return 0
+            return frozenset()
         children: set[int] = set()
         for thread in os.listdir(f"/proc/{parent}/task"):
             with open(f"/proc/{parent}/task/{thread}/children", encoding="ascii") as file:
                 children.update(map(int, file.read().split()))
     except FileNotFoundError:
-        return 0 if parent <= 1 else None
+        return frozenset() if parent <= 1 else None
     except PermissionError:  # another user's, as under gunicorn's --user
         return None
-    count = 0
+    workers = {os.getpid()}
     for child in children:
         with suppress(FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended
-            count += _has(child, sockets)
-    return max(count, 1)
+            if _has(child, sockets):
+                workers.add(child)
+    return frozenset(workers)
 
 
 def _has(pid: int, sockets: frozenset[str]) -> bool:

@@ -12,6 +12,10 @@ WorkerScope = Literal["any", "self", "all"]
 # up to 0.1 s for each.
 SETTLING = 2.0
 
+# Seconds within which a worker shows its state. One that has not is no worker, but another child of the supervisor that
+# has inherited the socket.
+PATIENCE = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerModel:
@@ -186,3 +190,15 @@ class Count:
         if now - since >= SETTLING:
             self._value, self._lower = self._lower[1], None
         return self._value
+
+
+class Silent:
+    """The processes that should be workers and have shown no state for long."""
+
+    def __init__(self) -> None:
+        self._since: dict[int, float] = {}
+
+    def of(self, supervised: frozenset[int], shown: Collection[int], now: float) -> set[int]:
+        """Return those among the processes of the supervisor, of which some have shown a state at this moment."""
+        self._since = {pid: now if pid in shown else self._since.get(pid, now) for pid in supervised}
+        return {pid for pid, since in self._since.items() if now - since >= PATIENCE}
