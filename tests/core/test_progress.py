@@ -328,6 +328,21 @@ async def test_a_load_that_fails_in_an_outage_has_stalled_to_the_end(anyio_backe
 
 
 @pytest.mark.anyio
+async def test_a_load_that_is_cancelled_in_an_outage_has_stalled_to_the_end(anyio_backend: Any, clock: Clock) -> None:
+    """The last event of a load that is cancelled meanwhile is the outage too."""
+    events: list[Progress] = []
+    meter = Meter("m", clock)
+    with anyio.CancelScope() as scope:
+        async with reporting(meter, events.append):
+            with meter.stall.wanting():
+                clock.now += 4
+                await until(lambda: events[-1].stage == "stalled")
+                scope.cancel()
+                await anyio.sleep_forever()
+    assert [event.stage for event in events] == ["resolving", "stalled"]
+
+
+@pytest.mark.anyio
 async def test_a_cancelled_block_sends_its_last_stage(anyio_backend: Any) -> None:
     """After a cancel the last event is still sent."""
     events: list[Progress] = []

@@ -230,8 +230,8 @@ async def reporting(meter: Meter, on_progress: OnProgress) -> AsyncIterator[None
 async def following(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[None]:
     """Call `on_progress` on the loop's thread during the block: at its start and end, and on changes in between.
 
-    An exception in the callback is logged once. The load then goes on without further events. A load that fails while
-    it has stalled has that as its last event.
+    An exception in the callback is logged once. The load then goes on without further events. A load that ends while it
+    has stalled, by an error or a cancel, has that as its last event.
 
     **Cancellation:** the last event is sent as well, with the stage that the load had reached.
 
@@ -268,7 +268,7 @@ async def following(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[
                 yield
             finally:
                 group.cancel_scope.cancel()
-    except Exception:
+    except BaseException:
         broken |= last is not None and last.stage == "stalled"  # what ended it is no download
         raise
     finally:
