@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import until
 from yaie_async.core.progress import RATE_WINDOW, Meter, Progress, reporting
+from yaie_async.core.stall import StallWatch
 
 
 class Clock:
@@ -169,6 +170,32 @@ def test_an_answer_ends_a_stall(clock: Clock) -> None:
     clock.now += 60
     with meter.stall.wanting():
         assert meter.snapshot().stage == "resolving"
+
+
+def test_a_load_that_waits_for_its_turn_stalls_with_the_others(clock: Clock) -> None:
+    """Without a request of its own it stalls by what those of the Hub's other loads report, and not while they move."""
+    shared = StallWatch(clock)
+    first, second = Meter("a", clock), Meter("b", clock)
+    with first.stall.behind(shared), second.stall.behind(shared):
+        clock.now += 60
+        assert second.snapshot().stage == "resolving"  # nobody asks
+        with first.stall.wanting():
+            clock.now += 2
+            first.add(1, held=10)
+            clock.now += 12
+            assert second.snapshot().stage == "resolving"
+            clock.now += 2
+            first.stall.failed("HTTP 503", 3, 5.0)
+            with second.stall.wanting():
+                assert second.snapshot().stage == "resolving"
+            second.stall.failed("HTTP 500", 2, 4.0)
+            clock.now += 3
+            told = second.snapshot()
+            assert (told.stage, told.reason, told.attempt, told.retry_in) == ("stalled", "HTTP 500", 2, 1.0)
+            first.add(1)
+            assert second.snapshot().stage == "resolving"
+    clock.now += 60
+    assert second.snapshot().stage == "resolving"
 
 
 def test_a_load_that_wants_no_bytes_has_not_stalled(meter: Meter, clock: Clock) -> None:

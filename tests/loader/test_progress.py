@@ -116,6 +116,30 @@ async def test_an_outage_shows_until_it_ends(
     assert stages[-1] == "ready"
 
 
+@pytest.mark.parametrize("names", [("org/a", "org/b"), ("org/a", "org/a")], ids=["turn", "same"])
+async def test_an_outage_shows_in_every_load_that_waits(
+    names: tuple[str, str], hub: HubServer, put_fake: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load whose files wait for the requests of another load has stalled as that has."""
+    monkeypatch.setattr(stall, "STALL_SECONDS", 0.2)
+    for name in set(names):
+        put_fake(name)
+    fault = Stall(1000)
+    silent = hub.faults.add(fault, path="^/cdn/", times=None)
+    async with Hub(endpoint=hub.url, cache_dir=tmp_path, max_connections=1) as one, anyio.create_task_group() as group:
+        first, second = (ModelLoader(name, hub=one) for name in names)
+        group.start_soon(first.prefetch)
+        await until(lambda: silent.hits)
+        group.start_soon(second.prefetch)
+        await until(lambda: second.progress is not None and second.progress.bytes_total and _stalled(second))
+        hub.faults.clear()
+        fault.gate.open()
+
+
+def _stalled(loader: ModelLoader) -> bool:
+    return loader.progress is not None and loader.progress.stage == "stalled"
+
+
 async def test_a_rate_limit_is_no_outage(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
     """Bytes that the user's own limit holds back are not missed."""
     put_fake("org/big")

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -20,37 +20,62 @@ class Stall:
 
 
 class StallWatch:
-    """What the requests of one load report. Only `moved` and `failed` may be called from any thread."""
+    """What requests report: those of one load, or all for a Hub's files. Any thread may call `moved` and `failed`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._wanted = 0  # requests under way, in the waits between their attempts too
+        self._files = 0  # files that come by requests of any load of the Hub
+        self._hub: StallWatch | None = None  # what all loads of the Hub report
         self._quiet_since = -math.inf
         self._failure: tuple[str, int, float] | None = None  # why, the number of the next attempt, and when it begins
+
+    @contextmanager
+    def behind(self, hub: "StallWatch") -> Iterator[None]:
+        """Count a file as wanted during the block, also while no request of this load is under way for it.
+
+        Its ranges may wait for those of the Hub's other loads, or one of these may fetch it.
+        """
+        self._hub = hub
+        self._files += 1
+        try:
+            yield
+        finally:
+            self._files -= 1
 
     @contextmanager
     def wanting(self) -> Iterator[None]:
         """Count a request as being under way during the block; an end without an error is its answer."""
         if not self._wanted:
-            self.moved()  # nothing was wanted before
+            self._quiet(0.0)  # nothing was wanted before
         self._wanted += 1
         try:
-            yield
+            with self._hub.wanting() if self._hub else nullcontext():
+                yield
             self.moved()
         finally:
             self._wanted -= 1
 
     def moved(self, held: float = 0.0) -> None:
         """Bytes have come, or an answer. The next ones may take `held` seconds longer, by the user's rate limit."""
+        self._quiet(held)
+        if self._hub:
+            self._hub.moved(held)
+
+    def _quiet(self, held: float) -> None:
         self._quiet_since = max(self._quiet_since, self._clock() + held)
         self._failure = None
 
     def failed(self, reason: str, attempt: int, wait: float) -> None:
         """A request has failed; its next attempt has this number, and begins in `wait` seconds."""
         self._failure = reason, attempt, self._clock() + wait
+        if self._hub:
+            self._hub.failed(reason, attempt, wait)
 
     def look(self, now: float) -> Stall | None:
         """The stall, if there is one; of several failures the newest."""
+        if self._files and not self._wanted and self._hub:
+            return self._hub.look(now)
         quiet = now - self._quiet_since
         if not self._wanted or quiet < STALL_SECONDS:
             return None

@@ -56,7 +56,8 @@ async def fetch_blob(
     key = cache.blob(etag)
     flight = session.flights[key]
     own = _Fetch(session, cache, commit, file, etag, size, meter, arriving)
-    fresh = await flight(own.run)
+    with meter.stall.behind(session.stall):
+        fresh = await flight(own.run)
     if session.flights.get(key) is flight:
         del session.flights[key]  # done: a later load looks at the disk again
     if not own.begun:

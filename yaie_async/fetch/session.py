@@ -11,6 +11,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from yaie_async.core.errors import HubUnavailableError
+from yaie_async.core.stall import StallWatch
 from yaie_async.core.tasks import SharedCall
 from yaie_async.fetch.certificates import trusting_context
 from yaie_async.fetch.downloader import Downloader
@@ -44,6 +45,7 @@ class Session:
         self.downloader: Downloader = Downloader(
             max_connections, verify=bool(verify), max_bytes_per_second=max_bytes_per_second
         )
+        self.stall: StallWatch = StallWatch()  # what the requests for files report, of all loads
         # The blobs that are being fetched, each once for all tasks that need it.
         self.flights: defaultdict[Path, SharedCall[bool]] = defaultdict(SharedCall)
         self._client = client
