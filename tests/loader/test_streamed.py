@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -23,8 +24,10 @@ from tests.support.waiting import until, wait_until
 from yaie_async import HubUnavailableError, ModelLoader
 from yaie_async.core.progress import Meter, Progress
 from yaie_async.loader.streamed import StreamedBuild, is_due
+from yaie_async.model import imports
 from yaie_async.model.lock import build_lock
 from yaie_async.model.tensors import ArrivingTensor
+from yaie_async.store.history import Took
 
 pytestmark = pytest.mark.anyio
 
@@ -349,3 +352,13 @@ async def test_many_at_once(
 def test_when_it_is_time(progress: dict[str, Any], expected: bool) -> None:
     """A build of two seconds starts three seconds before the end of the download, or when all bytes are on disk."""
     assert is_due(Progress("org/tiny", **progress), 2.0) is expected
+
+
+def test_no_time_is_left_to_the_imports_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no build of its kind is remembered, the time until the model is ready is not known."""
+    monkeypatch.setattr(imports, "_running", (time.monotonic(), 0, Took(600.0, 1)))
+    meter = Meter("m")
+    streamed = StreamedBuild(meter, responsive=False)
+    streamed.all_are_there()
+    event = meter.snapshot()
+    assert (event.stage, event.stage_fraction, event.seconds_left) == ("importing", 1.0, None)

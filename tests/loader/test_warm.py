@@ -100,12 +100,13 @@ anyio.run(main)
 
 def test_a_warm_start_shows(hub: HubServer, put: Callable[..., Path], tmp_path: Path) -> None:
     """The files count at once, and imports and build have stages of their own with what the last time says of them."""
-    put("org/m")
+    size = (put("org/m") / "model.safetensors").stat().st_size
     code = """
 from yaie_async import ModelLoader
 from yaie_async.store.history import Took, last_time, remember
-what = sys.argv[3]
+what, build, size = sys.argv[3:]
 remember(what, Took(600.0, 2000))
+remember(build, Took(30_000.0, int(size) // 2))
 events = []
 async def main():
     await ModelLoader("org/m", endpoint=sys.argv[1], cache_dir=sys.argv[2], on_progress=events.append).load()
@@ -121,16 +122,18 @@ print(json.dumps({
 }))
 """
     what = f"import torch {version('torch')} transformers {version('transformers')}"
-    told = in_a_new_process(code, hub.url, str(tmp_path / "cache"), what)
+    build = f"build mapped auto cpu {size.bit_length()}"
+    told = in_a_new_process(code, hub.url, str(tmp_path / "cache"), what, build, str(size))
     stages = list(dict.fromkeys(stage for stage, *_ in told["events"]))
     assert [stage for stage in stages if stage != "building"] == ["resolving", "importing", "ready"]
     assert [name for name, _ in told["steps"]] == ["resolving", "importing", "building"]
     for stage, done, total, files, share, left in told["events"]:
-        if stage == "importing":
+        if stage == "importing" and share is not None:  # as it is in a tick right after the imports
             assert 0 <= share <= 1
-            assert 0 < left < 600
+            assert left is None or 60_000 <= left <= 60_600.1  # the build's too
         if stage != "resolving":
             assert done == total > 0
             assert files == 5
+    assert [left for stage, *_, left in told["events"] if stage == "importing" and left]
     assert 0 < told["took"][0] < 600
     assert told["took"][1] > 1000

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.model.arrivals import Arrival
-from yaie_async.model.build_progress import BuildProgress
+from yaie_async.model.build_progress import BuildProgress, _kind, last_build
 from yaie_async.model.model import build_model
 from yaie_async.model.streaming import build_streaming
+from yaie_async.store.history import Took, remember
 
 Make = Callable[..., Arrival]
 
@@ -80,6 +81,23 @@ def test_a_build_knows_what_the_last_one_took(arrival: Make, monkeypatch: pytest
     with late.measured(request, keep=True):
         now += 9
         assert late() == (None, None)
+
+
+def test_what_the_last_build_took_is_known_before_torch_is(arrival: Make) -> None:
+    """By what was found then, a GPU or none; where there were builds of both, it is not known."""
+    arriving = arrival("llama")
+    arriving.publish()
+    request = arriving.request
+    assert last_build(request, "cpu", "gpu") is None
+    with BuildProgress().measured(request, keep=True):
+        pass
+    seconds = last_build(request, "cpu", "gpu")
+    assert seconds is not None
+    assert seconds in (last_build(request, "cpu"), last_build(request, "gpu"))
+    for found in ("cpu", "gpu"):
+        remember(_kind(request, found), Took(7.0, request.manifest.size))
+    assert last_build(request, "gpu") == 7.0
+    assert last_build(request, "cpu", "gpu") is None
 
 
 def test_a_build_that_fails_is_no_last_time(arrival: Make) -> None:

@@ -40,8 +40,8 @@ class Progress:
         bytes_done: bytes of this load's files on disk, cached files included.
         bytes_total: bytes of this load's files; 0 until the listing is known.
         bytes_per_second: average of the last five seconds of the download; 0.0 while no bytes arrive.
-        seconds_left: estimate for the download; in "importing" and "building", by what this machine took the last time.
-            None while unknown.
+        seconds_left: estimate for the download; in "importing" and "building" until the model is ready, by what this
+            machine took the last time (for a tokenizer alone, until its imports end). None while unknown.
         files_done: number of complete files.
         files_total: number of files of this load; 0 until the listing is known.
         stage_fraction: share of the present stage that is done, 0.0 to 1.0: of the modules in "importing", of the

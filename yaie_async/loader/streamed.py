@@ -13,8 +13,9 @@ import anyio
 from yaie_async.core.log import logger
 from yaie_async.core.manifest import Manifest
 from yaie_async.core.progress import Meter, Progress
+from yaie_async.core.tasks import task_group
 from yaie_async.core.threads import run_detached
-from yaie_async.model.build_progress import BuildProgress
+from yaie_async.model.build_progress import BuildProgress, last_build
 from yaie_async.model.estimate import cast_bytes, estimate_seconds
 from yaie_async.model.imports import import_libraries, import_progress
 from yaie_async.model.lock import build_lock
@@ -41,6 +42,7 @@ class StreamedBuild:
         self._meter = meter  # measures the download
         self._responsive = responsive  # keep the event loop responsive during the imports and the build
         self._manifest: Manifest | None = None
+        self._last: float | None = None  # seconds of the last build of its kind, as far as known before the imports
         self._arriving: tuple[ArrivingFile, ...] = ()
         self._small = anyio.Event()
         self._whole = anyio.Event()
@@ -64,7 +66,11 @@ class StreamedBuild:
         if self._imported:
             self._meter.stage("building", self._progress)
         else:
-            self._meter.stage("importing", import_progress)
+            self._meter.stage("importing", self._importing)
+
+    def _importing(self) -> tuple[float | None, float | None]:
+        share, seconds = import_progress()
+        return share, None if seconds is None or self._last is None else seconds + self._last
 
     async def run(self, request_for: Callable[[Manifest], BuildRequest]) -> None:
         """Import, refuse a config that can't be loaded, and build the model when its time has come.
@@ -75,11 +81,12 @@ class StreamedBuild:
 
         **Raises:** LoaderError when the libraries can't be imported, or for the config.
         """
-        await run_detached(partial(import_libraries, responsive=self._responsive), name="imports")
-        self._imported = True
-        if self._whole.is_set():
-            self._show()
-        await self._small.wait()
+        async with task_group() as group:
+            group.start_soon(self._recall, request_for)
+            await run_detached(partial(import_libraries, responsive=self._responsive), name="imports")
+            self._imported = True
+            if self._whole.is_set():
+                self._show()
         assert self._manifest is not None
         request = request_for(self._manifest)
         for warning in await run_detached(partial(check_config, request), name="preflight"):
@@ -96,6 +103,14 @@ class StreamedBuild:
             await self._build_early(request, leaving_a_core() if self._responsive and not cast else nullcontext())
         else:
             self._log(request.source, "its weights were complete before a build could begin")
+
+    async def _recall(self, request_for: Callable[[Manifest], BuildRequest]) -> None:
+        """Wait for the small files, and look up what such a build took, unless the build itself can by now."""
+        await self._small.wait()
+        assert self._manifest is not None
+        if not self._imported:  # nor can torch say whether there is a GPU
+            recall = partial(last_build, request_for(self._manifest), "cpu", "gpu")
+            self._last = await run_detached(recall, name="history")
 
     async def _is_time(self, estimate: float) -> bool:
         """Wait until the build should begin; False once the snapshot is complete."""

@@ -41,9 +41,11 @@ class BuildProgress:
     @contextmanager
     def measured(self, request: BuildRequest, *, keep: bool) -> Iterator[None]:
         """Measure the build in the block, and `keep` its time for the next one if it succeeds."""
-        size, what = request.manifest.size, _kind(request)
-        took = last_time(what)
-        self._last = took.seconds * size / took.count if took else None
+        import torch
+
+        found = "gpu" if _devices(request) != ["cpu"] and torch.cuda.is_available() else "cpu"
+        size, what = request.manifest.size, _kind(request, found)
+        self._last = last_build(request, found)
         self._done = self._total = 0
         self._began = time.monotonic()
         yield
@@ -65,12 +67,18 @@ class BuildProgress:
             self.add(1)
 
 
-def _kind(request: BuildRequest) -> str:
-    """What builds of about the same duration have in common; by powers of two, as a part of it is the same for all."""
-    import torch
+def last_build(request: BuildRequest, *found: str) -> float | None:
+    """Seconds of the last build of its kind, as long as this one is large; None unless just one of `found` has it."""
+    took = [one for what in found if (one := last_time(_kind(request, what)))]
+    return took[0].seconds * request.manifest.size / took[0].count if len(took) == 1 else None
 
+
+def _kind(request: BuildRequest, found: str) -> str:
+    """What builds of about the same duration have in common; by powers of two, as a part of it is the same for all."""
     manifest = request.manifest
     kind = "cast" if cast_bytes(manifest.size, request.dtype, manifest.stored) else "mapped"
-    devices = {str(device).partition(":")[0] for device in request.devices}
-    found = "gpu" if devices != {"cpu"} and torch.cuda.is_available() else "cpu"
-    return f"build {kind} {','.join(sorted(devices))[:40]} {found} {manifest.size.bit_length()}"
+    return f"build {kind} {','.join(_devices(request))[:40]} {found} {manifest.size.bit_length()}"
+
+
+def _devices(request: BuildRequest) -> list[str]:
+    return sorted({str(device).partition(":")[0] for device in request.devices})
