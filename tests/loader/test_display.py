@@ -4,6 +4,7 @@ import io
 import logging
 import re
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -243,6 +244,19 @@ def test_a_terminal_that_is_closed_in_the_middle(
     """A load survives its terminal."""
     with stderr_is(terminal):
         load_with(hub, put_fake, tmp_path, terminal.stream.close)
+
+
+def test_a_terminal_that_is_stopped(terminal: Terminal, hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
+    """While its output is stopped (Ctrl-S) loads go on to their end, and what they show comes when it goes on."""
+
+    def stop() -> None:
+        termios.tcflow(terminal.stream, termios.TCOOFF)
+
+    with stderr_is(terminal):
+        load_with(hub, put_fake, tmp_path, stop)
+        assert sys.stderr is terminal.stream
+        termios.tcflow(terminal.stream, termios.TCOON)
+    wait_until(lambda: re.search(r"org/big +ready .* 1.0 MB of 1.0 MB", terminal.text) is not None)
 
 
 def test_a_terminal_that_can_t_move_its_cursor(

@@ -9,13 +9,15 @@ from yaie_async.core.log import logger
 from yaie_async.core.progress import OnProgress, Progress
 from yaie_async.loader.text import Row, row_of, total
 
+Loads = dict[object, tuple[Progress, str]]  # the last event of each, and how it ended if it did so early
+
 
 class Board(ABC):
     """Shows all loads that run at the same time. An error while drawing is logged (DEBUG) and ends no load."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._loads: dict[object, tuple[Progress, str]] = {}  # the last event, and how it ended if it did so early
+        self._loads: Loads = {}  # another one for each picture: a thread may still draw the last
         self.running: int = 0
 
     @contextmanager
@@ -41,15 +43,14 @@ class Board(ABC):
                 self.running -= 1
                 if not self.running:
                     self._draw(last=True)
-                    self._loads.clear()
+                    self._loads = {}
+
+    async def settle(self) -> None:  # noqa: B027 - most have nothing to wait for
+        """Wait until the last picture is there, but not for long."""
 
     def rows(self, room: int | None = None) -> list[Row]:
         """The rows of all loads, early ends last, or of `room` of them; and a row for their total."""
-        loads = shown = sorted(self._loads.values(), key=lambda load: load[1] != "")
-        if room is not None and len(loads) > room:
-            # Loads that are under way first: the total covers the others.
-            shown = sorted(loads, key=lambda load: load[1] != "" or load[0].stage == "ready")[: max(room, 1)]
-        return [row_of(*load) for load in shown] + [total(loads)] * (len(loads) > 1)
+        return rows_of(self._loads, room)
 
     def _draw(self, *, last: bool = False) -> None:
         try:
@@ -60,3 +61,12 @@ class Board(ABC):
     @abstractmethod
     def draw(self, *, last: bool) -> None:
         """Show the rows, or see to it that they are shown soon. After the last time, the next is on a new display."""
+
+
+def rows_of(of: Loads, room: int | None) -> list[Row]:
+    """As `Board.rows`."""
+    loads = shown = sorted(of.values(), key=lambda load: load[1] != "")
+    if room is not None and len(loads) > room:
+        # Loads that are under way first: the total covers the others.
+        shown = sorted(loads, key=lambda load: load[1] != "" or load[0].stage == "ready")[: max(room, 1)]
+    return [row_of(*load) for load in shown] + [total(loads)] * (len(loads) > 1)

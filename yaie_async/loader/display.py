@@ -30,9 +30,13 @@ async def watching(meter: Meter, on_progress: OnProgress | None) -> AsyncIterato
     **Raises:** what the block raises.
     """
     board = None if on_progress else await run_detached(_choose_board, name="display")
-    with board.row(meter.model) if board else nullcontext(on_progress or LogLines()) as show:
-        async with reporting(meter, show):
-            yield
+    try:
+        with board.row(meter.model) if board else nullcontext(on_progress or LogLines()) as show:
+            async with reporting(meter, show):
+                yield
+    finally:
+        if board:
+            await board.settle()
 
 
 def _choose_board() -> Board | None:
