@@ -350,6 +350,54 @@ def test_a_handler_of_logging_that_fails(
     assert "RuntimeError: no room for org/big: ready" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_factory_of_log_records(
+    raises: bool, hub: HubServer, put_fake: Put, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A factory may set a field of ours, which then stays as it is, or raise; the load goes on."""
+    before = logging.getLogRecordFactory()
+
+    def factory(*of: Any) -> logging.LogRecord:
+        record = before(*of)
+        record.stage = 1 / (not raises) if record.name == "yaie_async" else ""
+        return record
+
+    put_fake("org/big", 1000)
+    logging.setLogRecordFactory(factory)
+    try:
+        with caplog.at_level(logging.INFO, "yaie_async"):
+            fetch(hub, tmp_path)
+    finally:
+        logging.setLogRecordFactory(before)
+    fields = caplog.records[-1].__dict__
+    assert (fields["model"], fields["stage"]) == ("org/big", "ready" if raises else 1)
+
+
+def test_a_handler_that_fails_for_a_record_of_httpx(
+    hub: HubServer, put_fake: Put, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """httpx and httpcore log from within our requests; an error of a handler there ends no load."""
+    seen: set[str] = set()
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.add(record.name.split(".")[0])
+            raise RuntimeError
+
+    put_fake("org/big", 1000)
+    monkeypatch.setattr(logging.root, "handlers", [Broken()])
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    level = logging.root.level
+    logging.root.setLevel(logging.DEBUG)
+    for name in ("asyncio", "filelock"):
+        monkeypatch.setattr(logging.getLogger(name), "disabled", True)
+    try:
+        fetch(hub, tmp_path)
+    finally:
+        logging.root.setLevel(level)
+    assert {"httpx", "httpcore", "yaie_async"} <= seen
+
+
 def test_the_hub_s_own_callback(hub: HubServer, put_fake: Put, tmp_path: Path) -> None:
     """Hub.prefetch calls `on_progress` for each model, with its first and its last event."""
     put_fake("org/big", 1000)

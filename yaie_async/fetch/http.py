@@ -8,6 +8,7 @@ import anyio
 import httpx
 
 from yaie_async.core.errors import ClosedHubError, printable
+from yaie_async.core.log import guarded
 from yaie_async.fetch.content import content
 from yaie_async.fetch.failures import Asked, failure, transport_failure
 from yaie_async.fetch.origin import origin_of
@@ -17,6 +18,10 @@ from yaie_async.fetch.session import Session
 _HOPS = 20  # as the official client and httpx
 _PHASES = 3  # timeouts in which the head of a response has to come: to connect, for TLS, and for the head
 _ERROR_BODY = 64 * 1024  # bytes
+
+# They log from within a request, which an application's handler would fail with whatever it raises.
+for _name in ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "http2", "proxy", "socks"))):
+    guarded(_name)
 
 
 @asynccontextmanager
