@@ -1,5 +1,6 @@
 """Tests of the display without `on_progress`: log lines, lines on stderr and the table on a terminal."""
 
+import asyncio
 import io
 import logging
 import re
@@ -348,6 +349,36 @@ def test_a_handler_of_logging_that_fails(
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
     assert "RuntimeError: no room for org/big: ready" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit])
+def test_a_stream_or_a_callback_that_raises_a_cancellation(
+    error: type[BaseException], hub: HubServer, put_fake: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no coroutines: an error that means a cancellation elsewhere ends no load."""
+
+    def raises(*_: object) -> None:
+        raise error
+
+    put_fake("org/big", 1000)
+    anyio.run(ModelLoader("org/big", endpoint=hub.url, cache_dir=tmp_path, on_progress=raises).prefetch)
+    monkeypatch.setattr(sys, "stderr", StandIn(isatty=raises, write=raises, flush=raises))
+    with no_logging():
+        fetch(hub, tmp_path)
+    monkeypatch.undo()
+    with Seen().row("m") as show, monkeypatch.context() as patch:
+        patch.setattr(Seen, "draw", raises)
+        show(Progress("m", "ready"))
+
+
+@pytest.mark.parametrize("get_ipython", [None, fail])
+def test_an_odd_ipython(
+    get_ipython: object, hub: HubServer, put_fake: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load next to a stand-in for IPython is logged."""
+    monkeypatch.setitem(sys.modules, "IPython", StandIn(get_ipython=get_ipython))  # type: ignore[arg-type]
+    put_fake("org/big", 1000)
+    fetch(hub, tmp_path)
 
 
 @pytest.mark.parametrize("raises", [False, True])

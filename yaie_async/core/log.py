@@ -8,7 +8,7 @@ from typing import Any
 
 
 @contextmanager
-def contained(then: Callable[[], object] = lambda: None) -> Iterator[None]:
+def contained(then: Callable[[BaseException], object] = lambda _: None) -> Iterator[None]:
     """Run code of the application, of whose errors only KeyboardInterrupt and SystemExit come out, else call `then`.
 
     For what is synchronous: a CancelledError or GeneratorExit out of it cancels nothing.
@@ -17,8 +17,8 @@ def contained(then: Callable[[], object] = lambda: None) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # noqa: BLE001 - it may raise anything
-        then()
+    except BaseException as error:  # noqa: BLE001 - it may raise anything
+        then(error)
 
 
 def guarded(name: str) -> logging.Logger:
@@ -35,7 +35,7 @@ def _handle(handle: Callable[[logging.LogRecord], object], record: logging.LogRe
     Even those of `logging` raise where stderr is closed.
     """
 
-    def report() -> None:
+    def report(_: BaseException) -> None:
         with contained():
             logging.Handler().handleError(record)
 

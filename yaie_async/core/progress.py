@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import anyio
 
-from yaie_async.core.log import logger
+from yaie_async.core.log import contained, logger
 from yaie_async.core.stall import StallWatch, current_watch
 from yaie_async.core.tasks import task_group
 
@@ -246,14 +246,18 @@ async def following(meter: Snapshots, on_progress: OnProgress) -> AsyncIterator[
         if broken or event == last:
             return
         last = event
-        try:
+
+        def report(error: BaseException) -> None:
+            nonlocal broken
+            broken = True
+            facts = {"model": meter.model, "stage": event.stage}
+            text = "on_progress failed for %s. The load goes on without events."
+            logger.error(text, meter.model, exc_info=error, extra=facts)
+
+        with contained(report):
             if inspect.iscoroutine(result := on_progress(event)):
                 result.close()
                 raise TypeError("it returned a coroutine, which would never run")
-        except Exception:
-            broken = True
-            facts = {"model": meter.model, "stage": event.stage}
-            logger.exception("on_progress failed for %s. The load goes on without events.", meter.model, extra=facts)
 
     async def tick() -> None:
         while True:

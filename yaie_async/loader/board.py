@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from yaie_async.core.log import logger
+from yaie_async.core.log import contained, logger
 from yaie_async.core.progress import OnProgress, Progress
 from yaie_async.loader.text import Row, row_of, total
 
@@ -53,14 +53,17 @@ class Board(ABC):
         return rows_of(self._loads, room)
 
     def _draw(self, *, last: bool = False) -> None:
-        try:
+        with contained(report):
             self.draw(last=last)
-        except Exception:
-            logger.debug("The progress can't be shown. The load goes on.", exc_info=True)
 
     @abstractmethod
     def draw(self, *, last: bool) -> None:
         """Show the rows, or see to it that they are shown soon. After the last time, the next is on a new display."""
+
+
+def report(error: BaseException) -> None:
+    """Log the error of a drawing, which ends no load."""
+    logger.debug("The progress can't be shown. The load goes on.", exc_info=error)
 
 
 def rows_of(of: Loads, room: int | None) -> list[Row]:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from yaie_async.core.log import logger
+from yaie_async.core.log import contained, logger
 from yaie_async.core.progress import Meter, OnProgress, Progress, reporting
 from yaie_async.core.threads import run_detached
 from yaie_async.loader.streams import Unbreakable, is_terminal
@@ -40,16 +40,15 @@ async def watching(meter: Meter, on_progress: OnProgress | None) -> AsyncIterato
 
 
 def _choose_board() -> Board | None:
-    if not _bars_wanted():
-        return None
-    if _in_notebook():
-        from yaie_async.loader.notebook import notebook  # here, off the loop: these import rich
+    with contained():  # IPython may be anything
+        if _bars_wanted() and _in_notebook():
+            from yaie_async.loader.notebook import notebook  # here, off the loop: these import rich
 
-        return notebook
-    if is_terminal(sys.stderr):
-        from yaie_async.loader.table import table
+            return notebook
+        if _bars_wanted() and is_terminal(sys.stderr):
+            from yaie_async.loader.table import table
 
-        return table if table.has_room() else None
+            return table if table.has_room() else None
     return None
 
 

@@ -1,13 +1,14 @@
 """The standard streams, which may be anything: closed, a broken pipe, a stand-in of a notebook or of a tee."""
 
 import os
-from contextlib import suppress
 from typing import Any
+
+from yaie_async.core.log import contained
 
 
 def is_terminal(stream: Any) -> bool:
     """Whether a stream, or None, says that it is a terminal and is one. Stand-ins lack `isatty`, or lie."""
-    with suppress(Exception):
+    with contained():
         return bool(stream.isatty()) and os.isatty(stream.fileno())
     return False
 
@@ -22,9 +23,9 @@ class Unbreakable:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> None:
-        with suppress(Exception):
+        with contained():
             self._stream.write(text)
 
     def flush(self) -> None:
-        with suppress(Exception):
+        with contained():
             self._stream.flush()

@@ -12,8 +12,8 @@ from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.text import Text
 
-from yaie_async.core.log import logger
-from yaie_async.loader.board import Board, Loads, rows_of
+from yaie_async.core.log import contained
+from yaie_async.loader.board import Board, Loads, report, rows_of
 from yaie_async.loader.layout import layout
 from yaie_async.loader.streams import Unbreakable, is_terminal
 
@@ -81,20 +81,17 @@ class _Picture:
             self._before.join()
         console = self._console
         encoding = getattr(self._stderr, "encoding", None) or "utf-8"
-        try:
-            # Not stderr itself: a thread that is stopped in its write would hold its lock when the process ends.
-            with os.fdopen(os.dup(self._stderr.fileno()), "w", encoding=encoding, errors="replace") as own:
-                file: Any = Unbreakable(own)
-                console.file = file
-                with Live(
-                    self, console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-                ) as live:
-                    while not self._ended.wait(_REFRESH):
-                        live.refresh()
-        except Exception:
-            logger.debug("The progress can't be shown. The load goes on.", exc_info=True)
-        finally:
-            console.file = self._stderr  # the application may have kept a stream of `_streams`
+        # Not stderr itself: a thread that is stopped in its write would hold its lock when the process ends.
+        with (
+            contained(report),
+            os.fdopen(os.dup(self._stderr.fileno()), "w", encoding=encoding, errors="replace") as own,
+        ):
+            file: Any = Unbreakable(own)
+            console.file = file
+            with Live(self, console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+                while not self._ended.wait(_REFRESH):
+                    live.refresh()
+        console.file = self._stderr  # the application may have kept a stream of `_streams`
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         """Render the rows. rich calls it in the thread."""
