@@ -3,6 +3,7 @@
 import asyncio
 import io
 import logging
+import os
 import re
 import sys
 import termios
@@ -260,6 +261,28 @@ def test_a_terminal_that_is_stopped(terminal: Terminal, hub: HubServer, put_fake
     wait_until(lambda: re.search(r"org/big +ready .* 1.0 MB of 1.0 MB", terminal.text) is not None)
 
 
+def test_a_child_that_is_forked_during_a_load(
+    terminal: Terminal, hub: HubServer, put_fake: Put, tmp_path: Path
+) -> None:
+    """A child begins a table of its own, which the end of its parent's loads does not touch."""
+
+    def fork() -> None:
+        right = False
+        if not (child := os.fork()):
+            try:
+                right = sys.stderr is terminal.stream and table.running == 0 and table.has_room()
+                with table.row("of the child"):
+                    right &= table.running == 1
+            finally:
+                os._exit(0 if right else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+    from yaie_async.loader.table import table
+
+    with stderr_is(terminal):
+        load_with(hub, put_fake, tmp_path, fork)
+
+
 def test_a_terminal_that_can_t_move_its_cursor(
     terminal: Terminal, hub: HubServer, put_fake: Put, tmp_path: Path
 ) -> None:
@@ -376,7 +399,7 @@ def test_an_odd_ipython(
     get_ipython: object, hub: HubServer, put_fake: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A load next to a stand-in for IPython is logged."""
-    monkeypatch.setitem(sys.modules, "IPython", StandIn(get_ipython=get_ipython))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython", StandIn(get_ipython=get_ipython))
     put_fake("org/big", 1000)
     fetch(hub, tmp_path)
 

@@ -46,9 +46,10 @@ def _handle(handle: Callable[[logging.LogRecord], object], record: logging.LogRe
 def _make_record(*of: Any) -> logging.LogRecord:
     """As `Logger.makeRecord`. A field that the application's factory sets stays as it is."""
     *first, extra, stack = of
-    record = logging.LogRecord(*first, stack)
+    first.append(stack)
+    record = logging.LogRecord(*first)
     with contained():
-        record = logging.getLogRecordFactory()(*first, stack)
+        record = logging.getLogRecordFactory()(*first)
     fields: Mapping[str, object] = extra or {}
     with contained():
         record.__dict__.update({key: fields[key] for key in fields.keys() - record.__dict__.keys()})

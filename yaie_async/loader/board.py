@@ -1,5 +1,6 @@
 """The loads of the process that one display shows: a row for each, and their total."""
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -16,6 +17,11 @@ class Board(ABC):
     """Shows all loads that run at the same time. An error while drawing is logged (DEBUG) and ends no load."""
 
     def __init__(self) -> None:
+        self.renew()
+        os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        """Begin anew: a forked child has neither the loads of its parent nor their threads."""
         self._lock = threading.RLock()
         self._loads: Loads = {}  # another one for each picture: a thread may still draw the last
         self.running: int = 0
@@ -27,21 +33,23 @@ class Board(ABC):
 
         def show(event: Progress, end: str = "") -> None:
             with self._lock:
-                self._loads[key] = event, end
-                self._draw()
+                loads[key] = event, end
+                if loads is self._loads:  # else this is a child, which was forked during the load
+                    self._draw()
 
         with self._lock:
+            loads = self._loads
             self.running += 1
             show(Progress(model, "resolving"))
         try:
             yield show
         except BaseException as error:
-            show(self._loads[key][0], "failed" if isinstance(error, Exception) else "stopped")
+            show(loads[key][0], "failed" if isinstance(error, Exception) else "stopped")
             raise
         finally:
             with self._lock:
-                self.running -= 1
-                if not self.running:
+                self.running -= loads is self._loads
+                if not self.running and loads is self._loads:
                     self._draw(last=True)
                     self._loads = {}
 

@@ -14,8 +14,9 @@ _INTERVAL = 0.25  # seconds between updates within a stage: each is a message to
 class Notebook(Board):
     """Drawn by IPython, which is imported already where there is a notebook."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def renew(self) -> None:
+        """Also begin a new output."""
+        super().renew()
         self._handle: Any = None
         self._drawn: tuple[float, object] = 0.0, None
 

@@ -26,9 +26,16 @@ class Table(Board):
     """Drawn by a thread of its own, which a terminal may stop, below what the application prints meanwhile."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._picture: _Picture | None = None
+        super().__init__()
+
+    def renew(self) -> None:
+        """Also put the streams back."""
+        super().renew()
+        picture, self._picture = self._picture, None
         self._thread: threading.Thread | None = None  # of the last picture
+        if picture is not None:
+            picture.restore()
 
     def has_room(self) -> bool:
         """Whether the terminal can move its cursor and shows no display of the application's by rich."""
@@ -59,8 +66,9 @@ class _Picture:
         self._loads = loads
         self._before = before
         self._ended = threading.Event()
-        self._stderr: Any = Unbreakable(sys.stderr)  # rich ends the process for a broken pipe
-        self._console = Console(file=self._stderr)
+        stderr: Any = Unbreakable(sys.stderr)  # rich ends the process for a broken pipe
+        self._stderr = stderr
+        self._console = Console(file=stderr)
         # What is printed to a stdout that is a file or a pipe must get there.
         names = ("stdout", "stderr") if is_terminal(sys.stdout) else ("stderr",)
         # Not by rich, which puts back the streams of the start, even where the application has replaced them since.
@@ -68,11 +76,15 @@ class _Picture:
         for name, _, proxy in self._streams:
             setattr(sys, name, proxy)
 
-    def end(self) -> None:
-        """Put the streams back, and have `show` draw the last picture."""
+    def restore(self) -> None:
+        """Put the streams back."""
         for name, stream, proxy in self._streams:
             if getattr(sys, name) is proxy:
                 setattr(sys, name, stream)
+
+    def end(self) -> None:
+        """Put the streams back, and have `show` draw the last picture."""
+        self.restore()
         self._ended.set()
 
     def show(self) -> None:
