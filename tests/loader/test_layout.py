@@ -1,5 +1,7 @@
 """Tests of the table's text: pictures of it at several widths."""
 
+import tracemalloc
+
 import pytest
 
 from yaie_async import Progress
@@ -91,6 +93,26 @@ def test_a_terminal_that_is_too_narrow(width: int) -> None:
     wide = Progress("./模型/目录", "downloading", 5, 10)
     for line in layout([*(row_of(*load) for load in LOADS), row_of(wide)], width):
         assert cell_len(line) <= width
+
+
+@pytest.mark.parametrize("long", range(40, 97, 8))
+@pytest.mark.parametrize("width", [50, 60, 80, 120])
+def test_a_stalled_load_with_a_long_name(long: int, width: int) -> None:
+    """The name is cut before the reason, and both before the attempt."""
+    event = Progress("m" * long, "stalled", reason="HTTP 503 from the Hub", attempt=3, retry_in=12.4)
+    (line,) = layout([row_of(event)], width)
+    assert "HTT" in line and line.endswith(", attempt 3 in 12 s")
+    assert layout([row_of(event)], 32) == ["mm…m  stalled  attempt 3 in 12 s"]
+
+
+def test_a_terminal_without_an_end() -> None:
+    """A terminal that says that it has 100,000,000 columns takes no memory."""
+    tracemalloc.start()
+    try:
+        layout([row_of(LOADS[1][0])], 10**8)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
 
 
 def test_nothing_to_lay_out() -> None:

@@ -7,6 +7,7 @@ from rich.cells import cell_len, set_cell_size
 from yaie_async.loader.text import Row
 
 _GAP = "  "
+_WIDEST = 500
 _LONGEST_BAR = 24
 _SHORTEST_BAR = _SHORTEST_NAME = _SHORTEST_NOTE = 8
 
@@ -23,6 +24,7 @@ def layout(rows: Sequence[Row], width: int) -> list[str]:
         """Cells that the other columns leave to the name, and the bar."""
         return width - sum(len(_GAP) + _widest(column) for column in (stages, amounts, rates, lefts) if any(column))
 
+    width = min(width, _WIDEST)
     bar = min(room() - longest - len(_GAP), _LONGEST_BAR)
     bar = bar if bar >= _SHORTEST_BAR and any(row.bar is not None for row in rows) else 0
     if room() < longest:
@@ -33,6 +35,12 @@ def layout(rows: Sequence[Row], width: int) -> list[str]:
         amounts = [row.amount if counts else row.stage.ljust(most) for row, counts in zip(rows, counting, strict=True)]
         stages = [""] * len(rows)
     name = max(min(longest, room()), 0)
+    for row in rows:
+        if row.note or row.attempt:  # the name yields to an attempt, and to a note where both have room
+            rest = width - (_widest(stages) or len(row.stage)) - 2 * len(_GAP) - len(row.attempt)
+            note = min(cell_len(row.note), _SHORTEST_NOTE) + len(_GAP) * bool(row.note and row.attempt)
+            enough = rest - note >= min(name, _SHORTEST_NAME)
+            name = max(min(name, rest - note if enough else rest), 0)
     lines = []
     for row, stage, amount, rate, left in zip(rows, stages, amounts, rates, lefts, strict=True):
         cells = [set_cell_size(cut(row.name, name), name), stage.ljust(_widest(stages))]
