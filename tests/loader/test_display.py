@@ -34,6 +34,8 @@ from yaie_async.loader.text import describe, row_of, size, total
         (999, "999 B"),
         (1000, "1.0 kB"),
         (1_500_000, "1.5 MB"),
+        (999_960_000, "1.0 GB"),
+        (999.7, "1.0 kB"),
         (2_200_000_000, "2.2 GB"),
         (10**13, "10000.0 GB"),
     ],
@@ -474,20 +476,38 @@ def test_the_total() -> None:
     loads = [
         (Progress("org/a", "downloading", 500_000, 2_000_000, 300_000.0, 5.0), ""),
         (Progress("org/b", "downloading", 0, 4_000_000, 200_000.0, 20.0), ""),
-        (Progress("org/c", "resolving"), ""),
+        (Progress("org/c", "ready", 0, 0), ""),
     ]
     found = total(loads)
     assert (found.name, found.amount, found.rate, found.left) == (
         "3 models",
         "500.0 kB of 6.0 MB",
         "500.0 kB/s",
-        "11 s left",
+        "20 s left",
     )
     failed = total([loads[0], (loads[1][0], "failed"), loads[2]])
     assert (failed.amount, failed.rate, failed.left) == ("500.0 kB of 2.0 MB", "300.0 kB/s", "5 s left")
     stopped = total([(event, "stopped") for event, _ in loads])
     assert (stopped.name, stopped.amount, stopped.rate, stopped.left) == ("3 models", "500.0 kB of 6.0 MB", "", "")
     assert row_of(loads[0][0], "stopped").amount == "500.0 kB of 2.0 MB"
+
+
+def test_the_total_of_what_is_not_known() -> None:
+    """No time is left to tell while a load doesn't know its files, and no bar is full while a model is built."""
+    small = Progress("org/a", "downloading", 500_000, 1_000_000, 100_000.0, 5.0)
+    assert total([(small, ""), (Progress("org/b", "resolving"), "")]).left == ""
+    built = Progress("org/c", "building", 500_000, 500_000, seconds_left=90.0)
+    assert total([(small, ""), (built, "")]).left == "1m30s left"
+    assert (total([(built, "")] * 2).bar, total([(Progress("org/c", "ready", 5, 5), "")]).bar) == (None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(59.4, "59 s"), (59.6, "1m00s"), (725, "12m05s"), (28_020, "7h47m"), (86_399, "23h59m"), (2e11, "99 d")],
+)
+def test_a_time_is_short(seconds: float, text: str) -> None:
+    """A time has at most six characters, however long it is."""
+    assert describe(Progress("m", "importing", seconds_left=seconds)) == f"m: importing {text} left"
 
 
 class Seen(Board):

@@ -27,7 +27,7 @@ LOADS = [
 
 PICTURES = {
     120: """
-meta-llama/Llama-3.1-8B-Instruct  downloading  ━━━━━━──────────────────  4.2 GB of 16.1 GB  45.3 MB/s  263 s left
+meta-llama/Llama-3.1-8B-Instruct  downloading  ━━━━━━──────────────────  4.2 GB of 16.1 GB  45.3 MB/s  4m23s left
 org/two                           stalled      the Hub does not answer: connection refused, attempt 3 in 4 s
 org/three                         importing    ━━━━━━━━━━━━────────────   5.0 MB of 5.0 MB               3 s left
 org/four                          building                                5.0 MB of 5.0 MB
@@ -36,10 +36,10 @@ gpt2                              resolving
 org/six                           ready        ━━━━━━━━━━━━━━━━━━━━━━━━   5.0 MB of 5.0 MB
 org/seven                         stopped                                5.0 MB of 10.0 MB
 org/eight                         failed
-9 models                                       ━━━━━━──────────────────  4.2 GB of 16.1 GB  45.3 MB/s  263 s left
+9 models                                       ━━━━━━──────────────────  4.2 GB of 16.1 GB  45.3 MB/s
 """,
     80: """
-meta-llama/Llama-3.1-8B-Instruct  downloading  4.2 GB of 16.1 GB  263 s left
+meta-llama/Llama-3.1-8B-Instruct  downloading  4.2 GB of 16.1 GB  4m23s left
 org/two                           stalled      the Hub…refused, attempt 3 in 4 s
 org/three                         importing     5.0 MB of 5.0 MB    3 s left
 org/four                          building      5.0 MB of 5.0 MB
@@ -48,10 +48,10 @@ gpt2                              resolving
 org/six                           ready         5.0 MB of 5.0 MB
 org/seven                         stopped      5.0 MB of 10.0 MB
 org/eight                         failed
-9 models                                       4.2 GB of 16.1 GB  263 s left
+9 models                                       4.2 GB of 16.1 GB
 """,
     60: """
-meta-lla…nstruct  downloading  4.2 GB of 16.1 GB  263 s left
+meta-lla…nstruct  downloading  4.2 GB of 16.1 GB  4m23s left
 org/two           stalled      the H…fused, attempt 3 in 4 s
 org/three         importing     5.0 MB of 5.0 MB    3 s left
 org/four          building      5.0 MB of 5.0 MB
@@ -60,10 +60,10 @@ gpt2              resolving
 org/six           ready         5.0 MB of 5.0 MB
 org/seven         stopped      5.0 MB of 10.0 MB
 org/eight         failed
-9 models                       4.2 GB of 16.1 GB  263 s left
+9 models                       4.2 GB of 16.1 GB
 """,
     40: """
-meta…ruct  4.2 GB of 16.1 GB  263 s left
+meta…ruct  4.2 GB of 16.1 GB  4m23s left
 org/two    stalled  attempt 3 in 4 s
 org/three  importing            3 s left
 org/four   building
@@ -72,7 +72,7 @@ gpt2       resolving
 org/six    ready
 org/seven  stopped
 org/eight  failed
-9 models   4.2 GB of 16.1 GB  263 s left
+9 models   4.2 GB of 16.1 GB
 """,
 }
 

@@ -30,7 +30,7 @@ def row_of(event: Progress, end: str = "") -> Row:
     if event.stage == "waiting":
         return replace(row, note="for another process")
     if event.stage == "stalled":
-        when = "" if event.retry_in is None else f" in {event.retry_in:.0f} s"
+        when = "" if event.retry_in is None else f" in {duration(event.retry_in)}"
         attempt = f"attempt {event.attempt}{when}" if event.attempt else ""
         return replace(row, note=printable(event.reason), attempt=attempt)
     bar = event.fraction if event.bytes_total else None
@@ -38,18 +38,24 @@ def row_of(event: Progress, end: str = "") -> Row:
         row,
         bar=event.stage_fraction if event.stage in ("importing", "building") else bar,
         rate=f"{size(event.bytes_per_second)}/s" if event.bytes_per_second else "",
-        left="" if event.seconds_left is None else f"{event.seconds_left:.0f} s left",
+        left="" if event.seconds_left is None else f"{duration(event.seconds_left)} left",
     )
 
 
 def total(loads: Sequence[tuple[Progress, str]]) -> Row:
     """The sum of all loads and their ends. A load that has failed counts no bytes: no more of them come."""
     counted = [event for event, end in loads if end != "failed"]
-    running = [event for event, end in loads if not end]
+    running = [event for event, end in loads if not end and event.stage != "ready"]
     done, everything = sum(event.bytes_done for event in counted), sum(event.bytes_total for event in counted)
     rate = sum(event.bytes_per_second for event in running)
-    left = sum(event.bytes_total - event.bytes_done for event in running) / rate if rate else None
-    return replace(row_of(Progress(f"{len(loads)} models", "downloading", done, everything, rate, left)), stage="")
+    lefts = [event.seconds_left for event in running if event.seconds_left is not None]
+    if rate:
+        lefts.append(sum(event.bytes_total - event.bytes_done for event in running) / rate)
+    # Unknown while one doesn't know its files; else the longest, because loads run at the same time.
+    known = all(event.bytes_total or event.stage in ("importing", "building") for event in running)
+    left = max(lefts, default=None) if known else None
+    row = row_of(Progress(f"{len(loads)} models", "downloading", done, everything, rate, left))
+    return replace(row, stage="", bar=None if running and done >= everything else row.bar)
 
 
 def describe(event: Progress) -> str:
@@ -70,7 +76,17 @@ def describe(event: Progress) -> str:
 def size(count: float) -> str:
     """Bytes in decimal units, as disks and networks have them: "3 B", "1.2 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
+        if count < (999.5 if unit == "B" else 999.95) or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """Seconds in at most six characters: "5 s", "4m23s", "7h47m", "99 d"."""
+    whole = round(min(seconds, 99 * 86400))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02}m" if whole < 86400 else f"{whole // 86400} d"
