@@ -54,7 +54,12 @@ class Board(ABC):
                     self._loads = {}
 
     async def settle(self) -> None:  # noqa: B027 - most have nothing to wait for
-        """Wait until the last picture is there, but not for long."""
+        """Wait until the last picture is there, but not for long.
+
+        **Cancellation:** waits no longer than without one.
+
+        **Raises:** nothing.
+        """
 
     def rows(self, room: int | None = None) -> list[Row]:
         """The rows of all loads, early ends last, or of `room` of them; and a row for their total."""

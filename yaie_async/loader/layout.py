@@ -38,9 +38,9 @@ def layout(rows: Sequence[Row], width: int) -> list[str]:
     for row in rows:
         if row.note or row.attempt:  # the name yields to an attempt, and to a note where both have room
             rest = width - (_widest(stages) or len(row.stage)) - 2 * len(_GAP) - len(row.attempt)
-            noted = min(cell_len(row.note), _SHORTEST_NOTE) + len(_GAP) * bool(row.note and row.attempt)
-            enough = rest - noted >= min(name, _SHORTEST_NAME)
-            name = max(min(name, rest - noted if enough else rest), 0)
+            least = min(cell_len(row.note), _SHORTEST_NOTE) + len(_GAP) * bool(row.note and row.attempt)
+            enough = rest - least >= min(name, _SHORTEST_NAME)
+            name = max(min(name, rest - least if enough else rest), 0)
     lines = []
     for row, stage, amount, rate, left in zip(rows, stages, amounts, rates, lefts, strict=True):
         cells = [set_cell_size(cut(row.name, name), name), stage.ljust(_widest(stages))]

@@ -53,7 +53,12 @@ class Table(Board):
             picture.end()
 
     async def settle(self) -> None:
-        """Wait until the last picture is there. A thread that the terminal has stopped is left behind."""
+        """Wait until the last picture is there. A thread that the terminal has stopped is left behind.
+
+        **Cancellation:** as `Board.settle`.
+
+        **Raises:** nothing.
+        """
         with anyio.move_on_after(_PATIENCE, shield=True):
             while not self.running and self._thread and self._thread.is_alive():  # noqa: ASYNC110 - a thread sets no Event
                 await anyio.sleep(0.002)
