@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from jupyter_client.manager import start_new_kernel
 
 import benchmarks.__main__
 from tests.support import models
@@ -42,7 +43,7 @@ _ALL = "\n".join(TEXTS.values())
 _PYTHON = re.findall(r"^```python\n(.*?)^```", _ALL, re.DOTALL | re.MULTILINE)
 SNIPPETS = [snippet for snippet in _PYTHON if "async def main" in snippet]
 APPS = [snippet for snippet in _PYTHON if snippet not in SNIPPETS and "Warmup" in snippet]
-CHAT, BOT, TESTS = (snippet for snippet in _PYTHON if snippet not in [*SNIPPETS, *APPS])
+CHAT, BOT, *CELLS, TESTS = (snippet for snippet in _PYTHON if snippet not in [*SNIPPETS, *APPS])
 NAMES = ("org/name", "microsoft/DialoGPT-medium", "gpt2", "gpt2-medium", "Salesforce/codegen-350M-mono")
 
 
@@ -185,6 +186,35 @@ def test_a_bot_says_how_far_it_is_and_then_answers(root: Path, tmp_path: Path, m
         asyncio.run(talk())
     assert re.fullmatch(r"Not yet: \w+, \d+%", said[0])
     assert said[1].startswith("hi")
+
+
+def test_a_notebook_begins_in_one_cell_and_goes_on_in_another(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a real kernel; the bar of the first cell says in the end that the model is ready."""
+    assert len(CELLS) == 2
+    shown: list[tuple[str, dict[str, Any]]] = []  # the id of the cell, and what it shows
+    with HubServer(root) as hub:
+        own = {"JUPYTER_RUNTIME_DIR": str(tmp_path), "IPYTHONDIR": str(tmp_path)}
+        environment = {**Command(tmp_path, hub.url).environment, **own}
+        monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
+        manager, client = start_new_kernel(env=environment)
+        try:
+            ids = [client.execute(cell) for cell in [*CELLS, "type(model).__name__"]]
+            ended = ""
+            while ended != ids[-1]:
+                message = client.get_iopub_msg(timeout=60)
+                if message["content"].get("execution_state") == "idle":
+                    ended = message["parent_header"]["msg_id"]
+                assert message["msg_type"] not in ("error", "stream"), message["content"]
+                if data := message["content"].get("data"):
+                    shown.append((message["parent_header"]["msg_id"], data))
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)
+    bars = [data["text/plain"] for cell, data in shown if cell == ids[0]]
+    assert "ready" in bars[-1]
+    assert [(cell, data["text/plain"]) for cell, data in shown if cell != ids[0]] == [(ids[2], "'LlamaForCausalLM'")]
 
 
 def test_tests_share_a_model(root: Path, tmp_path: Path) -> None:
