@@ -84,7 +84,8 @@ async def test_litestar_adds_a_slash(loader: MakeLoader, put: Put) -> None:
 
     put("org/name")
     warmup = Warmup(chat=loader())
-    app: Any = Litestar([mount("/api/warm up", is_mount=True, copy_scope=True)(_typed(warmup))], openapi_config=None)
+    handler = mount("/api/warm up", is_mount=True, copy_scope=True)(_typed(warmup))
+    app: Any = Litestar([handler], openapi_config=None, logging_config=None)  # logging is the whole process's
     async with (
         warmup,
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app/api/warm up") as client,

@@ -51,8 +51,8 @@ def test_one_warning_of_a_masked_language_model(
     for loader in (*loaders, ModelLoader(directory)):
         caplog.clear()
         anyio.run(loader.load_model)
-        (record,) = [record for record in caplog.records if record.name == "yaie_async"]
-        assert record.levelno == logging.WARNING
+        ours = [record for record in caplog.records if record.name == "yaie_async"]
+        (record,) = [record for record in ours if record.levelno >= logging.WARNING]
         assert f"{loader.model} (BertForMaskedLM) is a masked language model" in record.getMessage()
 
 
