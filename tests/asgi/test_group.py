@@ -44,12 +44,6 @@ class Other:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path / "yaie-async"
-
-
-@pytest.fixture
 def group(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Group:
     """A group that began long ago."""
     group = Group("name", LOADING)

@@ -43,12 +43,6 @@ else:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path / "yaie-async"
-
-
-@pytest.fixture
 def reader(folder: Path) -> Iterator[WorkerFile]:
     file = WorkerFile()
     file.write({"pid": "reader"})

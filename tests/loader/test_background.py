@@ -50,7 +50,7 @@ def _bodies(hub: HubServer) -> int:
 
 
 def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if "nobody awaits" in record.getMessage()]
+    return [record.getMessage() for record in caplog.records if "no caller awaits" in record.getMessage()]
 
 
 async def test_it_outlives_a_caller_who_came_at_once(hub: HubServer, loader: Callable[..., ModelLoader]) -> None:
@@ -118,7 +118,7 @@ async def test_a_failure_that_nobody_awaits_is_logged_once(
     await one.load()
     assert len(_said(caplog)) == 1
     assert "org/late" in _said(caplog)[0]
-    assert [record.levelno for record in caplog.records if "nobody" in record.getMessage()] == [logging.ERROR]
+    assert [record.levelno for record in caplog.records if "no caller" in record.getMessage()] == [logging.ERROR]
 
 
 async def test_a_failure_that_is_awaited_is_raised_and_not_logged(

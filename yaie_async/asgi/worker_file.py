@@ -143,7 +143,7 @@ def _parse(fd: int) -> Any:
 
 @contextmanager
 def _folder() -> Iterator[int]:
-    """Open the runtime folder, which nobody but this user can write or read; make it if it does not exist."""
+    """Open the runtime folder, which only this user can read or write; make it if it does not exist."""
     if os.name != "posix":
         raise OSError(errno.ENOSYS, "not on this system")
     user = os.geteuid()

@@ -149,7 +149,7 @@ def verify(
     from yaie_async.cli.verify import verify as run
 
     def agrees(question: str) -> bool:
-        # Without a terminal nobody can answer.
+        # Without a terminal there is no answer.
         return yes or (not as_json and is_terminal(sys.stdin) and typer.confirm(question, err=True))
 
     chosen = LoadOptions(

@@ -140,7 +140,7 @@ class SharedCall(Generic[T]):
         return results[0]
 
     def _free(self) -> bool:
-        """Whether nobody works on it, but for one who has been stopped, or whose loop has ended."""
+        """Whether no caller works on it, apart from one that was stopped or whose loop has ended."""
         flight = self._flight
         return flight is None or flight.error is not None or flight.loop.has_ended
 

@@ -27,7 +27,7 @@ def target_of(response: httpx.Response, url: str, asked: Asked) -> str | None:
     if response.status_code not in (301, 302, 303, 307, 308) or not location:
         return None
     try:
-        target, _ = split_userinfo(urljoin(url, location))  # as the official client, send nobody what is before the @
+        target, _ = split_userinfo(urljoin(url, location))  # as the official client, never send what is before the @
         before, after = origin_of(url), origin_of(target)
     except ValueError as error:
         raise asked.misled("the server redirected to an invalid URL") from error

@@ -42,7 +42,7 @@ _shared_hubs: anyio.lowlevel.RunVar[dict[object, Hub]] = anyio.lowlevel.RunVar("
 
 
 class _Followed:
-    """The progress of whoever loads for a loader."""
+    """The progress of the running load of a loader, which may be on another loop."""
 
     def __init__(self, loader: ModelLoader) -> None:
         self.model: str = loader.model
@@ -186,9 +186,9 @@ class ModelLoader:
     def start(self) -> None:
         """Begin to load model and tokenizer in a task of the event loop's own, and return at once.
 
-        Whoever awaits `load`, `load_model` or `load_tokenizer` afterwards, on any loop, waits for it. To cancel them
-        does not cancel it; `stop` and the end of the loop do. Nothing happens if it is under way. A failure that nobody
-        awaits is logged once, and the next await tries again. The model is loaded also where the tokenizer can't be.
+        Later callers of `load`, `load_model` or `load_tokenizer`, on any loop, wait for it. To cancel them does not
+        cancel it; `stop` and the end of the loop do. Nothing happens if it is under way. A failure without a waiter is
+        logged once, and the next await tries again. The model is loaded also where the tokenizer can't be.
 
         The loop has to go on: a callback that waits for a thread which awaits the load waits for ever.
 
@@ -226,8 +226,8 @@ class ModelLoader:
     async def events(self) -> AsyncGenerator[Progress, None]:
         """Begin a load as `start` does, and follow it: `async for event in loader.events()`.
 
-        A slow reader gets the newest event, not all of them. The last one has the stage "ready". Whoever leaves the
-        loop early does not end the load.
+        A slow reader gets the newest event, not all of them. The last one has the stage "ready". A reader that leaves
+        the loop early does not end the load.
 
         **Cancellation:** at once; the load goes on.
 
@@ -276,7 +276,7 @@ class ModelLoader:
         for what in ("model", "tokenizer"):
             if what in failed:
                 if what in unheard:
-                    text = "The %s of %s could not be loaded, and nobody awaits it. The next load tries again. %s"
+                    text = "The %s of %s could not be loaded, and no caller awaits it. The next load tries again. %s"
                     logger.error(text, what, self.model, failed[what], extra={"model": self.model})
                 raise failed[what]
 

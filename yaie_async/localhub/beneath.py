@@ -1,4 +1,4 @@
-"""Opens files beneath a folder. Links are followed where they stay beneath it, whoever changes them meanwhile."""
+"""Opens files beneath a folder. Links are followed where they stay beneath it, even if they change meanwhile."""
 
 import ctypes
 import errno

@@ -1,6 +1,6 @@
 """Buffers of a model's own code that no checkpoint holds, as a rotary embedding's `inv_freq`.
 
-`from_pretrained` makes a model without data, and gives such a buffer memory that nobody has written to. For its own
+`from_pretrained` makes a model without data, and gives such a buffer uninitialised memory. For its own
 classes transformers computes them afterwards; for code from a repository they stay what the memory held before.
 """
 

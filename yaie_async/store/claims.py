@@ -172,7 +172,7 @@ def _continue_in_place(path: Path, old: MapHeader, found: _FoundMap, fds: tuple[
 def _continue_by_copy(path: Path, old: MapHeader, found: _FoundMap, fds: tuple[int, int], claimer: Claimer) -> Partial:
     """Continue in new files, because others may write into the old ones after any check made here.
 
-    The silent owner may wake up, and whoever can write into a file now can write into the blob that it becomes.
+    The silent owner may wake up, and a user who can write into a file now can write into the blob that it becomes.
     """
     # The new header shows the owner that the map was claimed and not pruned. It has no boot id: if this process dies
     # here, the old owner still counts as silent, and not as dead, so that no process continues in place.
