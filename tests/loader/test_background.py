@@ -387,7 +387,7 @@ def test_a_forked_child_loads_for_itself(hub: HubServer, loader: Callable[..., M
     """What its parent has begun is not under way there."""
     code = (
         "import asyncio, os, sys\n"
-        "from yaie_async import ModelLoader\n"
+        "from yaie_async import ModelLoader, warm_imports\n"
         f"loader = ModelLoader('org/tiny', endpoint={hub.url!r}, cache_dir={str(tmp_path / 'cache')!r})\n"
         "def child():\n"
         "    asyncio.run(loader.prefetch())\n"
@@ -398,6 +398,7 @@ def test_a_forked_child_loads_for_itself(hub: HubServer, loader: Callable[..., M
         "    asyncio.run(load())\n"
         "    os._exit(0)\n"
         "async def main():\n"
+        "    await warm_imports()\n"  # a child of a process that is importing may hang
         "    loader.start()\n"
         "    await asyncio.sleep(0)\n"
         "    await asyncio.sleep(0)\n"
